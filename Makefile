@@ -1,0 +1,134 @@
+# Everything that one does with this repository. `make help` lists it. Root is needed where microVMs run; scripts/setup says so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
+# Queries are checked against .sqlx, so that nothing needs a database to compile.
+export SQLX_OFFLINE := true
+# Slow things (kernel, images) live outside the checkout, under a hash of what they are made of.
+export WRENN_CACHE := $(or $(WRENN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/wrenn)
+ARTIFACTS := $(WRENN_CACHE)/current
+# Without it, tests on real microVMs say that they are skipped.
+export WRENN_TEST_ARTIFACTS := $(ARTIFACTS)
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+GUEST := x86_64-unknown-linux-gnu
+PROGRAMS := wrenn wrenn-cp wrenn-agent
+# Always the whole workspace: another choice of packages has other features, and compiles all libraries once more.
+BUILD_DEV := cargo build --locked --workspace --bins
+# With their tests, whose libraries have more features: else these would be compiled again for the tests.
+BUILD_CHECK := cargo build --locked --workspace --all-targets
+XTASK := $(TARGET)/debug/xtask
+SUITE := .ci/suite
+# By name, not by package, for the same reason.
+WHOLE_MACHINE := $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs))
+
+# The parsers are safe code: panics and endless loops are what there is to find, and a sanitizer would ask for another compiler.
+FUZZ_TARGETS := $(notdir $(wildcard fuzz/corpus/*))
+FUZZ_SECONDS ?= 60
+
+# For `make dev` and `make dev-agent`.
+DEV_DIR ?= $(or $(WRENN_DIR),/var/lib/wrenn)
+CP_HOST_AGENT_ADDR ?= 127.0.0.1:50051
+# More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
+ARGS ?=
+
+.PHONY: help setup build build-envd images up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## install what is missing on this machine (Debian packages)
+	@scripts/setup
+
+build: setup ## release programs into builds/
+	cargo build --locked --release -p cli -p control-plane -p host-agent
+	@mkdir -p builds
+	install -t builds $(addprefix $(TARGET)/release/,$(PROGRAMS))
+	@$(MAKE) --no-print-directory build-envd
+
+build-envd: setup ## the static guest agent into builds/
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked -p envd --profile guest --target $(GUEST)
+	@mkdir -p builds
+	install -t builds $(TARGET)/$(GUEST)/guest/envd
+
+images: setup ## guest kernel, initramfs and minimal rootfs into the cache
+	$(BUILD_DEV)
+	$(XTASK) images --out "$(ARTIFACTS)"
+
+up: setup ## build, start the platform on this machine and keep it running (Ctrl-C ends it)
+	$(BUILD_DEV)
+	@$(MAKE) --no-print-directory images
+	$(TARGET)/debug/wrenn up --artifacts "$(ARTIFACTS)" $(ARGS)
+
+down: ## end the platform of `make up` with its sandboxes
+	$(TARGET)/debug/wrenn down $(ARGS)
+
+demo: ## build, then show that all of it works here; figures in builds/demo.json
+	@rm -f builds/demo.json
+	@began=$$SECONDS; scripts/setup; echo "setup: $$((SECONDS - began)) s"
+	@began=$$SECONDS; $(BUILD_DEV); echo "build: $$((SECONDS - began)) s"
+	@began=$$SECONDS; $(MAKE) --no-print-directory images; echo "images: $$((SECONDS - began)) s"
+	@mkdir -p builds
+	$(TARGET)/debug/wrenn demo --artifacts "$(ARTIFACTS)" --out builds/demo.json
+
+dev: setup ## PostgreSQL, migrations and the control plane, for work on them; `make dev-agent` is its host
+	$(BUILD_DEV)
+	CP_HOST_AGENT_ADDR="$(CP_HOST_AGENT_ADDR)" $(TARGET)/debug/wrenn up --no-agent --dir "$(DEV_DIR)" --listen "$${WRENN_CP_LISTEN_ADDR:-:8000}" $(ARGS)
+
+dev-agent: setup ## the host agent for `make dev`
+	$(BUILD_DEV)
+	$(XTASK) images --out "$(DEV_DIR)"
+	WRENN_DIR="$(DEV_DIR)" WRENN_CP_URL="$${WRENN_CP_URL:-http://127.0.0.1:8000}" \
+	WRENN_REGISTRATION_TOKEN="$$([ -s "$(DEV_DIR)/host-token" ] || cat "$(DEV_DIR)/dev-registration-token")" \
+		$(TARGET)/debug/wrenn-agent --address "$(CP_HOST_AGENT_ADDR)"
+
+dev-frontend: ## the dashboard with hot reload
+	@echo "There is no dashboard in this version of the repository: dashboard/ does not exist yet." >&2; exit 1
+
+sqlx: setup ## ask a throw-away PostgreSQL about the store's queries and keep the answers in .sqlx
+	scripts/xtask sqlx
+
+check: ## everything that must hold: format, lints, rules of the house, every test
+	@rm -f "$(TARGET)/suites"; mkdir -p "$(TARGET)"
+	@$(SUITE) setup scripts/setup build run check
+	@$(SUITE) format cargo fmt --all --check
+	@$(SUITE) lints cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(SUITE) programs $(BUILD_CHECK)
+	@$(SUITE) tidy $(XTASK) tidy
+	@$(SUITE) queries $(XTASK) sqlx --check
+	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) tests cargo test --locked --workspace --exclude whole-machine
+	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
+	@$(SUITE) --summary
+
+check-long: ## what takes too long for every change: hundreds of kills, long fuzzing
+	@rm -f "$(TARGET)/suites"; mkdir -p "$(TARGET)"
+	@$(SUITE) setup scripts/setup build run check
+	@$(SUITE) programs $(BUILD_CHECK)
+	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) tests-long cargo test --locked --workspace --exclude whole-machine --lib --bins --tests -- --ignored
+	@$(SUITE) whole-machine-long cargo test --locked --workspace $(WHOLE_MACHINE) -- --ignored
+	@$(SUITE) --summary
+
+fuzz: ## each fuzz target for a minute; what it finds is in fuzz/artifacts
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p "fuzz/target/corpus/$$target"; \
+		cargo fuzz run --sanitizer none "$$target" "fuzz/target/corpus/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(FUZZ_SECONDS) -timeout=5; \
+	done
+
+bench: setup ## figures into builds/bench.json, each beside the bare VMM's of the same run
+	$(BUILD_DEV)
+	@$(MAKE) --no-print-directory images
+	@mkdir -p builds
+	$(TARGET)/debug/bench
+
+bench-envd: build-envd ## figures of envd outside a sandbox into builds/bench-envd.json, each beside its floor
+	$(BUILD_DEV)
+	$(TARGET)/debug/bench-envd
+
+clean-host: ## remove what test runs that were killed left on this machine
+	@.ci/clean-host

@@ -1,0 +1,80 @@
+//! Control plane <-> host agent: Connect over mutual TLS, generated from `proto/hostagent/v1/hostagent.proto`.
+//!
+//! Who calls: only clients with a certificate of the platform's authority and the common name [`CONTROL_PLANE_NAME`]. Every state change
+//! is an "ensure" with a fence, and may be sent twice.
+//!
+//! Errors carry Connect codes. What a code alone does not tell stands in front of the message as one word and a colon, which
+//! [`reason`] reads.
+
+include!(concat!(env!("OUT_DIR"), "/host/_connectrpc.rs"));
+
+pub use hostagent::v1::*;
+
+use connectrpc::{ConnectError, ErrorCode};
+
+/// The common name of the control plane's client certificates.
+pub const CONTROL_PLANE_NAME: &str = "wrenn-cp";
+
+/// Largest message in either direction; bulk bytes go in chunks of [`CHUNK_BYTES`].
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Largest piece of a file or of output in one message.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+
+/// The guest, or envd in it, misbehaved: no fault of the caller nor of the host. The public API answers 502 `agent_error`.
+pub const GUEST_FAULT: ErrorCode = ErrorCode::DataLoss;
+
+/// With `failed_precondition`: the call carries an older epoch or revision than the agent has seen.
+pub const STALE_GENERATION: &str = "stale_generation";
+/// With `failed_precondition`: the sandbox does not run now; the message names its state.
+pub const NOT_RUNNING: &str = "not_running";
+/// With `resource_exhausted`: the host has no room for the sandbox; another host may have.
+pub const NO_ROOM: &str = "no_room";
+/// With `not_found`: the host has no such sandbox.
+pub const UNKNOWN_SANDBOX: &str = "unknown_sandbox";
+/// With `not_found`: the host has no such template.
+pub const UNKNOWN_TEMPLATE: &str = "unknown_template";
+/// With `resource_exhausted`: a disk is full, the guest's own.
+pub const GUEST_DISK_FULL: &str = "guest_disk_full";
+/// With `resource_exhausted`: as many commands and transfers are under way as the sandbox, or the host, may have at once.
+pub const TOO_MANY_STREAMS: &str = "too_many_streams";
+/// With `unavailable`: the agent still looks for what it had before its start, or is about to end.
+pub const NOT_READY: &str = "not_ready";
+
+/// An error whose message begins with a reason.
+pub fn error(code: ErrorCode, reason: &str, message: impl std::fmt::Display) -> ConnectError {
+    ConnectError::new(code, format!("{reason}: {message}"))
+}
+
+/// The reason in front of an error's message and the rest of it; no reason when the message does not begin with a known one.
+pub fn reason(message: &str) -> (Option<&'static str>, &str) {
+    const REASONS: [&str; 8] = [
+        STALE_GENERATION,
+        NOT_RUNNING,
+        NO_ROOM,
+        UNKNOWN_SANDBOX,
+        UNKNOWN_TEMPLATE,
+        GUEST_DISK_FULL,
+        TOO_MANY_STREAMS,
+        NOT_READY,
+    ];
+    for known in REASONS {
+        if let Some(rest) = message.strip_prefix(known).and_then(|rest| rest.strip_prefix(": ")) {
+            return (Some(known), rest);
+        }
+    }
+    (None, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_come_back() {
+        let error = error(ErrorCode::FailedPrecondition, STALE_GENERATION, "revision 3, seen 4");
+        let message = error.message.unwrap_or_default();
+        assert_eq!(reason(&message), (Some(STALE_GENERATION), "revision 3, seen 4"));
+        assert_eq!(reason("disk: full"), (None, "disk: full"));
+    }
+}

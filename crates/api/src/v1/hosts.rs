@@ -1,0 +1,138 @@
+//! Hosts: create, register, heartbeat, token again, list, get, delete.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `POST /v1/hosts`, by an administrator.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CreateHost {
+    /// `regular`; `byoc` comes with teams that own hosts.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability_zone: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability_zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_cores: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_gb: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// pending (not registered yet), online, unreachable (silent for more than 90 s)
+    pub status: String,
+    /// `kvm` or `emulation`: how sandboxes on it are isolated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_at: Option<DateTime<Utc>>,
+    pub created_by: String,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// Answer of `POST /v1/hosts` and `POST /v1/hosts/{id}/token`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostWithToken {
+    pub host: Host,
+    /// Works once, for one hour, for this host.
+    pub registration_token: String,
+}
+
+/// `POST /v1/hosts/register`, without credentials but the token. Repeated with the same token and the same CSR key within the hour it
+/// gives the same host again, because the first answer may have been lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RegisterHost {
+    pub token: String,
+    /// `host:port` by which the control plane reaches the agent.
+    pub address: String,
+    /// PKCS#10, PEM. The private key never leaves the host.
+    pub csr_pem: String,
+    #[serde(flatten)]
+    pub facts: HostFacts,
+}
+
+/// What an agent says of its machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostFacts {
+    pub arch: String,
+    pub cpu_cores: i64,
+    pub memory_mb: i64,
+    pub disk_gb: i64,
+    pub isolation: String,
+    pub agent_version: String,
+    pub templates: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostCredentials {
+    pub host: Host,
+    /// The host's JWT, valid 30 days, renewed by `POST /v1/hosts/{id}/renew`.
+    pub token: String,
+    pub token_expires_at: DateTime<Utc>,
+    /// The agent's server certificate for `address`.
+    pub cert_pem: String,
+    /// Who may call the agent: clients with a certificate of this authority.
+    pub ca_cert_pem: String,
+    /// Grows when the host was declared lost.
+    pub epoch: u64,
+}
+
+/// `POST /v1/hosts/{id}/renew`, with the host's JWT: a new JWT and, for the CSR, a new certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RenewHost {
+    pub csr_pem: String,
+    pub address: String,
+}
+
+/// `POST /v1/hosts/{id}/heartbeat`, with the host's JWT, every 30 s and at once when something changed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Heartbeat {
+    pub epoch: u64,
+    /// Grows with each heartbeat of one agent process.
+    pub sequence: u64,
+    /// Random id of the agent's process: a new one after each start.
+    pub agent_run: String,
+    pub facts: HostFacts,
+    pub memory_free_mb: i64,
+    pub disk_free_mb: i64,
+    /// True once the agent's start-up scan is done: only then does a missing sandbox mean something.
+    pub complete: bool,
+    /// At most 10,000.
+    pub sandboxes: Vec<ReportedSandbox>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReportedSandbox {
+    pub id: String,
+    /// A word of `model::sandbox::Observed`.
+    pub observed: String,
+    pub revision: u64,
+    #[serde(default)]
+    pub incarnation: String,
+    #[serde(default)]
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HeartbeatAnswer {
+    pub epoch: u64,
+}

@@ -1,0 +1,82 @@
+//! Sandboxes: create, get, list, kill.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// `POST /v1/sandboxes`. Every field has a default; numbers out of range are refused, not clamped.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CreateSandbox {
+    /// `minimal` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// 1 to 32; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<i64>,
+    /// MiB, even, from 128; 512 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    /// MiB, from 1024; 5120 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_size_mb: Option<i64>,
+    /// Seconds until the sandbox is killed; 0 or absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<i64>,
+    /// At most 32 pairs of at most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Environment of every process in the sandbox; at most 128 pairs, 32 KiB in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envs: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Sandbox {
+    pub id: String,
+    /// starting, running, pausing, paused, resuming, snapshotting, stopping, stopped, error, missing
+    pub status: String,
+    /// Why it is in that state when that needs a word: `host_silent`, `no_hosts_available`, the cause of an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub template: String,
+    pub vcpus: i64,
+    pub memory_mb: i64,
+    pub disk_size_mb: i64,
+    pub timeout_sec: i64,
+    /// What stands between this sandbox and its host: `kvm` (hardware virtualisation) or `emulation` (for development and trusted tenants).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<String>,
+    /// The run of the microVM; a new one after each start or restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
+    pub created_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<DateTime<Utc>>,
+    pub last_updated: DateTime<Utc>,
+    /// The user's own pairs and kernel_version, vmm_version, agent_version, envd_version.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// How long each step of the last transition took on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Step {
+    pub name: String,
+    pub ms: f64,
+}
+
+/// How long a call may wait for the outcome before it answers with the state under way (202).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Wait {
+    /// Seconds, 0 to 120; 4 when absent, which the timeouts of published clients allow.
+    pub wait_sec: Option<u32>,
+}

@@ -1,0 +1,54 @@
+//! `wrenn admin token`: an administrator's JWT, made by the `wrenn-cp` beside this program from the platform's own secret. Whoever can
+//! read that secret on this machine is an administrator anyway.
+
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::credentials::{Options, checked_header};
+use crate::failure::{Doing as _, Failure};
+use crate::output::{Format, show};
+use crate::platform::{layout, postgres};
+
+const TOKEN_MAX: Duration = Duration::from_secs(30);
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Print an administrator's JWT, valid for a day.
+    Token,
+}
+
+pub async fn run(command: &Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Token => {
+            let token = token_of(&options.dir()?).await?;
+            show(format, &json!({ "token": token }), |_| token.clone())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks `wrenn-cp admin-token` for the platform of `dir`.
+pub async fn token_of(dir: &Path) -> Result<String, Failure> {
+    let program = layout::program("wrenn-cp")?;
+    let mut command = tokio::process::Command::new(program);
+    command.arg("admin-token").env("WRENN_DIR", dir).stdin(Stdio::null()).kill_on_drop(true);
+    if std::env::var_os("DATABASE_URL").is_none_or(|url| url.is_empty()) {
+        command.env("DATABASE_URL", postgres::url(dir));
+    }
+    let output = tokio::time::timeout(TOKEN_MAX, command.output())
+        .await
+        .map_err(|_| Failure::new(format!("wrenn-cp admin-token gave no answer within {} s", TOKEN_MAX.as_secs())))?
+        .doing(|| "start wrenn-cp".to_owned())?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::new(format!(
+            "no administrator's token from the platform in {}: {} (give WRENN_ADMIN_TOKEN, or run this where the platform runs)",
+            dir.display(),
+            said.trim().lines().last().unwrap_or("wrenn-cp said nothing")
+        )));
+    }
+    checked_header(String::from_utf8_lossy(&output.stdout).trim().to_owned(), "what wrenn-cp admin-token printed")
+}

@@ -1,0 +1,86 @@
+//! The commands, one file each; each takes its own options and those that all take.
+
+pub mod admin;
+mod demo;
+mod doctor;
+mod down;
+mod exec_stream;
+mod host;
+mod key;
+mod run;
+mod sandbox;
+mod up;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::credentials::Options;
+use crate::failure::Failure;
+use crate::output::Format;
+
+#[derive(Parser)]
+#[command(
+    name = "wrenn",
+    version,
+    about = "Sandboxes for code you do not trust, on your own machines",
+    propagate_version = true
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the platform on this machine and keep it running until Ctrl-C; sandboxes outlive it.
+    Up(up::Arguments),
+    /// Stop the platform of a directory with all its sandboxes.
+    Down(down::Arguments),
+    /// Say what this machine can do as a host, and what is in its way.
+    Doctor(doctor::Arguments),
+    /// Show that all of it works here: start a platform of its own, use a sandbox, take everything down, count what is left.
+    Demo(demo::Arguments),
+    /// Run one command in a sandbox of its own, and kill the sandbox afterwards.
+    Run(run::Arguments),
+    /// Create, use and kill sandboxes.
+    #[command(subcommand, visible_alias = "sb")]
+    Sandbox(sandbox::Command),
+    /// Hosts of the platform (administrators).
+    #[command(subcommand)]
+    Host(host::Command),
+    /// API keys.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// For administrators of the platform on this machine.
+    #[command(subcommand)]
+    Admin(admin::Command),
+    /// The versions of this program and of the control plane it talks to.
+    Version(version::Arguments),
+}
+
+impl Arguments {
+    pub fn format(&self) -> Format {
+        if self.options.json { Format::Json } else { Format::Human }
+    }
+}
+
+pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let format = arguments.format();
+    let options = arguments.options;
+    match arguments.command {
+        Command::Up(arguments) => up::run(arguments, &options, format).await,
+        Command::Down(arguments) => down::run(&arguments, &options, format).await,
+        Command::Doctor(arguments) => doctor::run(&arguments, &options, format).await,
+        Command::Demo(arguments) => demo::run(arguments, &options, format).await,
+        Command::Run(arguments) => run::run(arguments, &options, format).await,
+        Command::Sandbox(command) => sandbox::run(command, &options, format).await,
+        Command::Host(command) => host::run(command, &options, format).await,
+        Command::Key(command) => key::run(command, &options, format).await,
+        Command::Admin(command) => admin::run(&command, &options, format).await,
+        Command::Version(arguments) => version::run(&arguments, &options, format).await,
+    }
+}

@@ -1,0 +1,47 @@
+//! `wrenn sandbox`: one file for each verb.
+
+pub mod cp;
+pub mod create;
+pub mod exec;
+mod get;
+pub mod kill;
+mod list;
+mod logs;
+
+use std::process::ExitCode;
+
+use crate::credentials::Options;
+use crate::failure::Failure;
+use crate::output::Format;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Create a sandbox and wait until it runs.
+    Create(create::Arguments),
+    /// The sandboxes that there are.
+    #[command(visible_alias = "ls")]
+    List(list::Arguments),
+    /// One sandbox, also one that was killed.
+    Get(get::Arguments),
+    /// Run a command in a sandbox; the exit code is the command's.
+    Exec(exec::Arguments),
+    /// Copy a file into a sandbox or out of one: `cp LOCAL ID:PATH`, `cp ID:PATH LOCAL`; `-` is standard input or output.
+    Cp(cp::Arguments),
+    /// End sandboxes for good.
+    Kill(kill::Arguments),
+    /// What a sandbox's console shows: the last part of its kernel's and its init's messages.
+    #[command(visible_alias = "console")]
+    Logs(logs::Arguments),
+}
+
+pub async fn run(command: Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Create(arguments) => create::run(&arguments, options, format).await,
+        Command::List(arguments) => list::run(&arguments, options, format).await,
+        Command::Get(arguments) => get::run(&arguments, options, format).await,
+        Command::Exec(arguments) => exec::run(arguments, options, format).await,
+        Command::Cp(arguments) => cp::run(&arguments, options, format).await,
+        Command::Kill(arguments) => kill::run(&arguments, options, format).await,
+        Command::Logs(arguments) => logs::run(&arguments, options, format).await,
+    }
+}

@@ -1,0 +1,127 @@
+//! What the platform of one directory holds on this machine, counted by listing the kernel's objects, not by asking the platform.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::{layout, postgres, process};
+
+/// How many of each kind; kinds of which there are none are absent.
+pub type Objects = BTreeMap<String, u64>;
+
+/// The agent's tag: all that it makes in the kernel bears it.
+pub fn tag(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join("agent-id")).ok()?;
+    let tag: String = text.trim().chars().take(8).collect();
+    (tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(tag)
+}
+
+/// What bears `tag` or lies below `dir`. Blocking: some short calls of `ip`, `nft` and `losetup`.
+pub fn count(dir: &Path, tag: Option<&str>) -> Objects {
+    let mut all = Objects::new();
+    let mut note = |kind: &str, number: usize| {
+        if number > 0 {
+            all.insert(kind.to_owned(), number as u64);
+        }
+    };
+    let path = dir.to_string_lossy();
+    if let Some(tag) = tag {
+        note("network_namespaces", names("/run/netns").iter().filter(|name| name.contains(tag)).count());
+        note("links", lines("ip", &["-o", "link"], tag));
+        note("nft_tables", lines("nft", &["list", "tables"], tag));
+        note("cgroups", cgroups(Path::new("/sys/fs/cgroup"), tag, 0));
+    }
+    note("mounts", mounts(&path));
+    note("loop_devices", lines("losetup", &["-l", "-n", "-O", "BACK-FILE"], &path));
+    note("sandbox_dirs", directories(&dir.join("pool/sandboxes")));
+    note("postgres_servers", postgres::servers(dir).len());
+    let mut programs = 0;
+    let mut microvms = 0;
+    for pid in process::all().into_iter().filter(|pid| *pid != std::process::id().cast_signed()) {
+        match process::name(pid).as_str() {
+            "wrenn-cp" | "wrenn-agent" if process::works_for(pid, dir) => programs += 1,
+            name if name.starts_with("qemu-system") && holds(pid, &path) => microvms += 1,
+            _ => {}
+        }
+    }
+    note("programs", programs);
+    note("microvms", microvms);
+    all
+}
+
+/// Kinds of which there are more than before, with how many more.
+pub fn grown(before: &Objects, after: &Objects) -> Objects {
+    after
+        .iter()
+        .map(|(kind, number)| (kind.clone(), number.saturating_sub(before.get(kind).copied().unwrap_or(0))))
+        .filter(|(_, more)| *more > 0)
+        .collect()
+}
+
+fn names(folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn directories(folder: &Path) -> usize {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().join("disk").exists()).count()
+}
+
+fn lines(program: &str, arguments: &[&str], needle: &str) -> usize {
+    let Some(program) = layout::system_program(program) else { return 0 };
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    output
+        .map(|output| String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains(needle)).count())
+        .unwrap_or(0)
+}
+
+fn mounts(path: &str) -> usize {
+    let below = format!("{path}/");
+    let all = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    all.lines().filter(|line| line.split(' ').take(2).any(|place| place.starts_with(&below))).count()
+}
+
+fn cgroups(folder: &Path, tag: &str, depth: usize) -> usize {
+    // Groups of containers are nested, but not this deeply.
+    if depth > 8 {
+        return 0;
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(
+            |entry| {
+                if entry.file_name().to_string_lossy().contains(tag) {
+                    1
+                } else {
+                    cgroups(&entry.path(), tag, depth + 1)
+                }
+            },
+        )
+        .sum()
+}
+
+/// By the files that it has open: a jailed VMM names none of them on its command line.
+fn holds(pid: i32, path: &str) -> bool {
+    let below = format!("{path}/");
+    names(&format!("/proc/{pid}/fd")).iter().any(|fd| {
+        std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))
+            .is_ok_and(|target| target.to_string_lossy().starts_with(&below))
+    }) || std::fs::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&below))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_grown_is_a_leak() {
+        let objects = |pairs: &[(&str, u64)]| {
+            pairs.iter().map(|(kind, number)| ((*kind).to_owned(), *number)).collect::<Objects>()
+        };
+        let (before, after) =
+            (objects(&[("links", 4), ("mounts", 1)]), objects(&[("links", 2), ("mounts", 3), ("microvms", 1)]));
+        assert_eq!(grown(&before, &after), objects(&[("mounts", 2), ("microvms", 1)]));
+    }
+}

@@ -1,0 +1,49 @@
+//! What every handler and reconciler of one replica shares.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use store::Store;
+use store::operations::Lease;
+use store::presence::Replica;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agents::Agents;
+use crate::authority::Authority;
+use crate::outcomes::Outcomes;
+use crate::reconcile::driver::Driver;
+use crate::secrets::Secret;
+use crate::tokens::Tokens;
+
+#[derive(Clone)]
+pub struct App(pub Arc<Shared>);
+
+pub struct Shared {
+    pub store: Store,
+    pub secret: Secret,
+    pub tokens: Tokens,
+    pub authority: Authority,
+    pub agents: Arc<Agents>,
+    pub outcomes: Arc<Outcomes>,
+    pub driver: Arc<Driver>,
+    pub replica: Replica,
+    pub dir: PathBuf,
+    /// State changes run here, never on a request's lifetime.
+    pub tracker: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Shared {
+    pub fn lease(&self) -> Lease {
+        Lease { replica: self.replica }
+    }
+}

@@ -1,0 +1,136 @@
+//! Settings of `wrenn-cp`: read once, checked at once. What is wrong is told in one message with its cure.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::networks::Networks;
+
+/// `sysexits.h`: something was found in an unconfigured or misconfigured state.
+pub const EXIT_CONFIG: u8 = 78;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    /// PostgreSQL, such as postgres://wrenn:wrenn@localhost:5432/wrenn
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
+    pub database_url: Option<String>,
+    /// Address and port to serve on; `:8000` is all addresses, port 0 picks a free one
+    #[arg(long, env = "WRENN_CP_LISTEN_ADDR", default_value = ":8000", global = true)]
+    pub listen: String,
+    /// Where everything of this machine is kept
+    #[arg(long, env = "WRENN_DIR", default_value = "/var/lib/wrenn", global = true)]
+    pub dir: PathBuf,
+    /// Networks in which the addresses of hosts may lie: CIDRs with commas
+    #[arg(long, env = "WRENN_HOST_NETWORKS", global = true)]
+    pub host_networks: Option<String>,
+    /// Development on one machine: make the host record for this address and leave its registration token in
+    /// WRENN_DIR/dev-registration-token
+    #[arg(long, env = "CP_HOST_AGENT_ADDR", global = true)]
+    pub dev_host: Option<String>,
+    /// The platform's secret, 64 hex digits, the same for all replicas; default: WRENN_DIR/secret, made at the first start
+    #[arg(long, env = "WRENN_SECRET", hide_env_values = true, global = true)]
+    pub secret: Option<String>,
+    /// File that says, once this serves, where: {"addr","pid"}
+    #[arg(long, global = true)]
+    pub ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{setting}: {problem}; {cure}")]
+pub struct Misconfigured {
+    pub setting: &'static str,
+    pub problem: String,
+    pub cure: &'static str,
+}
+
+pub struct Config {
+    pub database_url: String,
+    pub listen: SocketAddr,
+    pub dir: PathBuf,
+    pub networks: Networks,
+    pub dev_host: Option<String>,
+    pub secret: Option<String>,
+    pub ready_file: Option<PathBuf>,
+}
+
+impl Settings {
+    pub fn check(self) -> Result<Config, Misconfigured> {
+        let database_url = self.database_url.filter(|url| !url.is_empty()).ok_or_else(|| Misconfigured {
+            setting: "DATABASE_URL",
+            problem: "is not set".to_owned(),
+            cure: "set it to postgres://USER:PASSWORD@HOST:5432/DATABASE, or start the platform with `wrenn up`, which brings its own",
+        })?;
+        if !database_url.starts_with("postgres://") && !database_url.starts_with("postgresql://") {
+            return Err(Misconfigured {
+                setting: "DATABASE_URL",
+                problem: "does not begin with postgres://".to_owned(),
+                cure: "only PostgreSQL is supported: postgres://USER:PASSWORD@HOST:5432/DATABASE",
+            });
+        }
+        let full = if self.listen.starts_with(':') { format!("0.0.0.0{}", self.listen) } else { self.listen.clone() };
+        let listen = full.parse().map_err(|_| Misconfigured {
+            setting: "WRENN_CP_LISTEN_ADDR",
+            problem: format!("{:?} is not an address and a port", self.listen),
+            cure: "give it as :8000, 127.0.0.1:8000 or [::1]:8000",
+        })?;
+        let mut networks = match self.host_networks.as_deref().filter(|text| !text.is_empty()) {
+            None => Networks::default(),
+            Some(text) => text.parse().map_err(|problem| Misconfigured {
+                setting: "WRENN_HOST_NETWORKS",
+                problem: format!("{problem}"),
+                cure: "give networks with commas, such as 10.0.0.0/8,192.168.7.0/24",
+            })?,
+        };
+        let dev_host = self.dev_host.filter(|address| !address.is_empty());
+        if let Some(address) = &dev_host {
+            let address = address.parse::<SocketAddr>().map_err(|_| Misconfigured {
+                setting: "CP_HOST_AGENT_ADDR",
+                problem: format!("{address:?} is not an address and a port"),
+                cure: "give it as 127.0.0.1:50051",
+            })?;
+            networks.allow(address.ip());
+        }
+        Ok(Config {
+            database_url,
+            listen,
+            dir: self.dir,
+            networks,
+            dev_host,
+            secret: self.secret.filter(|secret| !secret.is_empty()),
+            ready_file: self.ready_file,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            database_url: Some("postgres://u@h/d".to_owned()),
+            listen: ":8000".to_owned(),
+            dir: PathBuf::from("/x"),
+            host_networks: None,
+            dev_host: None,
+            secret: None,
+            ready_file: None,
+        }
+    }
+
+    #[test]
+    fn says_which_setting_is_wrong() {
+        let wrong = [
+            Settings { database_url: None, ..settings() },
+            Settings { database_url: Some("mysql://x".to_owned()), ..settings() },
+            Settings { listen: "8000".to_owned(), ..settings() },
+            Settings { host_networks: Some("10.0.0.0/33".to_owned()), ..settings() },
+            Settings { dev_host: Some("nowhere".to_owned()), ..settings() },
+        ];
+        let said: Vec<&str> = wrong.map(|settings| settings.check().err().unwrap().setting).to_vec();
+        assert_eq!(
+            said,
+            ["DATABASE_URL", "DATABASE_URL", "WRENN_CP_LISTEN_ADDR", "WRENN_HOST_NETWORKS", "CP_HOST_AGENT_ADDR"]
+        );
+        assert_eq!(settings().check().unwrap().listen.port(), 8000);
+    }
+}

@@ -1,0 +1,314 @@
+//! The one place that knows status codes: from what went wrong to what the client is told.
+//!
+//! Messages say what is wrong and which field. They never hold SQL, addresses or paths of hosts, causes inside, or secrets; what is our
+//! fault is told in one generic sentence with the request's id, and logged in full.
+
+use std::borrow::Cow;
+
+use api::v1::errors::ErrorObject;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde_json::{Map, Value, json};
+use store::StoreError;
+use tracing::error;
+
+use crate::agents::{AgentError, Refusal};
+
+/// Every code of the public API with its status. Each has a page in docs/errors.
+pub const CODES: [(&str, StatusCode); 22] = [
+    ("invalid_request", StatusCode::BAD_REQUEST),
+    ("unauthorized", StatusCode::UNAUTHORIZED),
+    ("forbidden", StatusCode::FORBIDDEN),
+    ("not_found", StatusCode::NOT_FOUND),
+    ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
+    ("request_timeout", StatusCode::REQUEST_TIMEOUT),
+    ("invalid_state", StatusCode::CONFLICT),
+    ("conflict", StatusCode::CONFLICT),
+    ("host_has_sandboxes", StatusCode::CONFLICT),
+    ("too_large", StatusCode::PAYLOAD_TOO_LARGE),
+    ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    ("idempotency_key_reused", StatusCode::UNPROCESSABLE_ENTITY),
+    ("quota_exceeded", StatusCode::TOO_MANY_REQUESTS),
+    ("rate_limited", StatusCode::TOO_MANY_REQUESTS),
+    ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+    ("internal_error", StatusCode::INTERNAL_SERVER_ERROR),
+    ("agent_error", StatusCode::BAD_GATEWAY),
+    ("host_unavailable", StatusCode::SERVICE_UNAVAILABLE),
+    ("no_hosts_available", StatusCode::SERVICE_UNAVAILABLE),
+    ("unavailable", StatusCode::SERVICE_UNAVAILABLE),
+    ("deadline_exceeded", StatusCode::GATEWAY_TIMEOUT),
+    ("insufficient_storage", StatusCode::INSUFFICIENT_STORAGE),
+];
+
+/// Input is repeated in messages up to this many characters.
+const ECHO_CHARS_MAX: usize = 64;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiError {
+    code: &'static str,
+    message: Cow<'static, str>,
+    details: Map<String, Value>,
+    retry_after_sec: Option<u32>,
+    allow: Option<String>,
+}
+
+impl ApiError {
+    fn new(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into(), details: Map::new(), retry_after_sec: None, allow: None }
+    }
+
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after_sec = Some(seconds);
+        self
+    }
+
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub fn status(&self) -> StatusCode {
+        status(self.code)
+    }
+
+    /// A field of the request is wrong.
+    pub fn invalid(field: &str, reason: impl std::fmt::Display) -> Self {
+        let reason = reason.to_string();
+        let said = if field.is_empty() { reason.clone() } else { format!("{field} {reason}") };
+        Self::new("invalid_request", said).with("field", field).with("reason", reason)
+    }
+
+    /// One text for everything that is wrong with a credential.
+    pub fn unauthorized() -> Self {
+        Self::new("unauthorized", "a valid API key (X-API-Key) or token (Authorization: Bearer) is needed")
+    }
+
+    pub fn forbidden(message: &'static str) -> Self {
+        Self::new("forbidden", message)
+    }
+
+    /// Unknown and foreign things are the same.
+    pub fn not_found(what: &'static str) -> Self {
+        Self::new("not_found", format!("there is no such {what}"))
+    }
+
+    pub fn no_template(name: &str) -> Self {
+        Self::new("not_found", format!("there is no template {}", echo(name))).with("field", "template")
+    }
+
+    pub fn method_not_allowed(allow: String) -> Self {
+        Self { allow: Some(allow), ..Self::new("method_not_allowed", "this route does not know that method") }
+    }
+
+    pub fn request_timeout() -> Self {
+        Self::new("request_timeout", "the request's body did not arrive in time")
+    }
+
+    pub fn invalid_state(state: impl std::fmt::Display) -> Self {
+        Self::new("invalid_state", format!("the sandbox is {state}, not running")).with("state", state.to_string())
+    }
+
+    pub fn wrong_state(message: &'static str, state: impl std::fmt::Display) -> Self {
+        Self::new("invalid_state", message).with("state", state.to_string())
+    }
+
+    pub fn host_has_sandboxes(ids: Vec<String>) -> Self {
+        Self::new("host_has_sandboxes", "the host has sandboxes; kill them, or repeat with force=true")
+            .with("sandbox_ids", ids)
+    }
+
+    pub fn too_large(limit_bytes: u64) -> Self {
+        Self::new("too_large", format!("the request's body is larger than {limit_bytes} bytes"))
+            .with("limit_bytes", limit_bytes)
+    }
+
+    pub fn headers_too_large() -> Self {
+        Self::new("headers_too_large", "the request's headers or its address are too large")
+    }
+
+    pub fn unsupported_media_type(wanted: &'static str) -> Self {
+        Self::new("unsupported_media_type", format!("the body must be {wanted}, without a content encoding"))
+    }
+
+    pub fn idempotency_key_reused() -> Self {
+        Self::new("idempotency_key_reused", "this Idempotency-Key was used with other arguments before")
+    }
+
+    pub fn quota_exceeded(message: &'static str) -> Self {
+        Self::new("quota_exceeded", message)
+    }
+
+    pub fn internal() -> Self {
+        Self::new(
+            "internal_error",
+            "something went wrong in the control plane; the request's id helps to find out what",
+        )
+    }
+
+    pub fn host_unavailable() -> Self {
+        Self::new("host_unavailable", "the sandbox's host cannot be reached now").retry_after(5)
+    }
+
+    pub fn no_hosts_available() -> Self {
+        Self::new("no_hosts_available", "no host has room for the sandbox").retry_after(10)
+    }
+
+    pub fn unavailable() -> Self {
+        Self::new("unavailable", "the platform is not available now; try again in a moment").retry_after(1)
+    }
+
+    pub fn deadline_exceeded(message: &'static str) -> Self {
+        Self::new("deadline_exceeded", message)
+    }
+
+    /// What an operation ended in, as it was written down.
+    pub fn of_operation(code: &str, message: &str) -> Self {
+        let known = CODES.iter().map(|(known, _)| *known).find(|known| *known == code).unwrap_or("internal_error");
+        let error = Self::new(known, message.to_owned());
+        if status(known) == StatusCode::SERVICE_UNAVAILABLE { error.retry_after(10) } else { error }
+    }
+
+    pub fn object(&self, request_id: &str) -> ErrorObject {
+        ErrorObject {
+            code: self.code.to_owned(),
+            message: self.message.to_string(),
+            request_id: request_id.to_owned(),
+            details: (!self.details.is_empty()).then(|| self.details.clone()),
+        }
+    }
+
+    /// The answer, whole.
+    pub fn response(&self, request_id: &str) -> Response {
+        let body = json!({ "error": self.object(request_id) });
+        let mut response = (self.status(), axum::Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        if let Some(seconds) = self.retry_after_sec {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(allow) = self.allow.as_deref().and_then(|allow| HeaderValue::from_str(allow).ok()) {
+            headers.insert(header::ALLOW, allow);
+        }
+        if self.code == "unauthorized" {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.code == "request_timeout" {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// The error goes to the outermost layer, which knows the request's id and writes the body.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+fn status(code: &str) -> StatusCode {
+    let known = CODES.iter().find(|(known, _)| *known == code);
+    known.map_or(StatusCode::INTERNAL_SERVER_ERROR, |(_, status)| *status)
+}
+
+/// Input in a message: short, and nothing that a terminal would act on.
+pub fn echo(input: &str) -> String {
+    input.chars().take(ECHO_CHARS_MAX).flat_map(char::escape_debug).collect()
+}
+
+impl From<StoreError> for ApiError {
+    fn from(cause: StoreError) -> Self {
+        if cause.is_unavailable() {
+            tracing::warn!("the database is not available: {}", innermost(&cause));
+            return Self::unavailable();
+        }
+        error!(error = ?cause, "the database: {cause}");
+        Self::internal()
+    }
+}
+
+impl From<AgentError> for ApiError {
+    fn from(cause: AgentError) -> Self {
+        match cause {
+            AgentError::Unreachable | AgentError::NoAnswer | AgentError::NotReady => Self::host_unavailable(),
+            AgentError::UnknownSandbox | AgentError::NotRunning => Self::invalid_state("not running on its host"),
+            AgentError::Stale => Self::new("conflict", "the sandbox was changed meanwhile"),
+            AgentError::UnknownTemplate => Self::not_found("template"),
+            AgentError::NoRoom => {
+                Self::new("insufficient_storage", "the host has no room for that").with("where", "host")
+            }
+            AgentError::GuestDiskFull => {
+                Self::new("insufficient_storage", "the sandbox's disk is full").with("where", "guest")
+            }
+            AgentError::TooManyStreams => {
+                Self::new("rate_limited", "too many commands and transfers are under way in this sandbox")
+                    .retry_after(1)
+            }
+            AgentError::DeadlineExceeded => Self::deadline_exceeded("the sandbox did not answer in time"),
+            AgentError::Refused { refusal, message } => {
+                let message = echo_long(&message);
+                match refusal {
+                    Refusal::Invalid => Self::new("invalid_request", message),
+                    Refusal::NotFound => Self::new("not_found", message),
+                    Refusal::Conflict => Self::new("conflict", message),
+                    Refusal::Forbidden => Self::new("forbidden", message),
+                    Refusal::TooLarge => Self::new("too_large", message),
+                }
+            }
+            AgentError::Misbehaved { message } => {
+                tracing::warn!("the guest agent misbehaved: {message}");
+                Self::new("agent_error", "the sandbox's own agent did not answer as it must")
+            }
+        }
+    }
+}
+
+/// What a guest made us say: bounded and printable.
+fn echo_long(message: &str) -> String {
+    message.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_page() {
+        let pages = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors"));
+        for (code, _) in CODES {
+            assert!(pages.join(format!("{code}.md")).is_file(), "docs/errors/{code}.md is missing");
+        }
+    }
+
+    #[test]
+    fn input_in_messages_is_short_and_harmless() {
+        assert_eq!(echo("a\u{1b}[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(echo(&"x".repeat(1000)).len(), 64);
+    }
+
+    #[test]
+    fn a_stored_code_that_is_unknown_is_our_own_fault() {
+        assert_eq!(ApiError::of_operation("nonsense", "x").code(), "internal_error");
+        assert_eq!(ApiError::of_operation("host_unavailable", "x").status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}

@@ -1,0 +1,81 @@
+//! The public API over HTTP: routes, and what surrounds all of them.
+//!
+//! ```text
+//!   edge (request id, sizes, panics, error bodies, log) -> router -> access (the table) -> handler
+//! ```
+
+pub mod access;
+mod body;
+pub mod docs;
+mod edge;
+pub mod errors;
+mod idempotency;
+pub mod serve;
+mod v1;
+
+use axum::Router;
+use axum::middleware;
+use axum::routing::get;
+use http::Method;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+use errors::ApiError;
+
+pub fn router(app: App) -> Router {
+    let (v1, openapi) = documented().split_for_parts();
+    let (capsules, _) = v1::sandboxes::router().split_for_parts();
+    Router::new()
+        .merge(v1)
+        // The name of sandboxes in the routes of the published SDK.
+        .nest("/v1/capsules", capsules)
+        .merge(docs::router(openapi))
+        .route("/", get(docs::home))
+        .route("/health", get(docs::health))
+        .route_layer(middleware::from_fn_with_state(app.clone(), access::check))
+        .fallback(|| async { ApiError::not_found("route") })
+        .method_not_allowed_fallback(|method: Method| async move { not_allowed(&method) })
+        .layer(middleware::from_fn(edge::edge))
+        .with_state(app)
+}
+
+/// The routes that are in the OpenAPI document.
+fn documented() -> OpenApiRouter<App> {
+    docs::openapi()
+        .nest("/v1/auth", v1::auth::router())
+        .nest("/v1/api-keys", v1::api_keys::router())
+        .nest("/v1/hosts", v1::hosts::router())
+        .nest("/v1/sandboxes", v1::sandboxes::router())
+}
+
+/// Which methods there are is said by the router's own header.
+fn not_allowed(_: &Method) -> ApiError {
+    ApiError::method_not_allowed(String::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::access::TABLE;
+
+    /// A route without a policy would answer nobody, and a policy without a route is a leftover.
+    #[test]
+    fn routes_and_policies_are_the_same() {
+        let (_, openapi) = super::documented().split_for_parts();
+        let document = serde_json::to_value(&openapi).unwrap();
+        let mut routes: Vec<(String, String)> = Vec::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys().filter(|key| key.len() <= 6 && *key != "params") {
+                routes.push((method.to_uppercase(), path.clone()));
+            }
+        }
+        routes.sort();
+        let undocumented = ["/", "/health", "/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
+        let mut policies: Vec<(String, String)> = TABLE
+            .iter()
+            .filter(|(_, route, _)| !undocumented.contains(route))
+            .map(|(method, route, _)| ((*method).to_owned(), (*route).to_owned()))
+            .collect();
+        policies.sort();
+        assert_eq!(routes, policies);
+    }
+}

@@ -1,0 +1,82 @@
+//! `POST /v1/hosts/{id}/heartbeat`: what a host has and holds, every 30 seconds and when something changed.
+
+use api::v1::errors::ErrorBody;
+use api::v1::hosts::{Heartbeat, HeartbeatAnswer};
+use axum::extract::State;
+use model::ids::HostId;
+use store::hosts::Beat;
+use store::sandboxes::Sighting;
+use tracing::warn;
+
+use crate::app::App;
+use crate::http::access::HostCaller;
+use crate::http::body::{Id, Json};
+use crate::http::errors::ApiError;
+
+const SANDBOXES_MAX: usize = 10_000;
+const WORD_BYTES_MAX: usize = 128;
+/// What a host says of a cause is shown to people.
+const REASON_CHARS_MAX: usize = 500;
+const UNCLAIMED_MAX: usize = 100;
+
+#[utoipa::path(post, path = "/{id}/heartbeat", tag = "hosts", params(("id" = String, Path)), request_body = Heartbeat,
+    responses((status = 200, body = HeartbeatAnswer), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+pub async fn heartbeat(
+    State(app): State<App>,
+    HostCaller(caller): HostCaller,
+    Id(id): Id<HostId>,
+    Json(body): Json<Heartbeat>,
+) -> Result<axum::Json<HeartbeatAnswer>, ApiError> {
+    if caller != id {
+        return Err(ApiError::forbidden("the token is another host's"));
+    }
+    if body.agent_run.len() > WORD_BYTES_MAX {
+        return Err(ApiError::invalid("agent_run", "is too long"));
+    }
+    let sightings = sightings(&body)?;
+    let beat = Beat {
+        agent_run: body.agent_run,
+        sequence: i64::try_from(body.sequence).map_err(|_| ApiError::invalid("sequence", "is too large"))?,
+        facts: super::facts(body.facts)?,
+        memory_free_mb: body.memory_free_mb,
+        disk_free_mb: body.disk_free_mb,
+    };
+    let (store, complete, epoch_said) = (app.store.clone(), body.complete, body.epoch);
+    let taken = super::super::detached(&app, async move {
+        let Some((epoch, is_news)) = store.beat(id, &beat).await? else { return Ok(None) };
+        // A report of before the host was declared lost says nothing about now.
+        if is_news && epoch_said == epoch {
+            let mut unclaimed = store.take_sightings(id, &sightings, complete).await?;
+            unclaimed.truncate(UNCLAIMED_MAX);
+            if !unclaimed.is_empty() {
+                warn!(host.id = %id, "host {id} has sandboxes that nothing here knows: {unclaimed:?}");
+            }
+            store.note_unclaimed(id, &unclaimed).await?;
+        }
+        Ok(Some(epoch))
+    });
+    let epoch = taken.await?.ok_or_else(ApiError::unauthorized)?;
+    app.driver.wake();
+    Ok(axum::Json(HeartbeatAnswer { epoch }))
+}
+
+fn sightings(body: &Heartbeat) -> Result<Vec<Sighting>, ApiError> {
+    if body.sandboxes.len() > SANDBOXES_MAX {
+        return Err(ApiError::invalid("sandboxes", "are more than 10000"));
+    }
+    body.sandboxes
+        .iter()
+        .map(|seen| {
+            seen.id
+                .parse::<model::ids::SandboxId>()
+                .map_err(|_| ApiError::invalid("sandboxes", "names what is no sandbox"))?;
+            Ok(Sighting {
+                id: seen.id.clone(),
+                observed: seen.observed.parse().map_err(|_| ApiError::invalid("sandboxes", "has an unknown state"))?,
+                revision: i64::try_from(seen.revision).unwrap_or(i64::MAX),
+                incarnation: seen.incarnation.chars().take(WORD_BYTES_MAX).collect(),
+                reason: seen.reason.chars().take(REASON_CHARS_MAX).filter(|c| !c.is_control()).collect(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,148 @@
+//! `POST /v1/sandboxes`: the wish for a sandbox, and, within `wait_sec`, its being there.
+//!
+//! 201: it runs. 202: it is still under way, or another replica works on it. An error after the wish was written names the sandbox in
+//! `details.sandbox_id`; it stays readable, as `error`, until it is killed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::v1::errors::ErrorBody;
+use api::v1::sandboxes::{CreateSandbox, Sandbox, Wait};
+use axum::Extension;
+use axum::extract::State;
+use http::StatusCode;
+use model::ids::SandboxId;
+use model::sandbox::Status;
+use model::shape::{Shape, TemplateName};
+use store::operations::Phase;
+use store::sandboxes::{Created, NewSandbox};
+
+use super::view::shown;
+use crate::app::App;
+use crate::http::access::Caller;
+use crate::http::body::{Json, Query};
+use crate::http::edge::Arrived;
+use crate::http::errors::ApiError;
+use crate::http::idempotency::IdempotencyKey;
+use crate::reconcile::driver;
+
+const TEMPLATE_DEFAULT: &str = "minimal";
+/// Who processes run as when nothing else is asked for.
+const USER_DEFAULT: &str = "wrenn-user";
+/// The base template is for those who want the bare machine.
+const USER_OF_MINIMAL: &str = "root";
+const WAIT_DEFAULT_SEC: u32 = 4;
+const WAIT_MAX_SEC: u32 = 120;
+/// A year: what shall live for longer has no deadline.
+const TIMEOUT_MAX_SEC: i64 = 365 * 86_400;
+const METADATA_MAX: usize = 32;
+const METADATA_BYTES_MAX: usize = 256;
+const ENVS_MAX: usize = 128;
+const ENVS_BYTES_MAX: usize = 32 * 1024;
+
+#[utoipa::path(post, path = "/", tag = "sandboxes", params(Wait), request_body = CreateSandbox,
+    responses((status = 201, body = Sandbox), (status = 202, body = Sandbox), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Extension(Arrived(arrived)): Extension<Arrived>,
+    Query(wait): Query<Wait>,
+    repeat: IdempotencyKey,
+    Json(body): Json<CreateSandbox>,
+) -> Result<(StatusCode, axum::Json<Sandbox>), ApiError> {
+    let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
+    let key = repeat.scoped(&caller, "POST /v1/sandboxes", &body);
+    let new = checked(&caller, body)?;
+    let template = new.template.clone();
+    let (worker, actor) = (app.clone(), caller.actor());
+    let created = super::super::detached(&app, async move {
+        let created = worker.store.create_sandbox(&new, &worker.lease(), key.as_ref(), &actor).await?;
+        let _ = crashpoint::hit("cp.create.written");
+        if let Created::Made(_, operation) = &created {
+            driver::work(&worker, operation.clone(), Some(arrived));
+        }
+        Ok(created)
+    });
+    let (id, operation) = match created.await? {
+        Created::Made(sandbox, operation) => (sandbox.id, operation.id),
+        Created::Repeated(id, operation) => (id, operation),
+        Created::OtherArguments => return Err(ApiError::idempotency_key_reused()),
+        Created::NoHost => return Err(no_host(&app, &template).await?),
+    };
+    let ended = app.outcomes.wait(operation, deadline).await?;
+    if let Some(Phase::Failed { code, message }) = ended.map(|operation| operation.phase) {
+        return Err(ApiError::of_operation(&code, &message).with("sandbox_id", id.to_string()));
+    }
+    let sandbox = super::find(&app, &caller, &id).await?;
+    let status = if sandbox.status() == Status::Running { StatusCode::CREATED } else { StatusCode::ACCEPTED };
+    Ok((status, axum::Json(shown(sandbox))))
+}
+
+/// How long the caller wants to wait.
+pub(super) fn waiting(wait: &Wait, default_sec: u32) -> Result<Duration, ApiError> {
+    let seconds = wait.wait_sec.unwrap_or(default_sec);
+    if seconds > WAIT_MAX_SEC {
+        return Err(ApiError::invalid("wait_sec", format!("must be from 0 to {WAIT_MAX_SEC}")));
+    }
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+async fn no_host(app: &App, template: &TemplateName) -> Result<ApiError, ApiError> {
+    // Without a host nobody knows which templates there are.
+    let is_unknown = !app.store.template_is_offered(template.as_str()).await? && app.store.any_host_online().await?;
+    Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::no_hosts_available() })
+}
+
+fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError> {
+    let template = body.template.as_deref().unwrap_or(TEMPLATE_DEFAULT);
+    let template: TemplateName =
+        template.parse().map_err(|error| ApiError::invalid("template", format!("is wrong: {error}")))?;
+    let shape = Shape::new(
+        body.vcpus.unwrap_or(Shape::DEFAULT_VCPUS),
+        body.memory_mb.unwrap_or(Shape::DEFAULT_MEMORY_MIB),
+        body.disk_size_mb.unwrap_or(Shape::DEFAULT_DISK_MIB),
+    )
+    .map_err(|wrong| {
+        let step = wrong.step.map(|step| format!(" in steps of {step}")).unwrap_or_default();
+        let reason = format!("must be from {} to {}{step}", wrong.min, wrong.max);
+        ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
+    })?;
+    let timeout_sec = body.timeout_sec.unwrap_or(0);
+    if !(0..=TIMEOUT_MAX_SEC).contains(&timeout_sec) {
+        return Err(ApiError::invalid("timeout_sec", format!("must be from 0 (never) to {TIMEOUT_MAX_SEC}")));
+    }
+    let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
+    Ok(NewSandbox {
+        id: SandboxId::from_random(rand::random()),
+        team: caller.team,
+        template,
+        shape,
+        envs: envs(body.envs.unwrap_or_default())?,
+        metadata: metadata(body.metadata.unwrap_or_default())?,
+        default_user: default_user.to_owned(),
+        timeout_sec,
+    })
+}
+
+fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+    let is_name =
+        |name: &String| !name.is_empty() && name.len() <= METADATA_BYTES_MAX && !name.chars().any(char::is_control);
+    let fits = |(name, value): (&String, &String)| is_name(name) && value.len() <= METADATA_BYTES_MAX;
+    if pairs.len() > METADATA_MAX || !pairs.iter().all(fits) {
+        return Err(ApiError::invalid(
+            "metadata",
+            "must be at most 32 pairs of at most 256 bytes, with printable names",
+        ));
+    }
+    Ok(pairs)
+}
+
+pub(super) fn envs(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+    let bytes: usize = pairs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let is_name = |name: &String| !name.is_empty() && !name.contains('=') && !name.chars().any(char::is_control);
+    if pairs.len() > ENVS_MAX || bytes > ENVS_BYTES_MAX || !pairs.keys().all(is_name) {
+        return Err(ApiError::invalid("envs", "must be at most 128 pairs, 32 KiB in all, with names that have no '='"));
+    }
+    Ok(pairs)
+}

@@ -1,0 +1,60 @@
+//! `/v1/sandboxes` (and `/v1/capsules`): wishes for sandboxes, and what one does in them.
+
+mod console;
+mod create;
+mod exec;
+mod exec_stream;
+mod files_read;
+mod files_write;
+mod get;
+mod kill;
+mod list;
+mod processes;
+mod signal;
+mod view;
+
+use model::ids::SandboxId;
+use model::sandbox::Status;
+use store::sandboxes::Sandbox;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::agents::Agent;
+use crate::app::App;
+use crate::http::access::Caller;
+use crate::http::errors::ApiError;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create::create, list::list))
+        .routes(routes!(get::get, kill::kill))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec_stream::exec_stream))
+        .routes(routes!(processes::processes))
+        .routes(routes!(signal::signal))
+        .routes(routes!(console::console))
+        .routes(routes!(files_read::read))
+        .routes(routes!(files_read::stream_read))
+        .routes(routes!(files_write::write))
+        .routes(routes!(files_write::stream_write))
+}
+
+async fn find(app: &App, caller: &Caller, id: &SandboxId) -> Result<Sandbox, ApiError> {
+    app.store.sandbox(caller.team, id).await?.ok_or_else(|| ApiError::not_found("sandbox"))
+}
+
+/// The agent of a sandbox that runs; its use is noted.
+async fn running(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
+    let sandbox = find(app, caller, id).await?;
+    if sandbox.status() != Status::Running {
+        return Err(ApiError::invalid_state(sandbox.status()));
+    }
+    let placed = sandbox.host.as_ref().ok_or_else(ApiError::host_unavailable)?;
+    let agent = app.agents.at(&placed.address)?;
+    let is_noted = sandbox.last_active_at.is_some_and(|at| chrono::Utc::now() - at < chrono::TimeDelta::seconds(10));
+    if !is_noted {
+        let (store, id) = (app.store.clone(), id.clone());
+        app.tracker.spawn(async move { store.touch_sandbox(&id).await });
+    }
+    Ok(agent)
+}

@@ -1,0 +1,38 @@
+//! A sandbox as clients see it.
+
+use api::v1::sandboxes::{Sandbox, Step};
+use model::sandbox::{Observed, Status};
+
+pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
+    let status = sandbox.status();
+    let is_silent = sandbox.host.as_ref().is_some_and(|placed| placed.is_silent);
+    let reason = match status {
+        // The last state stays: silence is not news about a sandbox.
+        Status::Running | Status::Paused if is_silent => Some("host_silent".to_owned()),
+        Status::Running | Status::Paused => None,
+        _ if is_silent && sandbox.observed != Observed::Killed => Some("host_silent".to_owned()),
+        _ => sandbox.reason,
+    };
+    // What the host runs it with; the user's own names win.
+    let mut metadata = sandbox.versions;
+    metadata.extend(sandbox.metadata);
+    Sandbox {
+        id: sandbox.id.to_string(),
+        status: status.as_str().to_owned(),
+        reason,
+        template: sandbox.template,
+        vcpus: sandbox.shape.vcpus().into(),
+        memory_mb: sandbox.shape.memory().0.into(),
+        disk_size_mb: sandbox.shape.disk().0.into(),
+        timeout_sec: sandbox.timeout_sec,
+        isolation: sandbox.isolation,
+        host_id: sandbox.host.map(|placed| placed.host.to_string()),
+        incarnation: sandbox.incarnation,
+        created_at: sandbox.created_at,
+        started_at: sandbox.started_at,
+        last_active_at: sandbox.last_active_at,
+        last_updated: sandbox.updated_at,
+        metadata,
+        steps: sandbox.steps.into_iter().map(|(name, ms)| Step { name, ms }).collect(),
+    }
+}

@@ -1,0 +1,18 @@
+//! `wrenn-cp`, the control plane: decides where sandboxes run and whether, never how.
+//!
+//! Handlers write wishes; `reconcile` carries them out by calling host agents; PostgreSQL is the only shared truth, so that any number
+//! of replicas may run. It refuses to hold state of its own that matters.
+
+pub mod agents;
+pub mod app;
+pub mod authority;
+pub mod config;
+pub mod first_start;
+pub mod http;
+pub mod networks;
+pub mod outcomes;
+pub mod passwords;
+pub mod reconcile;
+pub mod run;
+pub mod secrets;
+pub mod tokens;

@@ -1,0 +1,122 @@
+//! `wrenn-cp`: serves, prints an administrator's token, or prints the OpenAPI document.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use chrono::Utc;
+use clap::{Parser, Subcommand};
+use control_plane::authority::AuthorityError;
+use control_plane::config::{Config, EXIT_CONFIG, Misconfigured, Settings};
+use control_plane::secrets::{Secret, SecretError};
+use control_plane::tokens::Tokens;
+use control_plane::{http, run};
+use store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+/// The control plane of Wrenn.
+#[derive(Parser)]
+#[command(name = "wrenn-cp", version)]
+struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve (the default)
+    Serve,
+    /// Print a token of an administrator, valid for 24 hours
+    AdminToken,
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    // The one of the working directory, not of some folder above it. A broken one is said, because half of it may have been taken.
+    if let Err(error) = dotenvy::from_path(".env")
+        && !error.not_found()
+    {
+        eprintln!("wrenn-cp: .env cannot be read: {error}");
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("no provider is installed before");
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("wrenn-cp: start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(execute(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wrenn-cp: {error:#}");
+            if is_misconfigured(&error) { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn is_misconfigured(error: &anyhow::Error) -> bool {
+    error.is::<Misconfigured>()
+        || error.is::<SecretError>()
+        || matches!(error.downcast_ref(), Some(AuthorityError::OtherSecret))
+}
+
+async fn execute(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        None | Some(Command::Serve) => serve(&arguments.settings.check()?).await,
+        Some(Command::AdminToken) => admin_token(&arguments.settings.check()?).await,
+        Some(Command::Openapi) => {
+            println!("{}", http::docs::document().to_pretty_json()?);
+            Ok(())
+        }
+    }
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let serving = run::start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    serving.stop().await;
+    if let Some(path) = &config.ready_file {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+async fn admin_token(config: &Config) -> anyhow::Result<()> {
+    let secret = match &config.secret {
+        Some(text) => Some(Secret::parse(text, "WRENN_SECRET")?),
+        None => Secret::load(&config.dir)?,
+    };
+    let secret = secret.with_context(|| {
+        format!("{} has no platform's secret; was the platform ever started there? (WRENN_DIR)", config.dir.display())
+    })?;
+    let store = Store::new(&config.database_url).context("read DATABASE_URL")?;
+    let administrator = store.any_administrator().await.map_err(|error| {
+        error!("ask the database: {error:?}");
+        anyhow::anyhow!("the database at DATABASE_URL does not answer; does the platform run?")
+    })?;
+    let administrator = administrator.context("there is no administrator; start the platform once")?;
+    println!("{}", Tokens::new(&secret).for_user(administrator, Utc::now()));
+    Ok(())
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("WRENN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::env::var("WRENN_LOG_FORMAT").as_deref() == Ok("json") {
+        builder.json().init();
+    } else {
+        builder.with_ansi(false).init();
+    }
+}

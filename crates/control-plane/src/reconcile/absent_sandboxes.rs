@@ -1,0 +1,42 @@
+//! Asks hosts about sandboxes that they no longer name.
+//!
+//! A report that was composed before a create ended does not have it either, so the report alone says nothing: the host is asked about
+//! this one sandbox, now. A host that does not answer says nothing at all.
+
+use api::host::GetSandboxRequest;
+use model::sandbox::Observed;
+use store::StoreError;
+use store::sandboxes::Sandbox;
+use tracing::warn;
+
+use crate::agents::{AgentError, ask};
+use crate::app::App;
+
+pub async fn run(app: App) -> Result<(), StoreError> {
+    for sandbox in app.store.absent_sandboxes().await? {
+        match look(&app, &sandbox).await {
+            Some(Observed::Running) => app.store.sandbox_is_present(&sandbox.id).await?,
+            None => {}
+            Some(_) => {
+                warn!(sandbox.id = %sandbox.id, "the host no longer has sandbox {}", sandbox.id);
+                app.store.sandbox_is_gone(&sandbox.id, sandbox.revision, "the host no longer has it").await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the host says of it; none when it says nothing.
+async fn look(app: &App, sandbox: &Sandbox) -> Option<Observed> {
+    let placed = sandbox.host.as_ref()?;
+    let request = GetSandboxRequest { sandbox_id: sandbox.id.to_string(), ..Default::default() };
+    let answer = match app.agents.at(&placed.address) {
+        Ok(agent) => agent.get_sandbox_with_options(request, ask()).await.map_err(AgentError::from),
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(answer) => answer.into_owned().state.observed.parse().ok(),
+        Err(AgentError::UnknownSandbox) => Some(Observed::Killed),
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,128 @@
+//! Works on operations: those that handlers of this replica have just opened, and those that nobody works on.
+//!
+//! ```text
+//!   opened by a handler -+-> task under a lease, renewed --> done | failed | superseded
+//!   claimed (new, put off, owner gone) -+                 \-> put off, to be claimed again
+//! ```
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use model::ids::OperationId;
+use store::Update;
+use store::operations::{LEASE, Operation};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tracing::{Instrument as _, error, info_span, warn};
+
+use crate::app::App;
+
+/// Operations at once on one replica; each waits for a host most of the time.
+const AT_ONCE: usize = 256;
+/// Looked for at least this often; wakes come sooner.
+const CLAIM_EVERY: Duration = Duration::from_millis(500);
+const CLAIM_MAX: i64 = 32;
+
+pub struct Driver {
+    running: Mutex<HashSet<OperationId>>,
+    room: Arc<Semaphore>,
+    wake: Notify,
+}
+
+impl Driver {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { running: Mutex::default(), room: Arc::new(Semaphore::new(AT_ONCE)), wake: Notify::new() })
+    }
+
+    /// There is something to claim.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Works on an operation that is leased to this replica, in a task of its own.
+///
+/// `since`: when the request that opened it arrived, for the time that the control plane itself took.
+pub fn work(app: &App, operation: Operation, since: Option<Instant>) {
+    if !app.driver.lock().insert(operation.id) {
+        return;
+    }
+    let app = app.clone();
+    let span =
+        info_span!("operation", operation.id = %operation.id, sandbox.id = %operation.sandbox, kind = ?operation.kind);
+    let tracker = app.tracker.clone();
+    tracker.spawn(
+        async move {
+            let room = app.driver.room.clone();
+            let _permit = room.acquire().await.expect("the semaphore is never closed");
+            let id = operation.id;
+            let worked = std::panic::AssertUnwindSafe(under_lease(&app, operation, since)).catch_unwind().await;
+            if worked.is_err() {
+                error!("the operation panicked; it is taken up again when its lease is over");
+            }
+            app.driver.lock().remove(&id);
+            app.outcomes.tell(id);
+        }
+        .instrument(span),
+    );
+}
+
+async fn under_lease(app: &App, operation: Operation, since: Option<Instant>) {
+    let id = operation.id;
+    let lease = app.lease();
+    let renewal = async {
+        loop {
+            tokio::time::sleep(LEASE / 3).await;
+            match app.store.renew_lease(id, &lease).await {
+                Ok(Update::Changed) | Err(_) => {}
+                Ok(Update::Stale) => return,
+            }
+        }
+    };
+    // Whatever the work writes is conditional, so it may be dropped at any point: it is repeated from its beginning.
+    tokio::select! {
+        worked = super::run::run(app, &operation, since) => if let Err(cause) = worked {
+            if cause.is_unavailable() {
+                warn!("the database is away; the operation is taken up again");
+            } else {
+                error!(error = ?cause, "operation: {cause}");
+            }
+        },
+        () = renewal => warn!("somebody else works on the operation now"),
+        () = app.stop.cancelled() => {}
+    }
+}
+
+/// Takes up what nobody works on, for ever.
+pub async fn claim(app: App) {
+    let mut was_down = false;
+    loop {
+        let free = app.driver.room.available_permits();
+        let count_max = CLAIM_MAX.min(i64::try_from(free).unwrap_or(CLAIM_MAX));
+        if count_max > 0 {
+            match app.store.claim_operations(&app.lease(), count_max).await {
+                Ok(claimed) => {
+                    was_down = false;
+                    claimed.into_iter().for_each(|operation| work(&app, operation, None));
+                }
+                Err(cause) if cause.is_unavailable() => {
+                    if !std::mem::replace(&mut was_down, true) {
+                        warn!("the database is away; open operations wait for it");
+                    }
+                }
+                Err(cause) => error!(error = ?cause, "claim operations: {cause}"),
+            }
+        }
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = app.driver.wake.notified() => {}
+            () = tokio::time::sleep(CLAIM_EVERY) => {}
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The normal path and the repair path: carries out wishes, and finds what nobody carries out.
+//!
+//! A reconciler takes no input, may run twice at once, and bounds its work. Its loop survives whatever one run ends in.
+
+mod absent_sandboxes;
+pub mod driver;
+mod expired_sandboxes;
+mod old_rows;
+mod run;
+
+use std::future::Future;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use rand::Rng as _;
+use store::StoreError;
+use tracing::{error, warn};
+
+use crate::app::App;
+
+const EXPIRED_EVERY: Duration = Duration::from_secs(1);
+const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
+const ABSENT_EVERY: Duration = Duration::from_secs(2);
+const OLD_ROWS_EVERY: Duration = Duration::from_secs(600);
+const CLIENT_CERTIFICATE_EVERY: Duration = Duration::from_secs(86_400);
+const PRESENCE_CHECK_EVERY: Duration = Duration::from_secs(5);
+
+pub fn start(app: &App) {
+    let tracker = &app.tracker;
+    tracker.spawn(app.outcomes.clone().listen(app.stop.clone()));
+    tracker.spawn(presence(app.clone()));
+    tracker.spawn(driver::claim(app.clone()));
+    tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
+    tracker.spawn(every(app.clone(), "unfulfilled", UNFULFILLED_EVERY, |app| async move {
+        app.store.reopen_unfulfilled().await.map(drop)
+    }));
+    tracker.spawn(every(app.clone(), "absent_sandboxes", ABSENT_EVERY, absent_sandboxes::run));
+    tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, old_rows::run));
+    tracker.spawn(every(app.clone(), "client_certificate", CLIENT_CERTIFICATE_EVERY, |app| async move {
+        match app.authority.client_config(chrono::Utc::now()) {
+            Ok(config) => app.agents.renew(&config),
+            Err(cause) => error!("the certificate for calls to hosts cannot be renewed: {cause}"),
+        }
+        Ok(())
+    }));
+}
+
+/// Runs a reconciler for ever, with jitter, so that replicas do not run it at the same instant.
+async fn every<F, Run>(app: App, name: &'static str, period: Duration, run: F)
+where
+    F: Fn(App) -> Run,
+    Run: Future<Output = Result<(), StoreError>> + Send,
+{
+    let mut was_down = false;
+    loop {
+        let jitter = 0.8 + 0.4 * rand::rng().random::<f64>();
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(period.mul_f64(jitter)) => {}
+        }
+        match std::panic::AssertUnwindSafe(run(app.clone())).catch_unwind().await {
+            Ok(Ok(())) => was_down = false,
+            // Said once: the database is away for all of them, and for long.
+            Ok(Err(cause)) if cause.is_unavailable() => {
+                if !std::mem::replace(&mut was_down, true) {
+                    warn!("reconciler {name} waits for the database");
+                }
+            }
+            Ok(Err(cause)) => error!(error = ?cause, "reconciler {name}: {cause}"),
+            Err(_) => error!("reconciler {name} panicked and goes on"),
+        }
+    }
+}
+
+/// Holds this replica's lock for as long as the process lives.
+async fn presence(app: App) {
+    loop {
+        let held = async {
+            match app.store.be_present(app.replica).await {
+                Ok(presence) => presence.held(PRESENCE_CHECK_EVERY).await,
+                Err(error) => error,
+            }
+        };
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            _ = held => {}
+        }
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! One operation, from its row to what the host says. Every step may be repeated: the host's "ensure" calls carry the revision, and what
+//! is written is conditional on it.
+
+use std::time::Duration;
+
+use api::host::{EnsureKilledRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState};
+use connectrpc::client::CallOptions;
+use model::sandbox::Observed;
+use store::operations::{Kind, Operation};
+use store::sandboxes::{Placed, Report, Sandbox};
+use store::{StoreError, Update};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::agents::AgentError;
+use crate::app::App;
+
+/// One call of "ensure": the agent answers with what is true before this is over, and is asked again.
+const ENSURE_TIME_MAX: Duration = Duration::from_secs(60);
+/// A host agent that restarts is back within a second; after this time another host is tried.
+const REACH_TIME_MAX: Duration = Duration::from_millis(2500);
+const REACH_AGAIN: Duration = Duration::from_millis(150);
+const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
+const PUT_OFF_MAX: Duration = Duration::from_secs(30);
+
+pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Result<(), StoreError> {
+    let sandbox = app.store.sandbox_of_any_team(&operation.sandbox).await?;
+    let Some(sandbox) = sandbox.filter(|sandbox| is_wanted(sandbox, operation)) else {
+        return app.store.finish_operation(operation).await;
+    };
+    match operation.kind {
+        Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
+        Kind::Kill | Kind::Clean => end_sandbox(app, operation, &sandbox).await,
+    }
+}
+
+/// A newer wish has an operation of its own.
+fn is_wanted(sandbox: &Sandbox, operation: &Operation) -> bool {
+    sandbox.revision == operation.revision
+}
+
+async fn run_sandbox(
+    app: &App,
+    mut operation: Operation,
+    mut sandbox: Sandbox,
+    since: Option<Instant>,
+) -> Result<(), StoreError> {
+    let mut own_ms = None;
+    let began = Instant::now();
+    let mut had_no_room = false;
+    // A call that got no answer, of this attempt or one before, may have reached the host: then no other host may be asked, or there
+    // would be two microVMs of one sandbox.
+    let mut may_have_it = sandbox.host.as_ref().filter(|_| operation.attempts > 1).map(|placed| placed.host);
+    loop {
+        if operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline) {
+            let message = "the sandbox did not start in time";
+            app.store.fail_run(&operation, "deadline_exceeded", message).await?;
+            return Ok(());
+        }
+        let Some(placed) = sandbox.host.clone() else {
+            if app.store.place(&operation, &sandbox).await?.is_none() {
+                let (code, message) = no_host(&operation, had_no_room);
+                app.store.fail_run(&operation, code, message).await?;
+                return Ok(());
+            }
+            let Some(read) =
+                app.store.sandbox_of_any_team(&operation.sandbox).await?.filter(|s| is_wanted(s, &operation))
+            else {
+                return app.store.finish_operation(&operation).await;
+            };
+            sandbox = read;
+            continue;
+        };
+        point("cp.run.placed").await;
+        own_ms = own_ms.or(since.map(|since| since.elapsed().as_secs_f64() * 1000.0));
+        match ensure_running(app, &operation, &sandbox, &placed).await {
+            Ok(state) => match state.observed.parse::<Observed>() {
+                Ok(Observed::Running) => {
+                    point("cp.run.started").await;
+                    let report = report(&state, Observed::Running, own_ms);
+                    if app.store.finish_run(&operation, &report).await? == Update::Changed {
+                        info!(host.id = %placed.host, "sandbox {} runs", operation.sandbox);
+                    }
+                    point("cp.run.finished").await;
+                    return Ok(());
+                }
+                Ok(Observed::Starting | Observed::Resuming) => may_have_it = Some(placed.host),
+                _ => {
+                    let reason = if state.reason.is_empty() { "it did not start" } else { &state.reason };
+                    warn!(host.id = %placed.host, "sandbox {} failed on its host: {reason}", operation.sandbox);
+                    app.store.fail_run(&operation, "agent_error", reason).await?;
+                    return Ok(());
+                }
+            },
+            Err(AgentError::Unreachable) if began.elapsed() < REACH_TIME_MAX => tokio::time::sleep(REACH_AGAIN).await,
+            Err(error @ (AgentError::Unreachable | AgentError::NoRoom))
+                if may_have_it != Some(placed.host) || matches!(error, AgentError::NoRoom) =>
+            {
+                warn!(host.id = %placed.host, "host {} does not take sandbox {}: {error}", placed.host, operation.sandbox);
+                app.store.refuse_host(&operation, placed.host).await?;
+                operation.refused_hosts.push(placed.host);
+                sandbox.host = None;
+                had_no_room |= matches!(error, AgentError::NoRoom);
+            }
+            Err(AgentError::Stale) => {
+                // Of a newer wish nothing is changed by this; without one the host would refuse the same call for ever.
+                app.store.fail_run(&operation, "host_unavailable", "the host refused the call as out of date").await?;
+                return Ok(());
+            }
+            Err(AgentError::UnknownTemplate) => {
+                app.store.fail_run(&operation, "not_found", "the host does not have the template").await?;
+                return Ok(());
+            }
+            Err(AgentError::Refused { message, .. }) => {
+                app.store.fail_run(&operation, "agent_error", &message).await?;
+                return Ok(());
+            }
+            Err(AgentError::Misbehaved { message }) => {
+                warn!(host.id = %placed.host, "sandbox {} failed on its host: {message}", operation.sandbox);
+                app.store.fail_run(&operation, "agent_error", "the sandbox did not start").await?;
+                return Ok(());
+            }
+            Err(error) => {
+                let pause = pause(operation.attempts);
+                warn!(host.id = %placed.host, "sandbox {} is not started yet: {error}", operation.sandbox);
+                return app.store.put_off(&operation, pause, "host_unavailable").await;
+            }
+        }
+    }
+}
+
+fn no_host(operation: &Operation, had_no_room: bool) -> (&'static str, &'static str) {
+    if had_no_room || operation.refused_hosts.is_empty() {
+        ("no_hosts_available", "no host has room for the sandbox")
+    } else {
+        ("host_unavailable", "no host that has room could be reached")
+    }
+}
+
+async fn end_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox) -> Result<(), StoreError> {
+    if let Some(placed) = &sandbox.host {
+        point("cp.kill.begun").await;
+        if let Err(error) = ensure_killed(app, operation, placed).await {
+            // A host that does not answer may be there again tomorrow, with the sandbox: the wish stays.
+            warn!(host.id = %placed.host, "sandbox {} is not ended yet: {error}", operation.sandbox);
+            return app.store.put_off(operation, pause(operation.attempts), "host_unavailable").await;
+        }
+    }
+    point("cp.kill.ended").await;
+    if operation.kind == Kind::Clean {
+        return app.store.finish_operation(operation).await;
+    }
+    if app.store.finish_kill(operation).await? == Update::Changed {
+        info!("sandbox {} is killed", operation.sandbox);
+    } else {
+        // A second kill of what was killed already.
+        app.store.finish_operation(operation).await?;
+    }
+    point("cp.kill.finished").await;
+    Ok(())
+}
+
+async fn ensure_running(
+    app: &App,
+    operation: &Operation,
+    sandbox: &Sandbox,
+    placed: &Placed,
+) -> Result<SandboxState, AgentError> {
+    let shape = &sandbox.shape;
+    let request = EnsureRunningRequest {
+        sandbox_id: sandbox.id.to_string(),
+        fence: fence(operation, placed).into(),
+        spec: SandboxSpec {
+            template: sandbox.template.clone(),
+            vcpus: shape.vcpus().into(),
+            memory_mib: shape.memory().0,
+            disk_mib: shape.disk().0,
+            envs: sandbox.envs.clone().into_iter().collect(),
+            default_user: sandbox.default_user.clone(),
+            team_id: sandbox.team.to_string(),
+            ..Default::default()
+        }
+        .into(),
+        ..Default::default()
+    };
+    let agent = app.agents.at(&placed.address)?;
+    let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
+    let answer = agent.ensure_running_with_options(request, options).await?.into_owned();
+    answer.state.into_option().ok_or_else(missing_state)
+}
+
+async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Result<(), AgentError> {
+    let request = EnsureKilledRequest {
+        sandbox_id: operation.sandbox.to_string(),
+        fence: fence(operation, placed).into(),
+        ..Default::default()
+    };
+    let agent = app.agents.at(&placed.address)?;
+    let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
+    let answer = match agent.ensure_killed_with_options(request, options).await.map_err(AgentError::from) {
+        Ok(answer) => answer.into_owned(),
+        Err(AgentError::UnknownSandbox) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match answer.state.into_option().ok_or_else(missing_state)?.observed.parse() {
+        Ok(Observed::Killed) => Ok(()),
+        _ => Err(AgentError::NotReady),
+    }
+}
+
+fn missing_state() -> AgentError {
+    AgentError::Misbehaved { message: "the host agent's answer has no state".to_owned() }
+}
+
+fn fence(operation: &Operation, placed: &Placed) -> Fence {
+    Fence {
+        host_epoch: placed.epoch,
+        revision: u64::try_from(operation.revision).unwrap_or_default(),
+        operation_id: operation.id.to_string(),
+        ..Default::default()
+    }
+}
+
+/// `own_ms`: from the arrival of the request to the first call of the host.
+fn report(state: &SandboxState, observed: Observed, own_ms: Option<f64>) -> Report {
+    let own = own_ms.map(|ms| ("control_plane".to_owned(), ms));
+    Report {
+        observed,
+        reason: state.reason.clone(),
+        incarnation: state.incarnation.clone(),
+        isolation: state.isolation.clone(),
+        versions: state.versions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        steps: own.into_iter().chain(state.steps.iter().map(|step| (step.name.clone(), step.ms))).collect(),
+    }
+}
+
+fn pause(attempts: i32) -> Duration {
+    let doublings = u32::try_from(attempts.clamp(1, 7) - 1).unwrap_or_default();
+    (PUT_OFF_FIRST * 2u32.pow(doublings)).min(PUT_OFF_MAX)
+}
+
+/// A named point at which tests let the control plane die. An armed error has no meaning here: what may fail is the call after it.
+async fn point(name: &'static str) {
+    let _ = crashpoint::hit(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let said: Vec<u128> = [0, 1, 2, 3, 7, 8, i32::MAX].map(|attempts| pause(attempts).as_millis()).to_vec();
+        assert_eq!(said, [500, 500, 1000, 2000, 30_000, 30_000, 30_000]);
+    }
+}

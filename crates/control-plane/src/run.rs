@@ -1,0 +1,137 @@
+//! A replica's life: database, secret, authority, reconcilers, port; and its end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use chrono::Utc;
+use store::presence::Replica;
+use store::{Store, StoreError};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::agents::Agents;
+use crate::app::{App, Shared};
+use crate::authority::Authority;
+use crate::config::Config;
+use crate::outcomes::Outcomes;
+use crate::reconcile;
+use crate::reconcile::driver::Driver;
+use crate::secrets::Secret;
+use crate::tokens::Tokens;
+use crate::{first_start, http};
+
+/// A database that starts together with this program is there by then.
+const DATABASE_TIME_MAX: Duration = Duration::from_secs(60);
+const DATABASE_AGAIN: Duration = Duration::from_millis(250);
+/// Operations under way are dropped at any point and taken up by another replica; this is for their last writes.
+const END_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A replica that serves.
+pub struct Serving {
+    pub address: SocketAddr,
+    pub app: App,
+    served: tokio::task::JoinHandle<()>,
+}
+
+/// Brings a replica up to where it answers.
+pub async fn start(config: &Config) -> anyhow::Result<Serving> {
+    let secret = match &config.secret {
+        Some(text) => Secret::parse(text, "WRENN_SECRET")?,
+        None => Secret::load_or_make(&config.dir)?,
+    };
+    let store = Store::new(&config.database_url).context("read DATABASE_URL")?;
+    migrated(&store).await?;
+    let authority = Authority::load_or_make(&store, &secret).await?;
+    if let Some((email, password)) = first_start::administrator(&store).await.context("make the first administrator")? {
+        // Not a log line: logs are kept and sent elsewhere.
+        eprintln!("wrenn-cp: made the administrator {email} with the password {password} (shown this once)");
+    }
+    if let Some(address) = &config.dev_host {
+        first_start::dev_host(&store, &config.dir, address).await?;
+    }
+    let agents = Agents::new(&*authority.client_config(Utc::now())?, config.networks.clone());
+    let app = App(std::sync::Arc::new(Shared {
+        outcomes: Outcomes::new(store.clone()),
+        tokens: Tokens::new(&secret),
+        store,
+        secret,
+        authority,
+        agents: agents.into(),
+        driver: Driver::new(),
+        replica: Replica::from_random(rand::random()),
+        dir: config.dir.clone(),
+        tracker: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    }));
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {}; is another program there? (WRENN_CP_LISTEN_ADDR)", config.listen))?;
+    let address = listener.local_addr().context("ask for the port")?;
+    reconcile::start(&app);
+    let served = tokio::spawn(http::serve::serve(listener, http::router(app.clone()), app.stop.clone()));
+    if let Some(path) = &config.ready_file {
+        let ready = serde_json::json!({ "addr": reachable(address).to_string(), "pid": std::process::id() });
+        first_start::write_private(path, &ready.to_string()).with_context(|| format!("write {}", path.display()))?;
+    }
+    info!(address = %address, "serving on {address}");
+    Ok(Serving { address, app, served })
+}
+
+impl Serving {
+    /// Requests under way may end; what does not in time is dropped.
+    pub async fn stop(self) {
+        info!("stopping");
+        self.app.stop.cancel();
+        if self.served.await.is_err() {
+            warn!("the server did not end as it should");
+        }
+        self.app.tracker.close();
+        let _ = tokio::time::timeout(END_TIME_MAX, self.app.tracker.wait()).await;
+        let _ = tokio::time::timeout(END_TIME_MAX, self.app.store.close()).await;
+    }
+}
+
+async fn migrated(store: &Store) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut is_told = false;
+    loop {
+        match store.migrate().await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_unavailable() && began.elapsed() < DATABASE_TIME_MAX => {
+                if !std::mem::replace(&mut is_told, true) {
+                    warn!("the database is not there yet: {}", causes(&error));
+                }
+                tokio::time::sleep(DATABASE_AGAIN).await;
+            }
+            Err(error) if error.is_unavailable() => {
+                bail!(
+                    "DATABASE_URL: no database answered within {} s ({}); is PostgreSQL running, and are address, user and password right?",
+                    DATABASE_TIME_MAX.as_secs(),
+                    causes(&error)
+                )
+            }
+            Err(error) => return Err(error).context("bring the database to this version"),
+        }
+    }
+}
+
+fn causes(error: &StoreError) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// Where a program on this machine reaches us.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}

@@ -1,0 +1,271 @@
+//! Wrong requests on every route: refused in one shape, with a code and a field, and nothing is changed by them.
+
+mod replica;
+
+use control_plane::http::access::TABLE;
+use replica::{Replica, Who};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// Routes that take a JSON object, with a body that is right but for what does not exist.
+const JSON_ROUTES: [(&str, &str); 7] = [
+    ("/v1/auth/login", "{\"email\":\"a\",\"password\":\"b\"}"),
+    ("/v1/hosts", "{\"type\":\"regular\"}"),
+    ("/v1/hosts/register", "{}"),
+    ("/v1/sandboxes", "{}"),
+    ("/v1/sandboxes/sb0000000000000000000000/exec", "{\"cmd\":\"true\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/read", "{\"path\":\"/x\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/stream/read", "{\"path\":\"/x\"}"),
+];
+
+fn who<'a>(replica: &'a Replica, path: &str) -> Who<'a> {
+    if path.starts_with("/v1/hosts") { Who::Bearer(&replica.admin) } else { Who::Key(&replica.key) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_one_json_object_is_refused_everywhere() {
+    let replica = Replica::start().await;
+    let deep = format!("{{\"x\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let large = format!("{{\"x\":\"{}\"}}", "y".repeat(1 << 20));
+    for (path, good) in JSON_ROUTES {
+        let send = |body: &str, kind: Option<&str>, encoding: Option<&str>| {
+            let mut request = replica.http.post(format!("{}{path}", replica.url)).body(body.to_owned());
+            for (name, value) in [("content-type", kind), ("content-encoding", encoding)] {
+                if let Some(value) = value {
+                    request = request.header(name, value);
+                }
+            }
+            replica.send(who(&replica, path), request)
+        };
+        for wrong in [
+            "",
+            "null",
+            "[]",
+            "\"x\"",
+            "{}{}",
+            "{} x",
+            "\u{feff}{}",
+            "{\"a\":1,\"a\":2}",
+            "{\"a\":NaN}",
+            "{",
+            "{\"a\":\"\\u0000\"}",
+            &deep,
+        ] {
+            let answer = send(wrong, Some("application/json"), None).await;
+            assert_eq!(answer.error(), (400, "invalid_request"), "{path} {}", &wrong[..wrong.len().min(30)]);
+        }
+        assert_eq!(send(&large, Some("application/json"), None).await.error(), (413, "too_large"), "{path}");
+        for kind in [
+            None,
+            Some("text/plain"),
+            Some("application/x-www-form-urlencoded"),
+            Some("multipart/form-data; boundary=x"),
+        ] {
+            assert_eq!(send(good, kind, None).await.error(), (415, "unsupported_media_type"), "{path} {kind:?}");
+        }
+        assert_eq!(
+            send(good, Some("application/json"), Some("gzip")).await.error(),
+            (415, "unsupported_media_type"),
+            "{path}"
+        );
+        assert_ne!(send(good, Some("application/json; charset=utf-8"), None).await.status, 415, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_out_of_range_are_named_with_their_range() {
+    let replica = Replica::start().await;
+    replica.host(4096).await;
+    let wrong = [
+        ("vcpus", json!(0)),
+        ("vcpus", json!(-1)),
+        ("vcpus", json!(1.5)),
+        ("vcpus", json!("2")),
+        ("vcpus", json!(1_000_000_000)),
+        ("vcpus", json!(u64::MAX)),
+        ("memory_mb", json!(0)),
+        ("memory_mb", json!(513)),
+        ("memory_mb", json!(10 * 1024 * 1024)),
+        ("disk_size_mb", json!(1)),
+        ("timeout_sec", json!(-1)),
+        ("timeout_sec", json!(1i64 << 31)),
+        ("timeout_sec", json!(i64::MAX)),
+        ("template", json!("")),
+        ("template", json!("../../etc")),
+        ("template", json!("ä")),
+        ("template", json!("x".repeat(200))),
+        ("metadata", json!({"a": "x".repeat(257)})),
+        ("metadata", json!({"": "x"})),
+        ("metadata", json!({"a\nb": "x"})),
+        ("metadata", json!({"a": 1})),
+        ("envs", json!({"A=B": "x"})),
+        ("envs", json!({"A\nB": "x"})),
+        ("envs", json!({"A": "x".repeat(40_000)})),
+    ];
+    for (field, value) in wrong {
+        let said: String = value.to_string().chars().take(40).collect();
+        let answer = replica.as_team(Method::POST, "/v1/sandboxes", Some(json!({ field: value }))).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{field} {said}");
+        let named = answer.body["error"]["details"]["field"].as_str().unwrap();
+        assert!(named.starts_with(field), "{field} {said} is told as {named}");
+    }
+    let range = replica.as_team(Method::POST, "/v1/sandboxes", Some(json!({"vcpus": 0}))).await.body;
+    assert!(range["error"]["details"]["min"].is_number() && range["error"]["details"]["max"].is_number(), "{range}");
+    for wait in ["-1", "121", "x", "1.5", "99999999999999999999"] {
+        let answer = replica.as_team(Method::POST, &format!("/v1/sandboxes?wait_sec={wait}"), Some(json!({}))).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{wait}");
+    }
+    // What only a request of ours could mean is ignored, never stored.
+    let answer = replica
+        .as_team(
+            Method::POST,
+            "/v1/sandboxes?wait_sec=0",
+            Some(json!({"team_id": "x", "host_id": "y", "is_admin": true, "status": "killed"})),
+        )
+        .await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    assert_eq!(answer.body["status"], "starting");
+    let rows = replica.database.sql("select count(*) from sandboxes").await;
+    assert_eq!(rows.trim(), "1", "refused creates wrote nothing");
+    for (path, body, field) in [
+        ("/v1/hosts", json!({"type": "byoc"}), "type"),
+        ("/v1/hosts", json!({"type": "regular", "provider": "x".repeat(200)}), "provider"),
+        ("/v1/hosts", json!({}), "type"),
+    ] {
+        let answer = replica.as_admin(Method::POST, path, Some(body)).await;
+        assert_eq!((answer.error().0, answer.body["error"]["code"].as_str()), (400, Some("invalid_request")), "{path}");
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains(field), "{}", answer.body);
+    }
+    for name in ["", " ", "a\u{202e}b", "a\nb", &"x".repeat(129)] {
+        let answer = replica.as_team(Method::POST, "/v1/api-keys", Some(json!({ "name": name }))).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{name:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_ids_methods_and_addresses_lead_nowhere() {
+    let replica = Replica::start().await;
+    let ids = [
+        "..",
+        "%2e%2e",
+        "%00",
+        "SB0000000000000000000000",
+        "sb-000000000000000000000",
+        "sb00000000000000000000000",
+        "usr-1",
+        "%2F",
+        "sb0000000000000000000000%0a",
+        "a;b",
+        "%ff",
+    ];
+    let long = "x".repeat(2000);
+    for (method, route, _) in TABLE.iter().filter(|(_, route, _)| route.contains("{id}")) {
+        let method: Method = method.parse().unwrap();
+        for id in ids.into_iter().chain([long.as_str()]) {
+            let path = route.replace("{id}", id).replace("{selector}", "1");
+            let answer = replica.call(who(&replica, route), method.clone(), &path, Some(json!({}))).await;
+            let allowed = matches!(answer.status.as_u16(), 400 | 401 | 404 | 405 | 415);
+            assert!(allowed, "{method} {path}: {} {}", answer.status, answer.body);
+            answer.error();
+        }
+    }
+    for path in [
+        "/nothing",
+        "/v1",
+        "/v1/",
+        "//v1//sandboxes",
+        "/v1/sandboxes/../hosts",
+        "/v2/sandboxes",
+        "/%76%31/sandboxes/x/y",
+    ] {
+        let answer = replica.as_team(Method::GET, path, None).await;
+        assert!(matches!(answer.error(), (404, "not_found")) || answer.status == 403, "{path}: {}", answer.body);
+    }
+    for (method, path) in [
+        (Method::PUT, "/v1/sandboxes"),
+        (Method::PATCH, "/v1/sandboxes/sb0000000000000000000000"),
+        (Method::DELETE, "/health"),
+        (Method::TRACE, "/v1/sandboxes"),
+    ] {
+        let answer = replica.as_team(method.clone(), path, None).await;
+        assert_eq!(answer.error(), (405, "method_not_allowed"), "{method} {path}");
+        assert!(answer.headers.contains_key("allow"), "{method} {path}");
+    }
+    let answer = replica.as_team(Method::GET, &format!("/v1/sandboxes?x={}", "y".repeat(9000)), None).await;
+    assert_eq!(answer.error(), (431, "headers_too_large"));
+    let mut request = replica.http.get(format!("{}/v1/sandboxes", replica.url));
+    for n in 0..120 {
+        request = request.header(format!("x-{n}"), "y");
+    }
+    assert_eq!(replica.send(Who::Key(&replica.key), request).await.error(), (431, "headers_too_large"));
+    let both = replica.http.get(format!("{}/v1/sandboxes", replica.url)).bearer_auth(&replica.admin);
+    assert_eq!(replica.send(Who::Key(&replica.key), both).await.error(), (400, "invalid_request"));
+}
+
+/// A sandbox whose host does not answer: every use of it is refused as that, and its state stays what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_not_there_is_told_as_that() {
+    let replica = Replica::start().await;
+    let host = replica.host(4096).await;
+    let sandbox = replica.sandbox(host).await;
+    let path = |rest: &str| format!("/v1/sandboxes/{sandbox}{rest}");
+    for (method, rest, body) in [
+        (Method::POST, "/exec", Some(json!({"cmd": "true"}))),
+        (Method::POST, "/files/read", Some(json!({"path": "/x"}))),
+        (Method::GET, "/processes", None),
+        (Method::DELETE, "/processes/1", None),
+        (Method::GET, "/console", None),
+    ] {
+        let answer = replica.as_team(method, &path(rest), body).await;
+        assert_eq!(answer.error(), (503, "host_unavailable"), "{rest}");
+        assert!(answer.headers.contains_key("retry-after"), "{rest}");
+    }
+    let form = reqwest::multipart::Form::new().text("path", "/tmp/x").text("file", "x");
+    let request = replica.http.post(format!("{}{}", replica.url, path("/files/write"))).multipart(form);
+    assert_eq!(replica.send(Who::Key(&replica.key), request).await.error(), (503, "host_unavailable"));
+    let wrong_form = reqwest::multipart::Form::new().text("file", "x");
+    let request = replica.http.post(format!("{}{}", replica.url, path("/files/write"))).multipart(wrong_form);
+    assert_eq!(replica.send(Who::Key(&replica.key), request).await.error(), (400, "invalid_request"));
+    replica.database.sql("update hosts set last_heartbeat_at = now() - interval '10 minutes'").await;
+    let shown = replica.as_team(Method::GET, &path(""), None).await.body;
+    assert_eq!((&shown["status"], &shown["reason"]), (&json!("running"), &json!("host_silent")), "{shown}");
+    // The wish to end it stands until the host is back.
+    let killed = replica.as_team(Method::DELETE, &path("?wait_sec=1"), None).await;
+    assert_eq!((killed.status.as_u16(), &killed.body["status"]), (202, &json!("stopping")), "{}", killed.body);
+    let exec = replica.as_team(Method::POST, &path("/exec"), Some(json!({"cmd": "true"}))).await;
+    assert_eq!(exec.error(), (409, "invalid_state"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_checked_before_anything_is_asked() {
+    let replica = Replica::start().await;
+    let host = replica.host(4096).await;
+    let sandbox = replica.sandbox(host).await;
+    let many: Vec<Value> = (0..2000).map(|_| json!("x")).collect();
+    for (body, field) in [
+        (json!({}), "cmd"),
+        (json!({"cmd": ""}), "cmd"),
+        (json!({"cmd": 1}), "cmd"),
+        (json!({"cmd": "x".repeat(70_000)}), "args"),
+        (json!({"cmd": "x", "args": many}), "args"),
+        (json!({"cmd": "x", "timeout_sec": -1}), "timeout_sec"),
+        (json!({"cmd": "x", "timeout_sec": 100_000}), "timeout_sec"),
+        (json!({"cmd": "x", "envs": {"A=": "b"}}), "envs"),
+    ] {
+        let answer = replica.as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/exec"), Some(body)).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{field}: {}", answer.body);
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains(field), "{field}: {}", answer.body);
+    }
+    for path in ["", &"x".repeat(5000)] {
+        let answer = replica
+            .as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/files/read"), Some(json!({ "path": path })))
+            .await;
+        assert_eq!(answer.error(), (400, "invalid_request"));
+    }
+    for signal in ["KILL;rm", "-1", "SIGSTOP"] {
+        let answer = replica
+            .as_team(Method::DELETE, &format!("/v1/sandboxes/{sandbox}/processes/1?signal={signal}"), None)
+            .await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{signal}");
+    }
+}

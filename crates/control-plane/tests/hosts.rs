@@ -1,0 +1,217 @@
+//! Hosts: created, registered by a token that works once, heard from, removed.
+
+mod replica;
+
+use std::collections::HashSet;
+
+use model::ids::HostId;
+use rcgen::{CertificateParams, KeyPair};
+use replica::{Answer, Replica, Who};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+fn csr(key: &KeyPair) -> String {
+    CertificateParams::default().serialize_request(key).unwrap().pem().unwrap()
+}
+
+fn registration(token: &str, key: &KeyPair, address: &str) -> Value {
+    json!({"token": token, "address": address, "csr_pem": csr(key), "arch": "x86_64", "cpu_cores": 2, "memory_mb": 4096,
+        "disk_gb": 20, "isolation": "emulation", "agent_version": "0.1.0", "templates": ["minimal"]})
+}
+
+impl Replica {
+    async fn new_host(&self) -> (String, String) {
+        let made = self.as_admin(Method::POST, "/v1/hosts", Some(json!({"type": "regular"}))).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (text(&made.body["host"]["id"]), text(&made.body["registration_token"]))
+    }
+
+    async fn register(&self, token: &str, key: &KeyPair) -> Answer {
+        let body = registration(token, key, "127.0.0.1:50051");
+        self.call(Who::Nobody, Method::POST, "/v1/hosts/register", Some(body)).await
+    }
+}
+
+fn heartbeat(sequence: u64, sandboxes: &[&str]) -> Value {
+    let sandboxes: Vec<Value> =
+        sandboxes.iter().map(|id| json!({"id": id, "observed": "running", "revision": 1})).collect();
+    json!({"epoch": 1, "sequence": sequence, "agent_run": "a", "memory_free_mb": 1000, "disk_free_mb": 10_000, "complete": true,
+        "sandboxes": sandboxes, "facts": {"arch": "x86_64", "cpu_cores": 2, "memory_mb": 4096, "disk_gb": 20,
+            "isolation": "emulation", "agent_version": "0.1.0", "templates": ["minimal"]}})
+}
+
+/// The answer may be lost on its way: the same key may ask again, another key may not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_works_once_for_one_key_and_for_one_hour() {
+    let replica = Replica::start().await;
+    let (id, token) = replica.new_host().await;
+    let (key, thief) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let first = replica.register(&token, &key).await;
+    assert_eq!((first.status.as_u16(), first.body["host"]["id"].as_str()), (201, Some(id.as_str())), "{}", first.body);
+    for field in ["token", "cert_pem", "ca_cert_pem"] {
+        assert!(first.body[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {}", first.body);
+    }
+    let again = replica.register(&token, &key).await;
+    assert_eq!((again.status.as_u16(), &again.body["host"]["id"]), (201, &first.body["host"]["id"]), "{}", again.body);
+    assert_eq!(replica.register(&token, &thief).await.error(), (401, "unauthorized"));
+
+    replica.database.sql("update registration_tokens set expires_at = now() - interval '1 second'").await;
+    assert_eq!(replica.register(&token, &key).await.error(), (401, "unauthorized"));
+
+    // A host that is registered needs no token; one that is not gets another, and the first opens nothing any more.
+    let again = replica.as_admin(Method::POST, &format!("/v1/hosts/{id}/token"), None).await;
+    assert_eq!(again.error(), (409, "invalid_state"));
+    let (id, old) = replica.new_host().await;
+    let fresh = replica.as_admin(Method::POST, &format!("/v1/hosts/{id}/token"), None).await;
+    let fresh = fresh.body["registration_token"].as_str().unwrap().to_owned();
+    assert_eq!(replica.register(&old, &key).await.error(), (401, "unauthorized"));
+    assert_eq!(replica.register(&fresh, &key).await.status, 201);
+    let audited = replica.database.sql("select count(*) from audit where action = 'host.register'").await;
+    assert_eq!(audited.trim(), "2", "one record for each registration, none for its repetition");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_keys_with_one_token_one_wins() {
+    let replica = Replica::start().await;
+    let (_, token) = replica.new_host().await;
+    let keys: Vec<KeyPair> = (0..12).map(|_| KeyPair::generate().unwrap()).collect();
+    let answers = futures::future::join_all(keys.iter().map(|key| replica.register(&token, key))).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status.as_u16()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 11, "{statuses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_with_wrong_claims_uses_nothing_up() {
+    let replica = Replica::start().await;
+    let (_, token) = replica.new_host().await;
+    let key = KeyPair::generate().unwrap();
+    let with = |field: &str, value: Value| {
+        let mut body = registration(&token, &key, "127.0.0.1:50051");
+        body[field] = value;
+        body
+    };
+    let wrong = [
+        ("address", json!("127.0.0.1")),
+        ("address", json!("127.0.0.1:0")),
+        ("address", json!("127.0.0.1:65536")),
+        ("address", json!("http://127.0.0.1:1/x")),
+        // Not in the networks in which hosts may be: the control plane would dial whatever it is told.
+        ("address", json!("169.254.169.254:80")),
+        ("address", json!("192.168.0.1:80")),
+        ("address", json!("[::1]:80")),
+        ("address", json!("user@127.0.0.1:80")),
+        ("csr_pem", json!("nonsense")),
+        ("csr_pem", json!("x".repeat(20_000))),
+        ("cpu_cores", json!(-1)),
+        ("memory_mb", json!("much")),
+        ("disk_gb", json!(1i64 << 50)),
+        ("arch", json!("x\ny")),
+        ("templates", json!(["../../etc"])),
+    ];
+    for (field, value) in wrong {
+        let said = value.to_string();
+        let answer = replica.call(Who::Nobody, Method::POST, "/v1/hosts/register", Some(with(field, value))).await;
+        assert_eq!(
+            answer.error(),
+            (400, "invalid_request"),
+            "{field} {}: {}",
+            &said[..said.len().min(50)],
+            answer.body
+        );
+    }
+    for token in ["", "x", "wrnreg_", &format!("wrnreg_{}", "0".repeat(64)), &"y".repeat(1000)] {
+        let answer = replica.register(token, &key).await;
+        assert_eq!(answer.error(), (401, "unauthorized"), "{token:?}");
+    }
+    assert_eq!(replica.register(&token, &key).await.status, 201);
+}
+
+/// A host's credential is for its own row, and for nothing once the row is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_acts_for_itself_alone_and_not_after_its_removal() {
+    let replica = Replica::start().await;
+    let (id, token) = replica.new_host().await;
+    let key = KeyPair::generate().unwrap();
+    let jwt = replica.register(&token, &key).await.body["token"].as_str().unwrap().to_owned();
+    let (other, _) = replica.new_host().await;
+    let beat = |of: &str| format!("/v1/hosts/{of}/heartbeat");
+    let own = replica.call(Who::Bearer(&jwt), Method::POST, &beat(&id), Some(heartbeat(1, &[]))).await;
+    assert_eq!(own.status, 200, "{}", own.body);
+    let others = replica.call(Who::Bearer(&jwt), Method::POST, &beat(&other), Some(heartbeat(1, &[]))).await;
+    assert_eq!(others.error(), (403, "forbidden"));
+    let by_admin = replica.call(Who::Bearer(&replica.admin), Method::POST, &beat(&id), Some(heartbeat(1, &[]))).await;
+    assert_eq!(by_admin.error(), (401, "unauthorized"));
+    let as_user = replica.call(Who::Bearer(&jwt), Method::GET, "/v1/hosts", None).await;
+    assert_eq!(as_user.error(), (401, "unauthorized"));
+    let renewal = json!({"csr_pem": csr(&key), "address": "127.0.0.1:50052"});
+    let renewed =
+        replica.call(Who::Bearer(&jwt), Method::POST, &format!("/v1/hosts/{id}/renew"), Some(renewal.clone())).await;
+    assert_eq!((renewed.status.as_u16(), renewed.body["host"]["address"].as_str()), (200, Some("127.0.0.1:50052")));
+
+    assert_eq!(replica.as_admin(Method::DELETE, &format!("/v1/hosts/{id}"), None).await.status, 204);
+    let gone = replica.call(Who::Bearer(&jwt), Method::POST, &beat(&id), Some(heartbeat(2, &[]))).await;
+    assert_eq!(gone.error(), (401, "unauthorized"));
+    let gone = replica.call(Who::Bearer(&jwt), Method::POST, &format!("/v1/hosts/{id}/renew"), Some(renewal)).await;
+    assert_eq!(gone.error(), (401, "unauthorized"));
+    assert_eq!(replica.as_admin(Method::DELETE, &format!("/v1/hosts/{id}"), None).await.error(), (404, "not_found"));
+}
+
+/// What a host says is believed of what is placed there, and of nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_are_news_only_of_what_is_theirs() {
+    let replica = Replica::start().await;
+    let (host, other): (HostId, HostId) = (replica.host(4096).await, replica.host(4096).await);
+    let (here, there) = (replica.sandbox(host).await, replica.sandbox(other).await);
+    let jwt = replica.token_of_host(host);
+    let path = format!("/v1/hosts/{host}/heartbeat");
+    let beat = |body: Value| replica.call(Who::Bearer(&jwt), Method::POST, &path, Some(body));
+    let state = async |id: &str| {
+        replica.as_team(Method::GET, &format!("/v1/sandboxes/{id}"), None).await.body["status"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let mut report = heartbeat(5, &[here.as_str(), there.as_str(), "sb0000000000000000000000"]);
+    report["sandboxes"][0]["observed"] = json!("failed");
+    report["sandboxes"][0]["reason"] = json!("the VMM ended");
+    report["sandboxes"][1]["observed"] = json!("failed");
+    assert_eq!(beat(report.clone()).await.status, 200);
+    assert_eq!(state(here.as_str()).await, "error");
+    assert_eq!(state(there.as_str()).await, "running", "another host's word");
+    let shown = replica.database.sql(&format!("select unclaimed from hosts where id = '{}'", host.0)).await;
+    let unclaimed: HashSet<&str> = shown.trim().trim_matches(['{', '}']).split(',').collect();
+    assert_eq!(unclaimed, HashSet::from([there.as_str(), "sb0000000000000000000000"]));
+
+    // An older heartbeat of the same process came late.
+    report["sequence"] = json!(4);
+    report["sandboxes"][0]["observed"] = json!("running");
+    assert_eq!(beat(report.clone()).await.status, 200);
+    assert_eq!(state(here.as_str()).await, "error");
+    for (field, value) in [
+        ("sandboxes", json!([{"id": "nonsense", "observed": "running", "revision": 1}])),
+        ("sandboxes", json!([{"id": here.as_str(), "observed": "melting", "revision": 1}])),
+        ("sequence", json!(-1)),
+        ("sequence", json!(u64::MAX)),
+        ("agent_run", json!("x".repeat(1000))),
+    ] {
+        let mut body = heartbeat(9, &[]);
+        body[field] = value;
+        assert_eq!(beat(body).await.error(), (400, "invalid_request"), "{field}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_sandboxes_is_removed_only_by_force() {
+    let replica = Replica::start().await;
+    let host = replica.host(4096).await;
+    let sandbox = replica.sandbox(host).await;
+    let path = format!("/v1/hosts/{host}");
+    let refused = replica.as_admin(Method::DELETE, &path, None).await;
+    assert_eq!(refused.error(), (409, "host_has_sandboxes"));
+    assert_eq!(refused.body["error"]["details"]["sandbox_ids"], json!([sandbox.as_str()]));
+    assert_eq!(replica.as_admin(Method::DELETE, &format!("{path}?force=true"), None).await.status, 204);
+    let left = replica.as_team(Method::GET, &format!("/v1/sandboxes/{sandbox}"), None).await;
+    assert_eq!(left.body["status"], "stopped", "{}", left.body);
+}

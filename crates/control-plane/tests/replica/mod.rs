@@ -1,0 +1,179 @@
+//! One replica of the control plane on a real PostgreSQL and a real port, and what a test needs to talk to it.
+
+#![allow(dead_code)] // Each test program uses its part.
+
+use chrono::{TimeDelta, Utc};
+use control_plane::config::{Config, Settings};
+use control_plane::run::{self, Serving};
+use model::ids::{ApiKeyId, HostId, SandboxId, UserId};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use testkit::postgres::Database;
+
+pub struct Replica {
+    pub database: Database,
+    pub url: String,
+    pub admin: String,
+    pub key: String,
+    pub serving: Serving,
+    pub http: reqwest::Client,
+    _dir: tempfile::TempDir,
+}
+
+/// How a request says who sends it.
+#[derive(Clone, Copy)]
+pub enum Who<'a> {
+    Nobody,
+    Key(&'a str),
+    Bearer(&'a str),
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub fn code(&self) -> &str {
+        self.body["error"]["code"].as_str().unwrap_or_default()
+    }
+
+    /// Status and code, after a look at the shape that every error has.
+    pub fn error(&self) -> (u16, &str) {
+        let request_id = self.body["error"]["request_id"].as_str().unwrap_or_default();
+        assert!(request_id.starts_with("req_"), "{}: {}", self.status, self.body);
+        assert_eq!(self.headers["x-request-id"], request_id);
+        assert_eq!(self.headers["content-type"], "application/json; charset=utf-8");
+        assert_eq!(self.headers["cache-control"], "no-store");
+        assert!(self.body["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{}", self.body);
+        let text = self.body.to_string();
+        for secret in ["sqlx", "select ", "panicked", "/var/", "127.0.0.1"] {
+            assert!(!text.contains(secret), "{secret:?} is told: {text}");
+        }
+        (self.status.as_u16(), self.code())
+    }
+}
+
+impl Replica {
+    pub async fn start() -> Self {
+        Self::on(Database::new().await).await
+    }
+
+    pub async fn on(database: Database) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let serving = run::start(&config(&database.url, dir.path())).await.unwrap();
+        let app = serving.app.clone();
+        let administrator = app.store.any_administrator().await.unwrap().expect("the first start made one");
+        let mut replica = Self {
+            url: format!("http://{}", serving.address),
+            admin: app.tokens.for_user(administrator, Utc::now()),
+            key: String::new(),
+            serving,
+            http: reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build().unwrap(),
+            database,
+            _dir: dir,
+        };
+        let made = replica.call(Who::Bearer(&replica.admin), Method::POST, "/v1/api-keys", Some(json!({}))).await;
+        replica.key = made.body["key"].as_str().unwrap_or_else(|| panic!("{}", made.body)).to_owned();
+        replica
+    }
+
+    pub async fn call(&self, who: Who<'_>, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        self.send(who, request).await
+    }
+
+    pub async fn send(&self, who: Who<'_>, request: reqwest::RequestBuilder) -> Answer {
+        let request = match who {
+            Who::Nobody => request,
+            Who::Key(key) => request.header("X-API-Key", key),
+            Who::Bearer(token) => request.bearer_auth(token),
+        };
+        let answer = request.send().await.unwrap();
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let text = answer.text().await.unwrap();
+        Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+    }
+
+    pub async fn as_admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.call(Who::Bearer(&self.admin), method, path, body).await
+    }
+
+    pub async fn as_team(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.call(Who::Key(&self.key), method, path, body).await
+    }
+
+    /// A registered host that nobody answers for, with room for `memory_mb`.
+    pub async fn host(&self, memory_mb: i64) -> HostId {
+        let made = self.as_admin(Method::POST, "/v1/hosts", Some(json!({"type": "regular"}))).await;
+        let id: HostId = made.body["host"]["id"].as_str().unwrap().parse().unwrap();
+        self.database
+            .sql(&format!(
+                "update hosts set state = 'active', address = '127.0.0.1:1', arch = 'x86_64', cpu_cores = 64, memory_mb = {memory_mb},
+                 disk_gb = 100, isolation = 'fake', agent_version = '0', templates = '{{minimal}}', disk_free_mb = 100000,
+                 last_heartbeat_at = now() where id = '{}'",
+                id.0
+            ))
+            .await;
+        id
+    }
+
+    /// A row of a sandbox that runs on a host.
+    pub async fn sandbox(&self, host: HostId) -> SandboxId {
+        let id = SandboxId::from_random(rand::random());
+        self.database
+            .sql(&format!(
+                "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, host_id, host_epoch)
+                 select '{id}', team_id, 'minimal', 1, 512, 5120, 'running', 'running', '{}', 1 from api_keys limit 1",
+                host.0
+            ))
+            .await;
+        id
+    }
+
+    /// The API key of a team that owns nothing.
+    pub async fn foreign_key(&self) -> String {
+        let (key, hash, _) = control_plane::tokens::api_key(&rand::random());
+        let team = uuid::Uuid::now_v7();
+        self.database
+            .sql(&format!(
+                "insert into teams (id, name) values ('{team}', 'others');
+                 insert into api_keys (id, team_id, name, key_hash, key_prefix)
+                 values (gen_random_uuid(), '{team}', 'k', '\\x{}', 'wrn_xxxxxx')",
+                hex::encode(hash)
+            ))
+            .await;
+        key
+    }
+
+    /// The id of a key that nobody has.
+    pub fn no_key() -> String {
+        ApiKeyId(uuid::Uuid::nil()).to_string()
+    }
+
+    pub fn token_of_user(&self, user: UserId, age: TimeDelta) -> String {
+        self.serving.app.tokens.for_user(user, Utc::now() - age)
+    }
+
+    pub fn token_of_host(&self, host: HostId) -> String {
+        self.serving.app.tokens.for_host(host, Utc::now()).0
+    }
+}
+
+pub fn config(database_url: &str, dir: &std::path::Path) -> Config {
+    let settings = Settings {
+        database_url: Some(database_url.to_owned()),
+        listen: "127.0.0.1:0".to_owned(),
+        dir: dir.to_owned(),
+        host_networks: Some("127.0.0.0/8,10.0.0.0/8".to_owned()),
+        dev_host: None,
+        secret: None,
+        ready_file: None,
+    };
+    settings.check().unwrap()
+}

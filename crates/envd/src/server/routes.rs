@@ -1,0 +1,277 @@
+//! From a request to its answer: rights first, then the plain routes, then the Connect services.
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use api::guest::filesystem::FilesystemExt as _;
+use api::guest::process::ProcessExt as _;
+use api::guest::{DISK_FLUSHED_HEADER, Fault, INCARNATION_HEADER, VERSION, VERSION_HEADER};
+use bytes::Bytes;
+use connectrpc::{ConnectRpcService, Limits};
+use futures::FutureExt as _;
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use tower::ServiceExt as _;
+
+use super::bodies::{BodyError, Counted};
+use super::registry::{Busy, Connection};
+use super::{Guest, sync};
+use crate::ports::{activity, list};
+use crate::{access, files, identity, ports};
+
+pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+pub type Answer = Response<AnswerBody>;
+pub type Rpc = ConnectRpcService;
+
+/// Largest single message of a call: input and file names, with room. Files have their own routes.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A whole body of one message: its envelope, and a second one that is refused as such.
+const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 1024;
+
+pub fn rpc(guest: &Arc<Guest>) -> Rpc {
+    let router = Arc::new(crate::process::service::Service::new(guest.clone())).register(connectrpc::Router::new());
+    let router = Arc::new(crate::filesystem::service::Service::new(guest.clone())).register(router);
+    let limits = Limits::unlimited()
+        .with_max_request_body_size(BODY_BYTES_MAX)
+        .with_max_message_size(MESSAGE_BYTES_MAX)
+        .with_element_memory_limit(MESSAGE_BYTES_MAX * 2);
+    ConnectRpcService::new(router).with_limits(limits)
+}
+
+pub async fn answer(
+    guest: Arc<Guest>,
+    rpc: Rpc,
+    connection: Arc<Connection>,
+    local: IpAddr,
+    request: Request<Incoming>,
+) -> Answer {
+    let busy = connection.begin();
+    if let Some(shown) = request.headers().get(INCARNATION_HEADER).and_then(|value| value.to_str().ok()) {
+        connection.show(shown);
+    }
+    let work = AssertUnwindSafe(route(&guest, rpc, &connection, local, request));
+    // A mistake of ours costs one request its answer, nobody else anything.
+    let mut answer = work.catch_unwind().await.unwrap_or_else(|_| {
+        fault(StatusCode::INTERNAL_SERVER_ERROR, "envd made a mistake; the guest's console says which")
+    });
+    if guest.quiet.is_on() {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer.map(|body| UnsyncBoxBody::new(While { body, _busy: busy }))
+}
+
+async fn route(
+    guest: &Arc<Guest>,
+    rpc: Rpc,
+    connection: &Arc<Connection>,
+    local: IpAddr,
+    request: Request<Incoming>,
+) -> Answer {
+    let path = request.uri().path();
+    let is_everybodys = !matches!(path, "/health" | "/init" | "/snapshot/prepare");
+    if is_everybodys && !guest.registry.admits(connection) {
+        let mut answer = fault(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return with_cors(answer);
+    }
+    match (request.method(), path) {
+        (&Method::OPTIONS, _) => cors(),
+        (&Method::GET | &Method::HEAD, "/health") => with_cors(health()),
+        (&Method::POST, "/init" | "/snapshot/prepare") => {
+            if let Err(denied) = access::host(&guest.session, connection.peer.ip(), local, request.headers()) {
+                return fault(StatusCode::UNAUTHORIZED, &denied.to_string());
+            }
+            connection.is_the_hosts();
+            if path == "/init" {
+                init(guest, connection, local, request).await
+            } else {
+                prepare(guest, connection).await
+            }
+        }
+        (&Method::GET | &Method::HEAD, "/files") => with_cors(files::download::answer(guest, request).await),
+        (&Method::POST, "/files") => with_cors(files::upload::answer(guest, request).await),
+        (
+            method,
+            "/health" | "/init" | "/snapshot/prepare" | "/files" | "/metrics" | "/envs" | "/ports" | "/activity",
+        ) if method != Method::GET => with_cors(fault(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")),
+        _ => {
+            if let Err(denied) = access::user(&guest.session, request.headers()) {
+                return with_cors(fault(StatusCode::UNAUTHORIZED, &denied.to_string()));
+            }
+            with_cors(match path {
+                "/metrics" => json(StatusCode::OK, &guest.sampler.sample()),
+                "/envs" => json(StatusCode::OK, &guest.session.envs()),
+                "/ports" => json(StatusCode::OK, &list::open_ports(guest.ports.forwarded()).await),
+                "/activity" => json(StatusCode::OK, &activity::sample(guest)),
+                _ => call(guest, rpc, request).await,
+            })
+        }
+    }
+}
+
+async fn call(guest: &Guest, rpc: Rpc, request: Request<Incoming>) -> Answer {
+    if let Err(message) = check_protocol(request.headers()) {
+        return json(StatusCode::BAD_REQUEST, &serde_json::json!({"code": "invalid_argument", "message": message}));
+    }
+    // Until the answer begins the request's message is held, by whoever.
+    let share = guest.bodies.share(BODY_BYTES_MAX);
+    let counted = request.map(|body| Counted { body, share: share.clone() });
+    match rpc.oneshot(counted).await {
+        Ok(_) if share.is_refused() => json(
+            StatusCode::TOO_MANY_REQUESTS,
+            &serde_json::json!({"code": "resource_exhausted", "message": BodyError::Refused.to_string()}),
+        ),
+        Ok(answer) => answer.map(|body| UnsyncBoxBody::new(body.map_err(Into::into))),
+        Err(never) => match never {},
+    }
+}
+
+/// The runtime takes a time that it cannot read for none; but that time is a command's whole life.
+pub(crate) fn check_protocol(headers: &HeaderMap) -> Result<(), &'static str> {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let milliseconds = |text: &str| (1..=10).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    match (text("connect-timeout-ms"), text("connect-protocol-version")) {
+        (Some(time), _) if !milliseconds(time) => Err("connect-timeout-ms must be 1 to 10 digits"),
+        (_, Some(version)) if version != "1" => Err("connect-protocol-version must be 1"),
+        _ => Ok(()),
+    }
+}
+
+fn health() -> Answer {
+    let mut answer = empty(StatusCode::NO_CONTENT);
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
+    answer
+}
+
+async fn init(guest: &Arc<Guest>, connection: &Arc<Connection>, local: IpAddr, request: Request<Incoming>) -> Answer {
+    let body = match Limited::new(request.into_body(), identity::BODY_BYTES_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or was cut off"),
+    };
+    let hello = match identity::Hello::parse(&body) {
+        Ok(hello) => hello,
+        Err(e) => return fault(StatusCode::BAD_REQUEST, &e.to_string()),
+    };
+    if !guest.session.standalone && guest.session.identity().is_none() && !hello.has_control_token() {
+        return fault(StatusCode::BAD_REQUEST, "controlToken is missing: the first /init after a boot has to bring it");
+    }
+    // A task of its own: a host that gives up leaves no guest that is half another.
+    let introduced = tokio::spawn(introduce(guest.clone(), connection.clone(), local, hello)).await;
+    introduced.unwrap_or_else(|_| fault(StatusCode::INTERNAL_SERVER_ERROR, "envd made a mistake in /init"))
+}
+
+async fn introduce(guest: Arc<Guest>, connection: Arc<Connection>, local: IpAddr, hello: identity::Hello) -> Answer {
+    let _alone = guest.introduction.lock().await;
+    if hello.is_outdated(&guest.session, guest.quiet.is_on()) {
+        return fault(StatusCode::CONFLICT, "this /init is of an earlier incarnation");
+    }
+    let hello = match hello.apply(&guest.session).await {
+        Ok(hello) => hello,
+        // Users' processes stay frozen: they would run with the clock, the random numbers or the id of another.
+        Err(e) => return fault(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+    };
+    let is_restore = guest.session.identity().is_some();
+    let is_new = identity::assume(&guest.session, &hello);
+    guest.ports.reached_at(local);
+    connection.show(hello.incarnation());
+    if is_new {
+        guest.registry.reset_strangers(hello.incarnation(), connection.id);
+        guest.ports.restored();
+    }
+    if is_new && is_restore && !guest.session.standalone {
+        ports::end_lost_connections().await;
+    }
+    sync::end(&guest);
+    let mut answer = empty(StatusCode::NO_CONTENT);
+    answer.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
+    answer
+}
+
+async fn prepare(guest: &Arc<Guest>, connection: &Connection) -> Answer {
+    match sync::prepare(guest, connection.id).await {
+        Ok(is_flushed) => {
+            let mut answer = empty(StatusCode::NO_CONTENT);
+            let flushed = HeaderValue::from_static(if is_flushed { "yes" } else { "no" });
+            answer.headers_mut().insert(DISK_FLUSHED_HEADER, flushed);
+            answer
+        }
+        Err(e) => fault(StatusCode::INTERNAL_SERVER_ERROR, &format!("freeze user processes: {e}")),
+    }
+}
+
+pub fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(whole(Bytes::new()));
+    *answer.status_mut() = status;
+    answer
+}
+
+pub fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    let text = serde_json::to_vec(value).expect("our own types can be written as JSON");
+    let mut answer = Response::new(whole(text.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// Every plain HTTP error: `{"code", "message"}`.
+pub fn fault(status: StatusCode, message: &str) -> Answer {
+    json(status, &Fault { code: status.as_u16(), message: message.to_owned() })
+}
+
+pub fn whole(bytes: Bytes) -> AnswerBody {
+    UnsyncBoxBody::new(Full::new(bytes).map_err(|never| match never {}))
+}
+
+/// Browsers may call a sandbox's envd from any page: the token is what protects it.
+fn cors() -> Answer {
+    let mut answer = with_cors(empty(StatusCode::NO_CONTENT));
+    for (name, value) in [
+        (http::header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+        (http::header::ACCESS_CONTROL_ALLOW_HEADERS, "*, Authorization"),
+        (http::header::ACCESS_CONTROL_MAX_AGE, "7200"),
+    ] {
+        answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+fn with_cors(mut answer: Answer) -> Answer {
+    answer.headers_mut().insert(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    let exposed = "Location, Cache-Control, Content-Disposition, Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Connect-Content-Encoding, X-Output-From";
+    answer.headers_mut().insert(http::header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
+    answer
+}
+
+/// A body that keeps its connection marked as busy until it has ended.
+struct While {
+    body: AnswerBody,
+    _busy: Busy,
+}
+
+impl Body for While {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

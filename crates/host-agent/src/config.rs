@@ -1,0 +1,199 @@
+//! Settings: command line and environment, checked once. A setting that cannot be used ends the program with one sentence that names
+//! the setting, what is wrong with it and the cure.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+/// `EX_CONFIG` of sysexits: supervisors should not restart a program that ends so.
+pub const EXIT_CONFIG: u8 = 78;
+
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "wrenn-agent", version, about = "Runs the sandboxes of one host")]
+pub struct Args {
+    /// Registers this host by a token of `POST /v1/hosts` (one hour, one use). Better given by the environment, where no process list shows it.
+    #[arg(long, value_name = "TOKEN", env = "WRENN_REGISTRATION_TOKEN", hide_env_values = true)]
+    pub register: Option<String>,
+    /// HOST:PORT by which the control plane reaches this agent. Kept at registration.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub address: Option<String>,
+    /// The control plane. Kept at registration.
+    #[arg(long, env = "WRENN_CP_URL", value_name = "URL")]
+    pub cp_url: Option<String>,
+    #[arg(long, env = "WRENN_HOST_LISTEN_ADDR", default_value = ":50051", value_name = "ADDR:PORT")]
+    pub listen: String,
+    #[arg(long, env = "WRENN_DIR", default_value = "/var/lib/wrenn")]
+    pub dir: PathBuf,
+    /// Size in MiB of the agent's own XFS pool, where WRENN_DIR is on a file system without reflinks.
+    #[arg(long, env = "WRENN_POOL_MIB")]
+    pub pool_mib: Option<String>,
+    /// How many network slots are made ahead.
+    #[arg(long, env = "WRENN_SLOT_POOL", default_value = "4")]
+    pub slot_pool: String,
+    /// How many sandboxes this host takes at most.
+    #[arg(long, env = "WRENN_MAX_SANDBOXES", default_value = "1000")]
+    pub max_sandboxes: String,
+    /// Written when the agent serves: {"addr":"...","pid":N}.
+    #[arg(long, value_name = "PATH")]
+    pub ready_file: Option<PathBuf>,
+    /// Kills every sandbox of WRENN_DIR and takes down what it holds on this host. Works when no agent runs.
+    #[arg(long)]
+    pub stop_all: bool,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub register: Option<String>,
+    pub address: Option<String>,
+    pub cp_url: Option<Url>,
+    pub listen: SocketAddr,
+    pub dir: PathBuf,
+    pub pool_mib: Option<u32>,
+    pub slot_pool: u16,
+    pub max_sandboxes: usize,
+    pub ready_file: Option<PathBuf>,
+    pub stop_all: bool,
+    /// How long an object that no journal knows must have been seen before it is removed.
+    pub orphan_grace: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting} {problem}; {cure}")]
+pub struct BadSetting {
+    pub setting: &'static str,
+    pub problem: String,
+    pub cure: String,
+}
+
+pub fn bad(setting: &'static str, problem: impl Into<String>, cure: impl Into<String>) -> BadSetting {
+    BadSetting { setting, problem: problem.into(), cure: cure.into() }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = BadSetting;
+
+    fn try_from(args: Args) -> Result<Self, BadSetting> {
+        if !args.dir.is_absolute() {
+            return Err(bad(
+                "WRENN_DIR",
+                format!("is not an absolute path: {:?}", args.dir),
+                "give a path that begins with /",
+            ));
+        }
+        Ok(Self {
+            register: args.register.filter(|token| !token.is_empty()),
+            address: args.address.map(|address| checked_address(&address)).transpose()?,
+            cp_url: args.cp_url.filter(|url| !url.is_empty()).map(|url| checked_url(&url)).transpose()?,
+            listen: listen_address(&args.listen)?,
+            dir: args.dir,
+            pool_mib: args
+                .pool_mib
+                .filter(|text| !text.is_empty())
+                .map(|text| number("WRENN_POOL_MIB", &text, 512, 1 << 30))
+                .transpose()?,
+            slot_pool: number("WRENN_SLOT_POOL", &args.slot_pool, 0, 256)?,
+            max_sandboxes: number("WRENN_MAX_SANDBOXES", &args.max_sandboxes, 1, 32_767)?,
+            ready_file: args.ready_file,
+            stop_all: args.stop_all,
+            orphan_grace: ORPHAN_GRACE,
+        })
+    }
+}
+
+/// Two scans at least this far apart: longer than any step between making an object and writing down whose it is.
+const ORPHAN_GRACE: Duration = Duration::from_secs(60);
+
+fn number<T: TryFrom<u64>>(setting: &'static str, text: &str, min: u64, max: u64) -> Result<T, BadSetting> {
+    text.trim()
+        .parse::<u64>()
+        .ok()
+        .filter(|value| (min..=max).contains(value))
+        .and_then(|value| T::try_from(value).ok())
+        .ok_or_else(|| bad(setting, format!("is {text:?}"), format!("give a whole number from {min} to {max}")))
+}
+
+/// `:50051`, `0.0.0.0:50051`, `[::]:50051`.
+fn listen_address(text: &str) -> Result<SocketAddr, BadSetting> {
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    full.parse().map_err(|_| {
+        bad(
+            "WRENN_HOST_LISTEN_ADDR",
+            format!("is {text:?}"),
+            "give :PORT or ADDRESS:PORT, for example :50051 or 127.0.0.1:50051",
+        )
+    })
+}
+
+/// Only the form: whether the control plane accepts to dial it is the control plane's decision.
+fn checked_address(text: &str) -> Result<String, BadSetting> {
+    let wrong = |problem: String| {
+        bad(
+            "--address",
+            problem,
+            "give HOST:PORT by which the control plane reaches this agent, for example 10.0.0.5:50051",
+        )
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong(format!("has no port: {text:?}")))?;
+    if host.is_empty() || host.len() > 253 || text.contains(['/', '@', ' ', '?', '#']) {
+        return Err(wrong(format!("is {text:?}")));
+    }
+    match port.parse::<u16>() {
+        Ok(0) | Err(_) => Err(wrong(format!("has no usable port: {text:?}"))),
+        Ok(_) => Ok(text.to_owned()),
+    }
+}
+
+fn checked_url(text: &str) -> Result<Url, BadSetting> {
+    let cure = "give the control plane's URL, for example http://10.0.0.1:8000";
+    let url =
+        Url::parse(text).map_err(|error| bad("WRENN_CP_URL", format!("is not a URL ({error}): {text:?}"), cure))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(bad("WRENN_CP_URL", format!("is not an http or https URL: {text:?}"), cure));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("WRENN_CP_URL", "has a user, a query or a fragment", cure));
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, BadSetting> {
+        let all = ["wrenn-agent"].iter().chain(arguments);
+        Config::try_from(Args::try_parse_from(all).unwrap())
+    }
+
+    #[test]
+    fn reads_the_documented_forms() {
+        let config = config(&["--address", "10.0.0.5:50051", "--cp-url", "http://10.0.0.1:8000/"]).unwrap();
+        assert_eq!(config.listen, "0.0.0.0:50051".parse().unwrap());
+        assert_eq!(config.dir, PathBuf::from("/var/lib/wrenn"));
+        assert_eq!(config.cp_url.unwrap().as_str(), "http://10.0.0.1:8000/");
+    }
+
+    #[test]
+    fn names_the_setting_that_is_wrong() {
+        for (arguments, setting) in [
+            (vec!["--address", "10.0.0.5"], "--address"),
+            (vec!["--address", "http://10.0.0.5:1/x"], "--address"),
+            (vec!["--address", "10.0.0.5:0"], "--address"),
+            (vec!["--address", ":50051"], "--address"),
+            (vec!["--listen", "nonsense"], "WRENN_HOST_LISTEN_ADDR"),
+            (vec!["--cp-url", "ftp://x"], "WRENN_CP_URL"),
+            (vec!["--cp-url", "http://u:p@x"], "WRENN_CP_URL"),
+            (vec!["--dir", "relative"], "WRENN_DIR"),
+            (vec!["--pool-mib=-1"], "WRENN_POOL_MIB"),
+            (vec!["--slot-pool", "many"], "WRENN_SLOT_POOL"),
+            (vec!["--max-sandboxes", "0"], "WRENN_MAX_SANDBOXES"),
+        ] {
+            assert_eq!(config(&arguments).unwrap_err().setting, setting, "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The agent's own XFS, for hosts whose WRENN_DIR has no reflinks: a preallocated file `pool.img`, mounted over a loop device at `pool/`.
+//!
+//! Preallocated, so that a full outer disk cannot take the ground from under running guests. The loop device lets go of the file by itself
+//! when its last user is gone, so a death between attaching and mounting leaves nothing. An image that exists is never formatted again.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::FallocateFlags;
+
+use super::{PoolError, free_mib, mounts};
+use crate::tool;
+use crate::{durable, sandbox};
+
+/// At least room for the minimal template and some sandboxes.
+const SIZE_MIN_MIB: u64 = 4096;
+const SIZE_MAX_MIB: u64 = 32 * 1024;
+/// Stays free around the image: logs, credentials, the database of a platform on one machine.
+const OUTER_RESERVE_MIB: u64 = 512;
+/// Formatting writes a few MiB; preallocating writes extents only. For a busy disk.
+const FORMAT_LIMIT: Duration = Duration::from_secs(120);
+/// A VMM that was just killed may still be giving its files back.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(15);
+/// The sector size of image, loop device and file system: what direct I/O is possible with on any disk.
+const SECTOR: u32 = 4096;
+/// How often another program may be faster to take the free loop device that the kernel named.
+const ATTACH_TRIES: u32 = 32;
+
+pub struct OwnXfs {
+    pub image: PathBuf,
+    pub point: PathBuf,
+}
+
+impl OwnXfs {
+    /// Both paths free of symbolic links, as the kernel will name them.
+    pub fn new(dir: &Path) -> Self {
+        Self { image: dir.join("pool.img"), point: dir.join("pool") }
+    }
+
+    pub fn exists(&self) -> bool {
+        self.image.exists()
+    }
+
+    /// Made under another name first: an image by its right name is whole.
+    pub fn make(&self, wanted_mib: Option<u32>) -> Result<(), PoolError> {
+        let dir = self.image.parent().expect("the image lies in WRENN_DIR");
+        let failed = |cause| PoolError::Make { path: self.image.clone(), cause };
+        let temporary = dir.join("pool.img.tmp");
+        durable::remove(&temporary).map_err(failed)?;
+        let mib = size(free_mib(dir).map_err(failed)?, wanted_mib, dir)?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
+        let made = || -> Result<(), PoolError> {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, mib << 20)
+                .map_err(|cause| failed(cause.into()))?;
+            let name = temporary.to_str().ok_or_else(|| failed(io::Error::other("the path is not UTF-8")))?;
+            let sector = format!("size={SECTOR}");
+            // No discard of the empty file: that would give the preallocated blocks back.
+            tool::run_within(
+                "mkfs.xfs",
+                &["-q", "-K", "-m", "reflink=1", "-s", &sector, "-L", "wrenn-pool", name],
+                "",
+                FORMAT_LIMIT,
+                &[0],
+            )?;
+            file.sync_all().map_err(failed)?;
+            std::fs::rename(&temporary, &self.image).map_err(failed)?;
+            durable::sync_directory(dir).map_err(failed)
+        };
+        let made = made();
+        if made.is_err() {
+            // Gigabytes that nobody would use.
+            let _ = durable::remove(&temporary);
+        }
+        made
+    }
+
+    /// Mounts the image, or finds it mounted. Never twice.
+    pub fn ensure_mounted(&self) -> Result<(), PoolError> {
+        let failed = |cause| PoolError::Mount { image: self.image.clone(), point: self.point.clone(), cause };
+        std::fs::create_dir_all(&self.point).map_err(failed)?;
+        if let Some(present) = mounts::at(&self.point).map_err(failed)? {
+            if mounts::backing_file(&present.device).as_deref() == Some(&*self.image) {
+                return Ok(());
+            }
+            return Err(PoolError::Occupied { point: self.point.clone(), kind: present.kind });
+        }
+        // Sandboxes of a time without an image would vanish below it.
+        let mut hidden = std::fs::read_dir(self.point.join(sandbox::journal::SANDBOXES)).into_iter().flatten();
+        if hidden.next().is_some() {
+            return Err(PoolError::InTheWay { point: self.point.clone() });
+        }
+        let device = attach(&self.image).map_err(failed)?;
+        let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some(&device.path), &self.point, Some("xfs"), flags, None::<&str>).map_err(|errno| failed(errno.into()))
+    }
+
+    /// Unmounts and waits until the loop device has let go of the file. Also of what is not mounted.
+    pub fn unmount(&self) -> Result<(), PoolError> {
+        let failed = |cause| PoolError::Unmount { point: self.point.clone(), cause };
+        let end = Instant::now() + UNMOUNT_LIMIT;
+        while let Some(present) = mounts::at(&self.point).map_err(failed)? {
+            if mounts::backing_file(&present.device).as_deref() != Some(&*self.image) {
+                break;
+            }
+            match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => {}
+                Err(Errno::EBUSY) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        loop {
+            let held = mounts::loops().map_err(failed)?;
+            let Some((device, _)) = held.into_iter().find(|(_, file)| *file == self.image) else { return Ok(()) };
+            // One that was attached by hand does not let go by itself.
+            detach(&device).map_err(failed)?;
+            if Instant::now() >= end {
+                return Err(failed(io::Error::new(io::ErrorKind::TimedOut, format!("loop device {device} stays"))));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn mib(&self) -> u64 {
+        std::fs::metadata(&self.image).map_or(0, |meta| meta.len() >> 20)
+    }
+}
+
+/// Half of what is free within the bounds, or what is wished; never so much that nothing is left around it.
+fn size(free_mib: u64, wanted: Option<u32>, dir: &Path) -> Result<u64, PoolError> {
+    let mib = wanted.map_or((free_mib / 2).clamp(SIZE_MIN_MIB, SIZE_MAX_MIB), u64::from);
+    if mib + OUTER_RESERVE_MIB > free_mib {
+        return Err(PoolError::NoSpace { dir: dir.to_owned(), wanted_mib: mib + OUTER_RESERVE_MIB, free_mib });
+    }
+    Ok(mib)
+}
+
+/// A loop device of ours. While this lives the device stays, mounted or not.
+struct Device {
+    path: PathBuf,
+    _file: File,
+}
+
+// linux/loop.h
+const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
+const LOOP_CLR_FD: libc::c_ulong = 0x4c01;
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+const LOOP_MAJOR: u64 = 7;
+
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+fn attach(image: &Path) -> io::Result<Device> {
+    let file = File::options().read(true).write(true).open(image)?;
+    let control = File::options().read(true).write(true).open("/dev/loop-control")?;
+    for _ in 0..ATTACH_TRIES {
+        // SAFETY: the call takes no argument.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+        let number = u64::try_from(number).map_err(|_| io::Error::last_os_error())?;
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        if !path.exists() {
+            // A /dev that the kernel does not fill, as in containers.
+            use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+            mknod(&path, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), makedev(LOOP_MAJOR, number))?;
+        }
+        let device = File::options().read(true).write(true).open(&path)?;
+        // SAFETY: all fields may be zero.
+        let mut config: LoopConfig = unsafe { std::mem::zeroed() };
+        config.fd = u32::try_from(file.as_raw_fd()).expect("a descriptor is not negative");
+        config.block_size = SECTOR;
+        // Direct I/O: the pool's pages are cached once, not twice. A disk that cannot do it is used without.
+        config.info.flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+        let name = image.as_os_str().as_encoded_bytes();
+        let shown = name.len().min(config.info.file_name.len() - 1);
+        config.info.file_name[..shown].copy_from_slice(&name[..shown]);
+        // SAFETY: the argument is a whole loop_config.
+        if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } == 0 {
+            return Ok(Device { path, _file: device });
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EBUSY) => {}
+            error => return Err(error),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "no loop device could be had"))
+}
+
+/// By `major:minor`. One that is gone already is what was wanted.
+fn detach(device: &str) -> io::Result<()> {
+    let Some((_, number)) = device.split_once(':') else { return Ok(()) };
+    let device = match File::open(format!("/dev/loop{number}")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    // SAFETY: the call takes no argument.
+    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
+        error => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_half_of_what_is_free_within_bounds() {
+        let size = |free, wanted| size(free, wanted, Path::new("/x"));
+        assert_eq!(size(20_000, None).unwrap(), 10_000);
+        assert_eq!(size(5_000, None).unwrap(), 4096);
+        assert_eq!(size(1 << 20, None).unwrap(), 32 * 1024);
+        assert_eq!(size(5_000, Some(512)).unwrap(), 512);
+        for (free, wanted) in [(4_200, None), (5_000, Some(4_900)), (0, None)] {
+            let refused = size(free, wanted).unwrap_err().to_string();
+            assert!(refused.contains("WRENN_POOL_MIB") && refused.contains(&format!("{free} MiB")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_structures_have_their_size() {
+        assert_eq!((size_of::<LoopInfo>(), size_of::<LoopConfig>()), (232, 304));
+    }
+}

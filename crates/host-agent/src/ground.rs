@@ -1,0 +1,82 @@
+//! What a sandbox stands on: network slot, cgroup, disk, memory file. One trait, so that the steps can be tested without a kernel's help;
+//! the real one puts the folders `network`, `disk` and `cgroup` together.
+//!
+//! Every `ensure` may be repeated, every `release` too, also of what was never made. Names follow from slot, sandbox and tag.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use model::ids::SandboxId;
+
+use crate::guest::Dial;
+use crate::sandbox::state::{Run, Spec};
+
+/// A step on the ground failed. `public` is fit for the sandbox's owner: no host paths, no addresses.
+#[derive(Debug, thiserror::Error)]
+#[error("{public}")]
+pub struct GroundError {
+    pub public: &'static str,
+    #[source]
+    pub cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl GroundError {
+    pub fn new(public: &'static str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { public, cause: cause.into() }
+    }
+}
+
+/// Files of one sandbox.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub directory: PathBuf,
+    pub disk: PathBuf,
+    pub memory: PathBuf,
+    /// Of this incarnation alone: sockets, console.
+    pub run: PathBuf,
+}
+
+impl Places {
+    pub fn new(directory: &Path, run: &Run) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            disk: directory.join("disk"),
+            memory: directory.join("memory"),
+            run: directory.join("run").join(run.incarnation.as_str()),
+        }
+    }
+}
+
+#[async_trait]
+pub trait Ground: Send + Sync + 'static {
+    /// Takes a free slot, in memory only.
+    fn reserve_slot(&self) -> Result<u16, GroundError>;
+    /// Takes a slot that a journal names; false when another sandbox has it already.
+    fn claim_slot(&self, slot: u16) -> bool;
+    /// Gives a slot back of which nothing was made.
+    fn forget_slot(&self, slot: u16);
+
+    async fn ensure_network(&self, slot: u16) -> Result<(), GroundError>;
+    async fn release_network(&self, slot: u16) -> Result<(), GroundError>;
+    /// A descriptor of the slot's tap for one VMM; none on a stage without one.
+    async fn open_tap(&self, slot: u16) -> Result<Option<OwnedFd>, GroundError>;
+    fn dial(&self, slot: u16) -> Arc<dyn Dial>;
+    /// The address by which this host reaches the guest.
+    fn host_ip(&self, slot: u16) -> String;
+
+    async fn ensure_cgroup(&self, id: &SandboxId, spec: &Spec) -> Result<(), GroundError>;
+    /// The files by which a VMM enters the sandbox's groups.
+    fn cgroup_files(&self, id: &SandboxId) -> Vec<PathBuf>;
+    async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError>;
+
+    /// Makes what disks of this kind are cloned from, if it is not there: once for all who wait. It may take minutes, and goes on when
+    /// nobody waits any more.
+    async fn ensure_base(&self, spec: &Spec) -> Result<(), GroundError>;
+    async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
+    async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
+
+    /// Kills whatever process has this uid: a VMM that was started just before a crash is in no journal.
+    async fn sweep(&self, uid: u32) -> Result<(), GroundError>;
+}

@@ -1,0 +1,114 @@
+//! The first words with a guest that boots: wait until envd answers, then tell it who it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout};
+
+use super::faults::printable;
+use super::{Guest, GuestError};
+
+/// One health request, on a connection of its own.
+const HEALTH_TIME_MAX: Duration = Duration::from_secs(1);
+/// One attempt to connect to a guest that boots, by how long it has been waited for: a SYN that meets no kernel is repeated by ours only
+/// after a second, so it is given up sooner and a new one sent; on a host where even a guest that is up needs longer, later ones wait longer.
+const CONNECT_TIMES: [(Duration, Duration); 3] = [
+    (Duration::from_secs(4), Duration::from_millis(20)),
+    (Duration::from_secs(15), Duration::from_millis(150)),
+    (Duration::MAX, Duration::from_secs(1)),
+];
+/// Pauses between attempts. Boot time is what the caller waits for, so they are short; they grow a little, because a guest that is not
+/// up after the first ones has some hundred milliseconds to go.
+const PAUSE_FIRST: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(10);
+/// Shorter than the watchdog in the guest, so that the host knows first.
+const INIT_TIME_MAX: Duration = Duration::from_secs(10);
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+impl Guest {
+    /// Returns when envd has answered once. The caller bounds the whole wait.
+    pub async fn wait_healthy(&self) -> Result<(), GuestError> {
+        let mut pause = PAUSE_FIRST;
+        let begin = Instant::now();
+        loop {
+            let waited = begin.elapsed();
+            let (_, at_most) =
+                CONNECT_TIMES.iter().find(|(until, _)| waited < *until).expect("the last one has no end");
+            match self.alive(self.health(*at_most)).await {
+                Ok(()) => return Ok(()),
+                Err(GuestError::Gone) => return Err(GuestError::Gone),
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// One question on a connection of its own.
+    pub async fn health(&self, connect_at_most: Duration) -> Result<(), GuestError> {
+        let request = Request::get("/health")
+            .header(http::header::HOST, "guest")
+            .body(Empty::<Bytes>::new())
+            .expect("a constant request is well formed");
+        let (status, _) = self.once(request, connect_at_most, HEALTH_TIME_MAX).await?;
+        if status.is_success() { Ok(()) } else { Err(GuestError::Fault(format!("health answers {status}"))) }
+    }
+
+    /// Gives the guest its identity. Answers envd's version.
+    pub async fn init(&self, init: &api::guest::Init) -> Result<String, GuestError> {
+        let body = serde_json::to_vec(init).expect("an init has only text and maps with text keys");
+        let mut request = Request::post("/init")
+            .header(http::header::HOST, "guest")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(api::guest::CONTROL_TOKEN_HEADER, &init.control_token);
+        for (name, value) in self.headers() {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(Bytes::from(body))).expect("tokens are hex digits of our own making");
+        let (status, version) = self.once(request, HEALTH_TIME_MAX, INIT_TIME_MAX).await?;
+        if status.is_success() { Ok(version) } else { Err(GuestError::Fault(format!("init answers {status}"))) }
+    }
+
+    async fn once<B>(
+        &self,
+        request: Request<B>,
+        connect_at_most: Duration,
+        at_most: Duration,
+    ) -> Result<(http::StatusCode, String), GuestError>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let stream =
+            self.connector.connect(connect_at_most).await.map_err(|error| GuestError::Fault(error.to_string()))?;
+        let work = async {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            // Both run in this very task, so the connection cannot outlive the wait.
+            tokio::pin!(connection);
+            let answer = async {
+                let response = sender.send_request(request).await?;
+                let status = response.status();
+                let version = response.headers().get(api::guest::VERSION_HEADER).and_then(|value| value.to_str().ok());
+                let version = printable(version.unwrap_or_default());
+                // Read, so that an error text of the guest does not reset the connection under it.
+                let _ = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+                Ok((status, version))
+            };
+            tokio::pin!(answer);
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                result = &mut connection => result?,
+            }
+            // The connection is over; whatever came of it is in the answer already.
+            answer.await
+        };
+        match timeout(at_most, work).await {
+            Ok(result) => result.map_err(|error: hyper::Error| GuestError::Fault(error.to_string())),
+            Err(_) => Err(GuestError::Fault("no answer in time".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The clients of one incarnation's envd.
+//!
+//! There are three, because their waits differ: *health* opens a new connection each time, *unary* has a small pool and two minutes in
+//! all, *streaming* has no total time and serves every process and file stream through the one accessor [`Guest::streaming`]. All of them
+//! belong to one incarnation and are dropped with it, so no request can reach the next user of a network slot.
+//!
+//! What a guest says is attacker input: sizes are bounded, every wait has an end, and texts are cut before they go on.
+
+mod boot;
+mod connector;
+mod faults;
+mod files;
+mod processes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use connectrpc::client::{ClientBody, ClientConfig, ServiceTransport};
+use http::{HeaderName, HeaderValue};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use model::ids::Incarnation;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+pub use connector::{Connector, Dial};
+pub use faults::GuestError;
+pub use files::FileStream;
+pub use processes::{Command, ExecEvent, ExecStream, Kill, Process, Select};
+
+pub use api::guest::PORT as ENVD_PORT;
+
+/// A unary call, from the first byte of the request to the last of the answer.
+const UNARY_TIME_MAX: Duration = Duration::from_secs(120);
+/// Idle connections that one incarnation may keep, per client: enough for a busy caller, few enough for a thousand sandboxes.
+const UNARY_IDLE_MAX: usize = 2;
+const STREAMING_IDLE_MAX: usize = 4;
+const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+/// Largest message that a guest may send.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What one message may make the decoder allocate beyond its own bytes.
+const ELEMENT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Commands and file transfers under way in one incarnation. Each is a connection with its buffers here and a process there.
+const STREAMS_MAX: usize = 64;
+
+type HttpClient = Client<Connector, ClientBody>;
+
+/// One incarnation's envd.
+pub struct Guest {
+    connector: Connector,
+    unary: HttpClient,
+    streaming: HttpClient,
+    incarnation: Incarnation,
+    access_token: HeaderValue,
+    streams: Arc<Semaphore>,
+    closed: CancellationToken,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").field("incarnation", &self.incarnation).finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    pub fn new(dial: Arc<dyn Dial>, incarnation: Incarnation, access_token: &str) -> Self {
+        let connector = Connector::new(dial);
+        let client = |idle| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIME_MAX)
+                .pool_max_idle_per_host(idle)
+                // A guest that sends endless headers fills at most this.
+                .http1_max_buf_size(256 * 1024)
+                .http1_max_headers(64)
+                .build(connector.clone())
+        };
+        let mut access_token = HeaderValue::from_str(access_token).expect("tokens are hex digits of our own making");
+        access_token.set_sensitive(true);
+        Self {
+            unary: client(UNARY_IDLE_MAX),
+            streaming: client(STREAMING_IDLE_MAX),
+            connector,
+            incarnation,
+            access_token,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    /// Ends every request under way and refuses new ones.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Room for one more stream, held as long as the stream; none when there is no room.
+    pub fn stream_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.streams.clone().try_acquire_owned().ok()
+    }
+
+    /// The only way to the client without a total time; used for every process and file stream.
+    fn streaming(&self) -> HttpClient {
+        self.streaming.clone()
+    }
+
+    fn transport(&self, client: HttpClient) -> ServiceTransport<HttpClient> {
+        ServiceTransport::new(client)
+    }
+
+    fn headers(&self) -> [(HeaderName, HeaderValue); 2] {
+        let incarnation = HeaderValue::from_str(self.incarnation.as_str()).expect("an incarnation is hex digits");
+        [
+            (HeaderName::from_static(api::guest::ACCESS_TOKEN_HEADER), self.access_token.clone()),
+            (HeaderName::from_static(api::guest::INCARNATION_HEADER), incarnation),
+        ]
+    }
+
+    fn config(&self) -> ClientConfig {
+        let headers = self.headers().into_iter().collect();
+        ClientConfig::new(base_uri())
+            .with_default_max_message_size(MESSAGE_BYTES_MAX)
+            .with_default_element_memory_limit(ELEMENT_BYTES_MAX)
+            .with_default_headers(headers)
+    }
+
+    fn unary_config(&self) -> ClientConfig {
+        self.config().with_default_timeout(UNARY_TIME_MAX)
+    }
+
+    /// Waits for `work` no longer than the incarnation lives.
+    async fn alive<T>(&self, work: impl Future<Output = Result<T, GuestError>>) -> Result<T, GuestError> {
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Err(GuestError::Gone),
+            result = work => result,
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
+/// The name is only what the guest sees as `Host`: the connector knows the one address there is.
+fn base_uri() -> http::Uri {
+    http::Uri::from_static("http://guest:49983")
+}

@@ -1,0 +1,100 @@
+//! Tells the control plane every 30 seconds, and at once when something changed, what this host has and holds.
+//!
+//! Whatever comes back, sandboxes go on: an answer that is not a yes puts the host into *detached*, which is a word in the log and in
+//! `GetHost`, a slower rhythm, and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::v1::hosts::{Heartbeat, HeartbeatAnswer};
+use futures::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::control_plane::{BackOff, CallError, ControlPlane, NoClient};
+use crate::credentials::Credentials;
+
+const PERIOD: Duration = Duration::from_secs(30);
+/// So that a fleet that was started together does not beat together.
+const JITTER: f64 = 0.2;
+
+/// Least time between two heartbeats, whatever changes.
+const GAP_MIN: Duration = Duration::from_millis(200);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
+/// How the host stands with its control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// No answer yet since the start.
+    Unknown,
+    Attached,
+    /// The reason, for a person.
+    Detached(String),
+}
+
+/// What the heartbeat needs of the agent.
+pub struct Beat {
+    /// Everything but epoch, sequence and run.
+    pub report: Box<dyn Fn() -> BoxFuture<'static, Heartbeat> + Send + Sync>,
+    /// Woken when a sandbox changed.
+    pub changed: Arc<Notify>,
+    pub credentials: watch::Receiver<Credentials>,
+    /// Called with each epoch that the control plane names.
+    pub epoch_seen: Box<dyn Fn(u64) + Send + Sync>,
+    pub link: watch::Sender<Link>,
+}
+
+pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
+    let control_plane = ControlPlane::new(beat.credentials.borrow().host.cp_url.clone())?;
+    let agent_run = uuid::Uuid::new_v4().to_string();
+    let mut back_off = BackOff::new(Duration::from_secs(1), BACK_OFF_MAX);
+    let mut sequence = 0;
+    loop {
+        sequence += 1;
+        let host = beat.credentials.borrow().host.clone();
+        let mut body = (beat.report)().await;
+        body.epoch = host.epoch;
+        body.sequence = sequence;
+        body.agent_run.clone_from(&agent_run);
+        let path = format!("/v1/hosts/{}/heartbeat", host.host_id);
+        let wait = match control_plane.post::<HeartbeatAnswer>(&path, Some(&host.token), &body).await {
+            Ok(answer) => {
+                back_off.reset();
+                (beat.epoch_seen)(answer.epoch);
+                if beat.link.send_replace(Link::Attached) != Link::Attached {
+                    info!(host.id = %host.host_id, "the control plane knows this host");
+                }
+                PERIOD.mul_f64(1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>())
+            }
+            Err(error) => {
+                detach(&beat.link, &error);
+                error.retry_after().unwrap_or_default().max(back_off.next(rand::random()))
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return Ok(()),
+            // While detached nothing is sent out of turn: a change must not become a storm.
+            () = beat.changed.notified(), if *beat.link.borrow() == Link::Attached => {
+                tokio::select! {
+                    () = tokio::time::sleep(GAP_MIN) => {}
+                    () = stop.cancelled() => return Ok(()),
+                }
+            }
+        }
+    }
+}
+
+fn detach(link: &watch::Sender<Link>, cause: &CallError) {
+    let reason = cause.to_string();
+    let before = link.send_replace(Link::Detached(reason.clone()));
+    if before == Link::Detached(reason.clone()) {
+        return;
+    }
+    if cause.is_unauthorized() {
+        error!("detached: {reason}; sandboxes go on and the credential is kept; an operator must look at this host");
+    } else {
+        warn!("detached: {reason}; sandboxes go on");
+    }
+}

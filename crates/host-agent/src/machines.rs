@@ -1,0 +1,97 @@
+//! From a sandbox's record to a microVM of the driver, and back after a restart of the agent.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use microvm::{Driver, Isolation, Jail, KernelImage, Launch, Microvm, ProcessRecord, Shape, Start};
+use model::ids::SandboxId;
+use tokio::sync::watch;
+
+use crate::ground::{Ground, GroundError, Places};
+use crate::sandbox::state::{Run, Spec};
+use crate::sandbox::steps::blocking;
+use crate::template::{self, Kernel};
+
+/// How long a start waits for the agent to find out how this host runs microVMs.
+const DRIVER_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// What is to be started.
+pub struct Order<'a> {
+    pub id: &'a SandboxId,
+    pub spec: &'a Spec,
+    pub run: &'a Run,
+    pub places: &'a Places,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("there is no guest kernel on this host")]
+    NoKernel,
+    #[error("this host has not found out yet how it runs microVMs")]
+    NoDriver,
+    #[error("the microVM could not be started")]
+    Start(#[source] microvm::Error),
+    #[error("the microVM could not be adopted")]
+    Adopt(#[source] microvm::Error),
+    #[error("the microVM could not be killed")]
+    Kill(#[source] microvm::Error),
+    #[error(transparent)]
+    Ground(#[from] GroundError),
+}
+
+pub struct Machines {
+    dir: PathBuf,
+    ground: Arc<dyn Ground>,
+    /// Takes over what runs; needs to know nothing of this host.
+    adopter: Arc<dyn Driver>,
+    /// Starts; absent until it is known how this host runs microVMs.
+    driver: watch::Receiver<Option<Arc<dyn Driver>>>,
+}
+
+impl Machines {
+    pub fn new(
+        dir: PathBuf,
+        ground: Arc<dyn Ground>,
+        adopter: Arc<dyn Driver>,
+        driver: watch::Receiver<Option<Arc<dyn Driver>>>,
+    ) -> Self {
+        Self { dir, ground, adopter, driver }
+    }
+
+    pub async fn start(&self, order: Order<'_>) -> Result<Arc<dyn Microvm>, MachineError> {
+        let driver = self.driver().await?;
+        let dir = self.dir.clone();
+        let kernel = match blocking(move || template::newest_kernel(&dir)).await {
+            Some(kernel) => kernel,
+            // A guest that does not exist needs none.
+            None if driver.isolation() == Isolation::Fake => {
+                Kernel { image: order.places.disk.clone(), initramfs: None, version: String::new() }
+            }
+            None => return Err(MachineError::NoKernel),
+        };
+        let launch = Launch {
+            dir: order.places.run.clone(),
+            shape: Shape { vcpus: order.spec.vcpus, memory_mib: order.spec.memory_mib },
+            disk: order.places.disk.clone(),
+            memory: order.places.memory.clone(),
+            tap: self.ground.open_tap(order.run.slot).await?,
+            jail: Jail { uid: order.run.uid, gid: order.run.uid, cgroups: self.ground.cgroup_files(order.id) },
+        };
+        let kernel = KernelImage { vmlinux: kernel.image, initramfs: kernel.initramfs };
+        driver.start(launch, Start::Boot { kernel, arguments: String::new() }).await.map_err(MachineError::Start)
+    }
+
+    pub async fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, MachineError> {
+        self.adopter.adopt(record).await.map_err(MachineError::Adopt)
+    }
+
+    async fn driver(&self) -> Result<Arc<dyn Driver>, MachineError> {
+        let mut driver = self.driver.clone();
+        let known = tokio::time::timeout(DRIVER_TIME_MAX, driver.wait_for(Option::is_some)).await;
+        match known {
+            Ok(Ok(driver)) => driver.clone().ok_or(MachineError::NoDriver),
+            _ => Err(MachineError::NoDriver),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The ground of a real host: network slots, the storage pool and control groups put together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::v1::hosts::HostFacts;
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use microvm::qemu::Qemu;
+use model::ids::SandboxId;
+use procfs::Current as _;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::admission::Room;
+use crate::cgroup::{Cgroups, Limits};
+use crate::config::Config;
+use crate::denied::Denied;
+use crate::disk::{DiskError, Makings, Pool, PoolError};
+use crate::ground::{Ground, GroundError, Places};
+use crate::guest::{Dial, ENVD_PORT};
+use crate::identity::Tag;
+use crate::network::{Network, NetworkConfig, NetworkError, SlotId};
+use crate::sandbox::journal::{Found, Journal, JournalError};
+use crate::sandbox::state::Spec;
+use crate::sandbox::steps::blocking;
+use crate::{leaks, sweep};
+
+/// Between looks at the rules that stand between guests and the host: other programs of a host flush and reload theirs.
+const GUARD_EVERY: Duration = Duration::from_secs(30);
+
+const NO_LANDLOCK: &str = "Jail: this kernel has no Landlock (Linux 5.13, security option lsm=landlock); a VMM that was taken over can \
+     read what every user of this host can read.";
+
+#[derive(Debug, thiserror::Error)]
+pub enum GroundOpen {
+    #[error("open the network of the sandboxes")]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error("make the journals' directories")]
+    Directories(#[source] io::Error),
+    #[error(transparent)]
+    Journals(#[from] JournalError),
+    #[error("look for living microVMs")]
+    Living(#[source] io::Error),
+    #[error("remove the control groups")]
+    Cgroups(#[source] io::Error),
+}
+
+impl GroundOpen {
+    /// Starting again does not help: somebody has to change something first.
+    pub fn is_config(&self) -> bool {
+        match self {
+            Self::Pool(error) => error.is_config(),
+            Self::Journals(error) => error.is_config(),
+            _ => false,
+        }
+    }
+}
+
+pub struct RealGround {
+    tag: Tag,
+    pool: Arc<Pool>,
+    makings: Makings,
+    cgroups: Arc<Cgroups>,
+    network: Arc<Network>,
+    denied: tokio::sync::Mutex<Denied>,
+    /// Slots that were in use at the start and nobody has claimed yet.
+    unclaimed: Mutex<BTreeSet<u16>>,
+}
+
+/// What journals name and what lives. Nothing is moved here: the scan that takes sandboxes up does that.
+struct InUse {
+    slots: BTreeSet<u16>,
+    /// Names of directories: also of sandboxes that cannot be read.
+    sandboxes: BTreeSet<String>,
+}
+
+impl RealGround {
+    /// The pool first: its journals say which slots and groups are in use.
+    pub async fn open(config: &Config, tag: &Tag) -> Result<Self, GroundOpen> {
+        let (dir, pool_mib, own) = (config.dir.clone(), config.pool_mib, tag.clone());
+        let closing = config.stop_all;
+        let (pool, cgroups, in_use) = blocking(move || -> Result<_, GroundOpen> {
+            let pool = if closing { Pool::open_to_close(&dir)? } else { Pool::open(&dir, pool_mib)? };
+            let in_use = in_use(pool.path(), &own)?;
+            let cgroups = Cgroups::open(&dir, own.as_str());
+            cgroups.remove_orphans(|name| in_use.sandboxes.contains(name));
+            match pool.remove_unused_bases() {
+                Ok(0) => {}
+                Ok(count) => tracing::info!("removed {count} bases of templates that are no longer published"),
+                Err(error) => warn!("bases that nobody needs stay: {error}"),
+            }
+            Ok((pool, cgroups, in_use))
+        })
+        .await?;
+        let mut denied = Denied::new(config);
+        let network = Network::open(NetworkConfig {
+            tag: tag.to_string(),
+            premade: usize::from(config.slot_pool),
+            in_use: in_use.slots.iter().copied().filter_map(SlotId::new).collect(),
+            deny: denied.look().await,
+        })
+        .await?;
+        let pool = Arc::new(pool);
+        Ok(Self {
+            tag: tag.clone(),
+            makings: Makings::new(pool.clone()),
+            pool,
+            cgroups: Arc::new(cgroups),
+            network,
+            denied: tokio::sync::Mutex::new(denied),
+            unclaimed: Mutex::new(in_use.slots),
+        })
+    }
+
+    pub fn pool_dir(&self) -> PathBuf {
+        self.pool.path().to_owned()
+    }
+
+    /// Keeps network slots made ahead until `stop`.
+    pub async fn keep_ready(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = self.network.clone().keep_ready() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Keeps the rules of the host in force, and up with the addresses of the host and the control plane, until `stop`.
+    pub async fn guard(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(GUARD_EVERY) => {}
+                () = stop.cancelled() => return,
+            }
+            let deny = self.denied.lock().await.look().await;
+            if let Err(error) = self.network.guard(deny).await {
+                tracing::error!("the rules that keep guests from this host cannot be checked: {error}");
+            }
+        }
+    }
+
+    /// Takes down everything in the kernel. Only when no sandbox is left.
+    pub async fn close(&self) -> Result<(), GroundOpen> {
+        self.network.close_all().await?;
+        let (cgroups, pool) = (self.cgroups.clone(), self.pool.clone());
+        blocking(move || -> Result<(), GroundOpen> {
+            cgroups.close().map_err(GroundOpen::Cgroups)?;
+            Ok(pool.close()?)
+        })
+        .await
+    }
+
+    /// Nothing where the kernel does not tell, so that nothing is admitted on a guess.
+    pub async fn room(&self) -> Room {
+        let pool = self.pool.clone();
+        blocking(move || {
+            let memory = procfs::Meminfo::current().ok();
+            let mib = |bytes: u64| bytes >> 20;
+            Room {
+                memory_total_mib: memory.as_ref().map_or(0, |memory| mib(memory.mem_total)),
+                memory_available_mib: memory.as_ref().and_then(|memory| memory.mem_available).map_or(0, mib),
+                disk_total_mib: pool.total_mib(),
+                disk_free_mib: pool.free_mib(),
+            }
+        })
+        .await
+    }
+
+    pub fn cgroup_driver(&self) -> String {
+        self.cgroups.driver()
+    }
+
+    /// Plain sentences about where sandboxes stand.
+    pub fn notes(&self) -> Vec<String> {
+        let landlock = (!Qemu::files_are_confined()).then(|| NO_LANDLOCK.to_owned());
+        self.pool.notes().iter().chain(self.cgroups.notes()).cloned().chain(landlock).collect()
+    }
+
+    /// Removes the empty control groups of sandboxes that nobody knows.
+    pub async fn remove_orphan_groups(&self, is_known: impl Fn(&str) -> bool + Send + 'static) {
+        let cgroups = self.cgroups.clone();
+        blocking(move || cgroups.remove_orphans(is_known)).await;
+    }
+
+    pub async fn count(&self, sandboxes: usize) -> BTreeMap<String, u64> {
+        let network =
+            self.network.census().await.inspect_err(|error| warn!("the network was not counted: {error}")).ok();
+        let (pool, cgroups, tag) = (self.pool.clone(), self.cgroups.clone(), self.tag.clone());
+        let mut counts = blocking(move || leaks::count(&pool, &cgroups, &tag, network)).await;
+        counts.insert("sandboxes".to_owned(), u64::try_from(sandboxes).unwrap_or(u64::MAX));
+        counts
+    }
+
+    /// What the machine has; what only the agent knows is left empty.
+    pub async fn hardware(&self) -> HostFacts {
+        let room = self.room().await;
+        let pool = self.pool_dir();
+        let disk = blocking(move || rustix::fs::statvfs(&pool).map_or(0, |fs| fs.f_blocks * fs.f_frsize)).await;
+        let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+        HostFacts {
+            arch: std::env::consts::ARCH.to_owned(),
+            cpu_cores: i64::try_from(cores).unwrap_or(i64::MAX),
+            memory_mb: i64::try_from(room.memory_total_mib).unwrap_or(i64::MAX),
+            disk_gb: i64::try_from(disk >> 30).unwrap_or(i64::MAX),
+            ..HostFacts::default()
+        }
+    }
+}
+
+fn in_use(pool: &Path, tag: &Tag) -> Result<InUse, GroundOpen> {
+    let journal = Journal::open(pool, tag.as_str()).map_err(GroundOpen::Directories)?;
+    let mut used = InUse { slots: BTreeSet::new(), sandboxes: BTreeSet::new() };
+    // A slot in which something lives is in use, whatever the journals say, and so is one whose files lie in quarantine.
+    let mut uids = sweep::living(tag.uids()).map_err(GroundOpen::Living)?;
+    uids.extend(journal.quarantined_uids()?);
+    for found in journal.look()? {
+        match found {
+            Found::Sandbox(record) => {
+                used.slots.extend(record.phase.run().map(|run| run.slot));
+                used.sandboxes.insert(record.id.to_string());
+            }
+            Found::Quarantined { name, uids: its, .. } => {
+                uids.extend(its);
+                used.sandboxes.insert(name);
+            }
+        }
+    }
+    used.slots.extend(uids.into_iter().filter_map(|uid| tag.slot(uid)));
+    Ok(used)
+}
+
+/// The way to envd of the guest in one slot.
+struct SlotDial {
+    network: Arc<Network>,
+    slot: SlotId,
+}
+
+impl Dial for SlotDial {
+    fn dial(&self) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let (network, slot) = (self.network.clone(), self.slot);
+        Box::pin(async move { network.connect(slot, ENVD_PORT).await })
+    }
+}
+
+fn number(slot: u16) -> SlotId {
+    SlotId::new(slot).expect("slots come from the network or from a journal that was checked")
+}
+
+fn network_failed(error: NetworkError) -> GroundError {
+    match error {
+        NetworkError::Exhausted => GroundError::new("the host has no network slot left", error),
+        error => GroundError::new("the host could not set up the sandbox's network", error),
+    }
+}
+
+#[async_trait]
+impl Ground for RealGround {
+    fn reserve_slot(&self) -> Result<u16, GroundError> {
+        self.network.reserve().map(SlotId::number).map_err(network_failed)
+    }
+
+    fn claim_slot(&self, slot: u16) -> bool {
+        let named = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        named || SlotId::new(slot).is_some_and(|slot| self.network.claim(slot))
+    }
+
+    fn forget_slot(&self, slot: u16) {
+        self.network.forget(number(slot));
+    }
+
+    async fn ensure_network(&self, slot: u16) -> Result<(), GroundError> {
+        self.network.ensure(number(slot)).await.map(drop).map_err(network_failed)
+    }
+
+    async fn release_network(&self, slot: u16) -> Result<(), GroundError> {
+        self.network.release(number(slot)).await.map_err(network_failed)
+    }
+
+    async fn open_tap(&self, slot: u16) -> Result<Option<OwnedFd>, GroundError> {
+        let slot = self.network.slot(number(slot));
+        let tap = blocking(move || slot.open_tap()).await;
+        tap.map(Some).map_err(|error| GroundError::new("the host could not open the sandbox's network", error))
+    }
+
+    fn dial(&self, slot: u16) -> Arc<dyn Dial> {
+        Arc::new(SlotDial { network: self.network.clone(), slot: number(slot) })
+    }
+
+    fn host_ip(&self, slot: u16) -> String {
+        number(slot).host_ip().to_string()
+    }
+
+    async fn ensure_cgroup(&self, id: &SandboxId, spec: &Spec) -> Result<(), GroundError> {
+        let (cgroups, id) = (self.cgroups.clone(), id.clone());
+        let limits = Limits { vcpus: spec.vcpus, memory_mib: spec.memory_mib };
+        blocking(move || cgroups.ensure(&id, limits))
+            .await
+            .map_err(|error| GroundError::new("the host could not limit the sandbox", error))
+    }
+
+    fn cgroup_files(&self, id: &SandboxId) -> Vec<PathBuf> {
+        self.cgroups.entrances(id)
+    }
+
+    async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError> {
+        let (cgroups, id) = (self.cgroups.clone(), id.clone());
+        blocking(move || cgroups.release(&id))
+            .await
+            .map_err(|error| GroundError::new("the host could not remove the sandbox's limits", error))
+    }
+
+    async fn ensure_base(&self, spec: &Spec) -> Result<(), GroundError> {
+        let made = self.makings.ensure(&spec.template, spec.disk_mib).await;
+        made.map_err(|error| GroundError::new(disk_fault(&error), error))
+    }
+
+    async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError> {
+        let (pool, template, mib, disk) =
+            (self.pool.clone(), spec.template.clone(), spec.disk_mib, places.disk.clone());
+        let made = blocking(move || pool.make_disk(&template, mib, &disk, uid)).await;
+        made.map_err(|error| GroundError::new(disk_fault(&error), error))
+    }
+
+    async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError> {
+        let path = places.memory.clone();
+        let bytes = u64::from(spec.memory_mib) << 20;
+        blocking(move || make_memory(&path, bytes, uid)).await.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => GroundError::new(FULL, error),
+            _ => GroundError::new("the host could not make the sandbox's memory file", error),
+        })
+    }
+
+    async fn sweep(&self, uid: u32) -> Result<(), GroundError> {
+        blocking(move || sweep::sweep(uid))
+            .await
+            .map(drop)
+            .map_err(|error| GroundError::new("the sandbox's processes could not be ended", error))
+    }
+}
+
+const FULL: &str = "the host's disk is full";
+
+fn disk_fault(error: &DiskError) -> &'static str {
+    match error {
+        error if error.is_full() => FULL,
+        DiskError::NoTemplate(_) => "the host no longer has the template",
+        DiskError::TooSmall { .. } => "the template does not fit into a disk of this size",
+        DiskError::Damaged { .. } => "the template is damaged on this host",
+        DiskError::Base { .. } | DiskError::Clone(_) => "the host could not make the sandbox's disk",
+    }
+}
+
+/// Anew each time: what an interrupted create left in it must not be a guest's memory. Preallocated: a guest that first touches a page
+/// when the pool has become full would be killed.
+fn make_memory(path: &Path, bytes: u64, uid: u32) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    crate::durable::remove(path)?;
+    let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+    std::os::unix::fs::fchown(&file, Some(uid), Some(uid))
+}

@@ -1,0 +1,333 @@
+//! The one owner of a sandbox on this host: takes wishes, asks [`plan`] what is next, has it done, and says what is true.
+//!
+//! Wishes are taken at any time, also while a step runs; a step of a create is told to stop when a kill arrives. A step is never
+//! dropped in the middle. When the task dies by a panic, its supervisor starts it again from the journal (`supervisor`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use microvm::Microvm;
+use model::sandbox::{Desired, Observed};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::console::{self, Console};
+use super::fence::{Refusal, Verdict, Wish};
+use super::plan::{Create, Down, Progress, Step, plan};
+use super::state::{Failure, FailureKind, Fence, Spec, View};
+use super::steps::{Body, StepError};
+use crate::control_plane::BackOff;
+use crate::guest::Guest;
+
+/// Wishes that wait for the actor. More callers than this for one sandbox are told to come again.
+pub const MAILBOX_MAX: usize = 32;
+/// The longest that a create may take, by invariant I14.
+const CREATE_TIME_MAX: Duration = Duration::from_secs(120);
+const DOWN_BACK_OFF_FIRST: Duration = Duration::from_millis(100);
+const DOWN_BACK_OFF_MAX: Duration = Duration::from_secs(5);
+
+pub enum Message {
+    Run { fence: Fence, spec: Spec, reply: oneshot::Sender<Result<(), Refusal>> },
+    Kill { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
+}
+
+/// What the actor shows without being asked.
+#[derive(Clone)]
+pub struct Published {
+    pub view: View,
+    /// The clients of the guest; only while it runs.
+    pub guest: Option<Arc<Guest>>,
+    pub microvm: Option<Arc<dyn Microvm>>,
+    /// Of the present or the last microVM; of a sandbox that was killed there is none.
+    pub console: Option<Arc<Console>>,
+    /// The user of its VMM, while there is or may be one.
+    pub uid: Option<u32>,
+}
+
+pub struct Actor {
+    mailbox: mpsc::Receiver<Message>,
+    published: watch::Sender<Published>,
+    changed: Arc<Notify>,
+    body: Body,
+    mind: Mind,
+}
+
+/// The part that may change while a step runs.
+struct Mind {
+    wish: Wish,
+    progress: Progress,
+    /// Begin anew as soon as what failed is taken down.
+    restart: bool,
+    /// The wish is newer than what is written down.
+    unwritten: bool,
+    steps: Vec<(&'static str, Duration)>,
+}
+
+impl Actor {
+    /// The actor and what it shows, which is true from the first moment on.
+    pub fn new(
+        mailbox: mpsc::Receiver<Message>,
+        changed: Arc<Notify>,
+        body: Body,
+        wish: Wish,
+        progress: Progress,
+    ) -> (Self, watch::Receiver<Published>) {
+        let mind = Mind { wish, progress, restart: false, unwritten: false, steps: Vec::new() };
+        let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
+        let (published, receiver) = watch::channel(show(&mind, &body, settled));
+        (Self { mailbox, published, changed, body, mind }, receiver)
+    }
+
+    /// Ends when the sandbox is killed or `stop` is cancelled. What runs goes on running.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut back_off = BackOff::new(DOWN_BACK_OFF_FIRST, DOWN_BACK_OFF_MAX);
+        let mut resume_at = None;
+        loop {
+            if self.mind.restart && matches!(self.mind.progress, Progress::Failed { .. }) {
+                self.mind.restart = false;
+                self.mind.progress = Progress::Absent;
+            }
+            let steps = plan(self.mind.wish.desired, &self.mind.progress, Instant::now());
+            self.publish(steps.is_empty());
+            if self.mind.progress == Progress::Killed || stop.is_cancelled() {
+                return;
+            }
+            let (Some(step), false) = (steps.first().copied(), resume_at.is_some_and(|at| at > Instant::now())) else {
+                self.idle(resume_at, &stop).await;
+                if resume_at.is_some_and(|at| at <= Instant::now()) {
+                    resume_at = None;
+                }
+                continue;
+            };
+            match self.perform(step).await {
+                Ok(()) => {
+                    back_off.reset();
+                    self.mind.advance(step);
+                }
+                Err(error) => {
+                    if self.mind.stumble(step, &error, self.body.id()) {
+                        resume_at = Some(Instant::now() + back_off.next(rand::random()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing to do now: waits for a wish, the end of the microVM, or the time to try again.
+    async fn idle(&mut self, resume_at: Option<Instant>, stop: &CancellationToken) {
+        if self.mind.unwritten && self.mind.progress == Progress::Running {
+            // A newer revision of the same wish; losing it to a crash only makes the control plane say it again.
+            self.mind.unwritten = false;
+            if let Err(error) = self.body.note_fence(&self.mind.wish).await {
+                warn!(sandbox.id = %self.body.id(), "a newer revision was not written down: {error}");
+            }
+        }
+        let sleep = async {
+            match resume_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let running = self.mind.progress == Progress::Running;
+        let look = async {
+            tokio::time::sleep(console::LOOK_EVERY).await;
+            self.body.console_text().await;
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            message = self.mailbox.recv() => match message {
+                Some(message) => self.mind.take(message, &self.published),
+                // The registry is gone, and with it whoever could wish something.
+                None => stop.cancelled().await,
+            },
+            how = self.body.exited(), if running => {
+                let reason = how;
+                let console = self.body.console_text().await;
+                warn!(sandbox.id = %self.body.id(), console, "sandbox {} failed: {reason}", self.body.id());
+                self.mind.fail(FailureKind::Exited, reason);
+            }
+            () = sleep => {}
+            () = look, if running => {}
+        }
+    }
+
+    /// Does one step while wishes are still taken.
+    async fn perform(&mut self, step: Step) -> Result<(), StepError> {
+        let begin = Instant::now();
+        if matches!(step, Step::Create(Create::Reserve) | Step::Fail(Down::Begin) | Step::Kill(Down::Begin)) {
+            self.mind.steps.clear();
+        }
+        if step == Step::Create(Create::Reserve) {
+            self.mind.progress = Progress::Making { done: None, give_up_at: begin + CREATE_TIME_MAX };
+            self.publish(false);
+        }
+        let give_up_at = match self.mind.progress {
+            Progress::Making { give_up_at, .. } => give_up_at,
+            _ => begin + CREATE_TIME_MAX,
+        };
+        let stop = CancellationToken::new();
+        let wish = self.mind.wish.clone();
+        let failure = match &self.mind.progress {
+            Progress::Failing { failure, .. } => Some(failure.clone()),
+            _ => None,
+        };
+        let result = {
+            let work = self.body.perform(step, &wish, failure.as_ref(), give_up_at, &stop);
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    biased;
+                    result = &mut work => break result,
+                    Some(message) = self.mailbox.recv() => {
+                        self.mind.take(message, &self.published);
+                        if self.mind.wish.desired == Desired::Killed {
+                            stop.cancel();
+                        }
+                    }
+                }
+            }
+        };
+        if let Step::Create(Create::Commit) = step {
+            self.mind.unwritten = self.mind.wish.fence != wish.fence;
+        }
+        if let Step::Create(_) | Step::Kill(_) = step {
+            self.mind.steps.push((step.name(), begin.elapsed()));
+        }
+        result
+    }
+
+    fn publish(&mut self, settled: bool) {
+        let now = show(&self.mind, &self.body, settled);
+        let (before, uid) = {
+            let published = self.published.borrow();
+            (published.view.clone(), published.uid)
+        };
+        if before == now.view && uid == now.uid {
+            return;
+        }
+        if before.observed != now.view.observed {
+            info!(sandbox.id = %now.view.id, observed = %now.view.observed, "sandbox {} is {}", now.view.id, now.view.observed);
+        }
+        if before.observed != now.view.observed || before.fence != now.view.fence {
+            self.changed.notify_one();
+        }
+        self.published.send_replace(now);
+    }
+}
+
+fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
+    let (observed, reason) = match &mind.progress {
+        Progress::Absent | Progress::Making { .. } => (Observed::Starting, String::new()),
+        Progress::Running => (Observed::Running, String::new()),
+        Progress::Failing { failure, .. } | Progress::Failed { failure } => (Observed::Failed, failure.reason.clone()),
+        Progress::Killing { .. } => (Observed::Killing, String::new()),
+        Progress::Killed => (Observed::Killed, String::new()),
+    };
+    let view = View {
+        id: body.id().clone(),
+        observed,
+        reason,
+        fence: mind.wish.fence.clone(),
+        incarnation: body.incarnation().cloned(),
+        steps: mind.steps.clone(),
+        host_ip: body.host_ip(),
+        envd_version: body.envd_version(),
+        settled: settled && !mind.restart,
+    };
+    Published {
+        view,
+        guest: body.guest().filter(|_| observed == Observed::Running).cloned(),
+        microvm: body.microvm().cloned(),
+        console: Some(body.console().clone()),
+        uid: body.uid(),
+    }
+}
+
+impl Mind {
+    fn take(&mut self, message: Message, published: &watch::Sender<Published>) {
+        let (verdict, reply) = match message {
+            Message::Run { fence, spec, reply } => {
+                let verdict = self.wish.judge_run(&self.progress, &fence, &spec);
+                match verdict {
+                    Ok(Verdict::Restart) => {
+                        self.restart = true;
+                        self.wish.spec = spec;
+                        self.raise(fence);
+                    }
+                    Ok(Verdict::Advance) => self.raise(fence),
+                    _ => {}
+                }
+                (verdict, reply)
+            }
+            Message::Kill { fence, reply } => {
+                let verdict = self.wish.judge_kill(&fence);
+                if verdict.is_ok() {
+                    self.wish.desired = Desired::Killed;
+                    self.restart = false;
+                    self.raise(fence);
+                }
+                (verdict, reply)
+            }
+        };
+        if matches!(verdict, Ok(Verdict::Restart | Verdict::Advance | Verdict::Kill)) {
+            // Before the caller hears that its wish was taken: else it would take the end of the wish before for the end of its own.
+            published.send_modify(|published| {
+                published.view.settled = false;
+                published.view.fence = self.wish.fence.clone();
+            });
+        }
+        // The caller may have gone; its wish stands all the same.
+        let _ = reply.send(verdict.map(drop));
+    }
+
+    fn raise(&mut self, fence: Fence) {
+        self.unwritten |= self.wish.fence != fence;
+        self.wish.fence = fence;
+    }
+
+    fn fail(&mut self, kind: FailureKind, reason: String) {
+        self.progress = Progress::Failing { failure: Failure { kind, reason }, done: None };
+    }
+
+    fn advance(&mut self, step: Step) {
+        let progress = std::mem::replace(&mut self.progress, Progress::Absent);
+        self.progress = match (step, progress) {
+            (Step::Create(Create::Commit), _) => Progress::Running,
+            (Step::Create(create), Progress::Making { give_up_at, .. }) => {
+                Progress::Making { done: Some(create), give_up_at }
+            }
+            (Step::GiveUp, _) => Progress::Failing {
+                failure: Failure {
+                    kind: FailureKind::Create,
+                    reason: format!("it did not run within {} s", CREATE_TIME_MAX.as_secs()),
+                },
+                done: None,
+            },
+            (Step::Fail(Down::Settle), Progress::Failing { failure, .. }) => Progress::Failed { failure },
+            (Step::Fail(down), Progress::Failing { failure, .. }) => Progress::Failing { failure, done: Some(down) },
+            (Step::Kill(Down::Directory), _) => Progress::Killed,
+            (Step::Kill(down), _) => Progress::Killing { done: Some(down) },
+            (_, other) => other,
+        };
+    }
+
+    /// A step failed. True when it has to be tried again after a pause.
+    fn stumble(&mut self, step: Step, error: &StepError, id: &model::ids::SandboxId) -> bool {
+        match step {
+            Step::Create(_) if self.wish.desired == Desired::Killed => false,
+            Step::Create(create) => {
+                warn!(sandbox.id = %id, step = create.name(), cause = error.causes(), "sandbox {id} failed at {}: {error}", create.name());
+                self.fail(FailureKind::Create, error.public());
+                false
+            }
+            // Taking down is repeated until it is done: nothing may be left behind.
+            Step::Fail(down) | Step::Kill(down) => {
+                warn!(sandbox.id = %id, step = down.name(), cause = error.causes(), "taking down sandbox {id} will be tried again: {error}");
+                true
+            }
+            Step::GiveUp => false,
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! The sandboxes of this host: finds the actor of each, makes one for a new wish, takes up at start what an earlier agent left.
+//!
+//! Called by `rpc`. It refuses older epochs for the whole host and wishes for sandboxes that were killed; what a wish means for one
+//! sandbox is its actor's business.
+
+pub mod actor;
+pub mod console;
+pub mod fence;
+pub mod journal;
+pub mod plan;
+pub mod points;
+mod recovery;
+pub mod state;
+pub mod steps;
+mod supervisor;
+
+use std::collections::{BTreeSet, HashMap, hash_map};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use model::ids::SandboxId;
+use model::sandbox::{Desired, Observed};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::NoRoom;
+use crate::guest::Guest;
+use actor::{Actor, MAILBOX_MAX, Message, Published};
+use fence::{Refusal, Wish};
+use plan::Progress;
+use state::{Fence, Record, Spec, Tombstone, View};
+use steps::{Body, Context, blocking};
+
+/// How often a call looks for the actor again when it was not there yet, or ended between being found and being asked.
+const LOOKUPS_MAX: usize = 5;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WishError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the call stands at epoch {epoch}, this host is at {seen}")]
+    StaleEpoch { epoch: u64, seen: u64 },
+    #[error("there is no template {0} on this host")]
+    UnknownTemplate(String),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error("the sandbox cannot take a call now; try again")]
+    Busy,
+    #[error("the sandbox is being taken up again")]
+    Restarting,
+    #[error("the agent is about to end")]
+    Stopping,
+    #[error("look up the sandbox's journal")]
+    Journal(#[from] journal::JournalError),
+}
+
+#[derive(Clone)]
+struct Handle {
+    mailbox: mpsc::Sender<Message>,
+    published: watch::Receiver<Published>,
+}
+
+/// What stands for a sandbox in the map.
+enum Entry {
+    Actor(Handle),
+    /// Its actor died. What it showed last is still what is there, and it is taken up again: a sandbox that runs is never absent.
+    Restarting(watch::Receiver<Published>),
+    /// It is being found out whether it was here before. Cancelled when that is known.
+    Opening(CancellationToken),
+}
+
+impl Entry {
+    fn published(&self) -> Option<&watch::Receiver<Published>> {
+        match self {
+            Self::Actor(handle) => Some(&handle.published),
+            Self::Restarting(published) => Some(published),
+            Self::Opening(_) => None,
+        }
+    }
+}
+
+enum Spawned {
+    New(Handle),
+    /// Another call was faster.
+    Other,
+    Buried(Tombstone),
+}
+
+/// All sandboxes of this host.
+pub struct Sandboxes {
+    context: Arc<Context>,
+    entries: Mutex<HashMap<SandboxId, Entry>>,
+    /// Users of VMMs whose journals cannot be acted on and could not be moved away.
+    set_aside: Mutex<BTreeSet<u32>>,
+    /// The highest epoch of this host that anybody named.
+    epoch: AtomicU64,
+    /// The start-up scan is done: a sandbox that is not here is not on this host.
+    complete: AtomicBool,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Sandboxes {
+    pub fn new(context: Arc<Context>, epoch: u64) -> Arc<Self> {
+        Arc::new(Self {
+            context,
+            entries: Mutex::default(),
+            set_aside: Mutex::default(),
+            epoch: epoch.into(),
+            complete: AtomicBool::new(false),
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// Takes note of an epoch; the highest one stays.
+    pub fn see_epoch(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::AcqRel);
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// What there is, in the order of the ids.
+    pub fn list(&self) -> Vec<View> {
+        let mut views = self.shown(|published| published.view.clone());
+        views.sort_by(|a, b| a.id.cmp(&b.id));
+        views
+    }
+
+    /// Whether there is a sandbox of this name, in whatever state.
+    pub fn has(&self, name: &str) -> bool {
+        name.parse::<SandboxId>().is_ok_and(|id| self.lock().contains_key(&id))
+    }
+
+    /// The users that VMMs of sandboxes have or may have.
+    pub fn uids(&self) -> BTreeSet<u32> {
+        self.shown(|published| published.uid).into_iter().flatten().collect()
+    }
+
+    /// The users of VMMs that are in no list because their journals cannot be acted on: whoever finds them living leaves them alone.
+    pub async fn set_aside(&self) -> Result<BTreeSet<u32>, journal::JournalError> {
+        let journal = self.context.journal.clone();
+        let mut uids = blocking(move || journal.quarantined_uids()).await?;
+        uids.extend(self.set_aside.lock().unwrap_or_else(PoisonError::into_inner).iter());
+        Ok(uids)
+    }
+
+    fn put_aside(&self, uids: BTreeSet<u32>) {
+        self.set_aside.lock().unwrap_or_else(PoisonError::into_inner).extend(uids);
+    }
+
+    pub async fn get(&self, id: &SandboxId) -> Result<Option<Published>, WishError> {
+        if let Some(published) = self.lock().get(id).and_then(Entry::published) {
+            return Ok(Some(published.borrow().clone()));
+        }
+        Ok(self.tombstone(id).await?.map(|tombstone| buried(&tombstone)))
+    }
+
+    /// The guest of a running sandbox; what it is instead, when it does not run.
+    pub fn guest(&self, id: &SandboxId) -> Result<Arc<Guest>, Option<Observed>> {
+        let entries = self.lock();
+        let entry = entries.get(id).ok_or(None)?;
+        let published = entry.published().ok_or(Some(Observed::Starting))?.borrow();
+        published.guest.clone().ok_or(Some(published.view.observed))
+    }
+
+    /// Takes the wish that the sandbox runs and waits until it is settled, or `deadline`. The work goes on without the caller.
+    pub async fn ensure_running(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        fence: Fence,
+        spec: Spec,
+        deadline: Instant,
+    ) -> Result<View, WishError> {
+        self.check_epoch(&fence)?;
+        for _ in 0..LOOKUPS_MAX {
+            let handle = match self.handle(id, deadline).await? {
+                Some(handle) => handle,
+                None => {
+                    if let Some(tombstone) = self.tombstone(id).await? {
+                        return late(&tombstone, &fence);
+                    }
+                    let (dir, template) = (self.context.dir.clone(), spec.template.clone());
+                    if blocking(move || crate::template::rootfs(&dir, &template)).await.is_none() {
+                        return Err(WishError::UnknownTemplate(spec.template.to_string()));
+                    }
+                    self.admit(id, &spec).await?;
+                    let wish = Wish { desired: Desired::Running, fence: fence.clone(), spec: spec.clone() };
+                    match self.spawn_new(id, wish).await? {
+                        Spawned::New(handle) => return Ok(settled(handle.published, &fence, deadline).await),
+                        Spawned::Buried(tombstone) => return late(&tombstone, &fence),
+                        Spawned::Other => continue,
+                    }
+                }
+            };
+            let (reply, answer) = oneshot::channel();
+            self.send(&handle, Message::Run { fence: fence.clone(), spec: spec.clone(), reply })?;
+            match answer.await {
+                Ok(verdict) => {
+                    verdict?;
+                    return Ok(settled(handle.published, &fence, deadline).await);
+                }
+                // The actor ended meanwhile; the next look finds a tombstone or its successor.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        Err(WishError::Busy)
+    }
+
+    /// Takes the wish that nothing of the sandbox is left and waits until it is so, or `deadline`.
+    pub async fn ensure_killed(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        fence: Fence,
+        deadline: Instant,
+    ) -> Result<View, WishError> {
+        self.check_epoch(&fence)?;
+        for _ in 0..LOOKUPS_MAX {
+            let Some(handle) = self.handle(id, deadline).await? else {
+                // Also for a sandbox that nobody knows there is an actor: a create that is still under way to us must find it or its grave.
+                let wish = Wish { desired: Desired::Killed, fence: fence.clone(), spec: Spec::unknown() };
+                match self.spawn_new(id, wish).await? {
+                    Spawned::New(handle) => return Ok(settled(handle.published, &fence, deadline).await),
+                    Spawned::Buried(known) if known.fence.revision > fence.revision => {
+                        return Err(stale(&fence, &known.fence).into());
+                    }
+                    Spawned::Buried(known) => return Ok(buried(&known).view),
+                    Spawned::Other => continue,
+                }
+            };
+            let (reply, answer) = oneshot::channel();
+            self.send(&handle, Message::Kill { fence: fence.clone(), reply })?;
+            match answer.await {
+                Ok(verdict) => {
+                    verdict?;
+                    return Ok(settled(handle.published, &fence, deadline).await);
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        Err(WishError::Busy)
+    }
+
+    /// Takes no more wishes and waits until what is under way is settled, but not longer than `at_most`. What runs goes on running.
+    pub async fn stop(&self, at_most: Duration) {
+        let unsettled = || -> Vec<watch::Receiver<Published>> {
+            let entries = self.lock();
+            let all = entries.values().filter_map(Entry::published);
+            all.filter(|published| !published.borrow().view.settled).cloned().collect()
+        };
+        self.tracker.close();
+        let _ = tokio::time::timeout(at_most, async {
+            for mut published in unsettled() {
+                let _ = published.wait_for(|published| published.view.settled).await;
+            }
+        })
+        .await;
+        self.stop.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.tracker.wait()).await;
+    }
+
+    fn check_epoch(&self, fence: &Fence) -> Result<(), WishError> {
+        if self.tracker.is_closed() {
+            return Err(WishError::Stopping);
+        }
+        let seen = self.epoch();
+        if fence.epoch < seen {
+            return Err(WishError::StaleEpoch { epoch: fence.epoch, seen });
+        }
+        self.see_epoch(fence.epoch);
+        Ok(())
+    }
+
+    async fn admit(&self, id: &SandboxId, spec: &Spec) -> Result<(), WishError> {
+        let room = (self.context.room)().await;
+        Ok(self.context.admission.admit(id, spec.need(), room)?)
+    }
+
+    fn send(&self, handle: &Handle, message: Message) -> Result<(), WishError> {
+        match handle.mailbox.try_send(message) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(WishError::Busy),
+            // Closed: the reply's other end is dropped with the message, which the caller sees.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    /// None when the sandbox is not here, as far as this map knows.
+    async fn handle(&self, id: &SandboxId, deadline: Instant) -> Result<Option<Handle>, WishError> {
+        for _ in 0..LOOKUPS_MAX {
+            let opened = match self.lock().get(id) {
+                None => return Ok(None),
+                Some(Entry::Actor(handle)) => return Ok(Some(handle.clone())),
+                Some(Entry::Restarting(_)) => return Err(WishError::Restarting),
+                Some(Entry::Opening(opened)) => opened.clone(),
+            };
+            tokio::time::timeout_at(deadline, opened.cancelled()).await.map_err(|_| WishError::Busy)?;
+        }
+        Err(WishError::Busy)
+    }
+
+    async fn tombstone(&self, id: &SandboxId) -> Result<Option<Tombstone>, journal::JournalError> {
+        let (journal, id) = (self.context.journal.clone(), id.clone());
+        blocking(move || journal.tombstone(&id)).await
+    }
+
+    fn shown<T>(&self, part: impl Fn(&Published) -> T) -> Vec<T> {
+        self.lock().values().filter_map(Entry::published).map(|published| part(&published.borrow())).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An actor for a sandbox that was not here. Whoever finds that it was gives back what it was promised.
+    async fn spawn_new(self: &Arc<Self>, id: &SandboxId, wish: Wish) -> Result<Spawned, WishError> {
+        // In the map first, the look for a grave then: an actor is buried before it leaves the map, so nothing slips between the two.
+        let opened = CancellationToken::new();
+        match self.lock().entry(id.clone()) {
+            hash_map::Entry::Occupied(_) => return Ok(Spawned::Other),
+            hash_map::Entry::Vacant(place) => place.insert(Entry::Opening(opened.clone())),
+        };
+        let door = Door { sandboxes: self.clone(), id: id.clone(), opened };
+        // A task of its own: a caller that leaves must not leave the door half open.
+        match self.tracker.spawn(door.open(wish)).await {
+            Ok(spawned) => spawned,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        entries: &mut HashMap<SandboxId, Entry>,
+        id: &SandboxId,
+        body: Body,
+        wish: Wish,
+        progress: Progress,
+    ) -> Handle {
+        let (sender, mailbox) = mpsc::channel(MAILBOX_MAX);
+        let (actor, published) = Actor::new(mailbox, self.context.changed.clone(), body, wish, progress);
+        let handle = Handle { mailbox: sender, published };
+        entries.insert(id.clone(), Entry::Actor(handle.clone()));
+        self.tracker.spawn(supervisor::supervise(self.clone(), id.clone(), actor));
+        handle
+    }
+
+    /// The actor has died; what it had is still there.
+    fn hold(&self, id: &SandboxId) {
+        if let Some(entry) = self.lock().get_mut(id)
+            && let Entry::Actor(handle) = entry
+        {
+            *entry = Entry::Restarting(handle.published.clone());
+        }
+    }
+
+    /// The actor has ended for good.
+    fn forget(&self, id: &SandboxId) {
+        self.lock().remove(id);
+        self.context.admission.release(id);
+    }
+}
+
+/// A sandbox's place in the map while it is found out whether it was here before.
+struct Door {
+    sandboxes: Arc<Sandboxes>,
+    id: SandboxId,
+    opened: CancellationToken,
+}
+
+impl Door {
+    async fn open(self, wish: Wish) -> Result<Spawned, WishError> {
+        let Self { sandboxes, id, .. } = &self;
+        let opened = self.look(wish).await;
+        if !matches!(opened, Ok(Spawned::New(_))) {
+            sandboxes.context.admission.release(id);
+        }
+        opened
+    }
+
+    async fn look(&self, wish: Wish) -> Result<Spawned, WishError> {
+        let Self { sandboxes, id, .. } = self;
+        if let Some(tombstone) = sandboxes.tombstone(id).await? {
+            return Ok(Spawned::Buried(tombstone));
+        }
+        // Of an actor that died and could not be taken up again.
+        let directory = sandboxes.context.journal.directory(id);
+        if blocking(move || directory.try_exists()).await.unwrap_or(true) {
+            return Err(WishError::Busy);
+        }
+        let body = Body::new(sandboxes.context.clone(), id.clone());
+        Ok(Spawned::New(sandboxes.spawn(&mut sandboxes.lock(), id, body, wish, Progress::Absent)))
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let mut entries = self.sandboxes.lock();
+        if matches!(entries.get(&self.id), Some(Entry::Opening(_))) {
+            entries.remove(&self.id);
+        }
+        self.opened.cancel();
+    }
+}
+
+/// Waits until what the fence wished has come to its end, or the deadline; answers what is true then.
+async fn settled(mut published: watch::Receiver<Published>, fence: &Fence, deadline: Instant) -> View {
+    let end = published.wait_for(|p| p.view.settled && p.view.fence.revision >= fence.revision);
+    let _ = tokio::time::timeout_at(deadline, end).await;
+    let now = published.borrow();
+    now.view.clone()
+}
+
+/// The answer to a wish for a sandbox that was killed.
+fn late(tombstone: &Tombstone, fence: &Fence) -> Result<View, WishError> {
+    if fence.revision > tombstone.fence.revision {
+        Ok(buried(tombstone).view)
+    } else {
+        Err(stale(fence, &tombstone.fence).into())
+    }
+}
+
+fn stale(fence: &Fence, seen: &Fence) -> Refusal {
+    Refusal::Stale {
+        epoch: fence.epoch,
+        revision: fence.revision,
+        seen_epoch: seen.epoch,
+        seen_revision: seen.revision,
+    }
+}
+
+fn buried(tombstone: &Tombstone) -> Published {
+    let view = View {
+        id: tombstone.id.clone(),
+        observed: Observed::Killed,
+        reason: String::new(),
+        fence: tombstone.fence.clone(),
+        incarnation: None,
+        steps: Vec::new(),
+        host_ip: String::new(),
+        envd_version: String::new(),
+        settled: true,
+    };
+    Published { view, guest: None, microvm: None, console: None, uid: None }
+}
+
+/// The wish that a record holds.
+fn wish_of(record: &Record) -> Wish {
+    let desired = match record.phase {
+        state::Phase::Killing { .. } => Desired::Killed,
+        _ => Desired::Running,
+    };
+    Wish { desired, fence: record.fence.clone(), spec: record.spec.clone() }
+}

@@ -1,0 +1,229 @@
+//! Decides what to do next for one sandbox: a pure function of what is wished, what is there and the time.
+//!
+//! ```text
+//!  create:  reserve -> network -> cgroup -> disk -> memory -> start -> health -> init -> commit
+//!  fail:    begin -> guest -> microvm -> network -> cgroup -> files -> settle
+//!  kill:    begin -> guest -> microvm -> network -> cgroup -> files -> tombstone -> directory
+//! ```
+//!
+//! The executor does the first step and asks again, so a kill that arrives in the middle of a create needs no special case.
+
+use std::time::Instant;
+
+use model::sandbox::Desired;
+
+use super::state::Failure;
+
+/// The steps of a create, in order. Each may be repeated, and each is undone by the step of the same object in [`Down`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Create {
+    /// Takes a network slot and writes down that everything that follows may exist.
+    Reserve,
+    Network,
+    Cgroup,
+    Disk,
+    Memory,
+    Start,
+    Health,
+    Init,
+    /// Writes down that it runs; only then is the create acknowledged.
+    Commit,
+}
+
+impl Create {
+    pub const ALL: [Self; 9] = [
+        Self::Reserve,
+        Self::Network,
+        Self::Cgroup,
+        Self::Disk,
+        Self::Memory,
+        Self::Start,
+        Self::Health,
+        Self::Init,
+        Self::Commit,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reserve => "reserve",
+            Self::Network => "network",
+            Self::Cgroup => "cgroup",
+            Self::Disk => "disk",
+            Self::Memory => "memory",
+            Self::Start => "start",
+            Self::Health => "health",
+            Self::Init => "init",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+/// The steps that take a run down, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Down {
+    /// Writes down why: from here on nothing brings the run back.
+    Begin,
+    /// Closes the clients of the guest, so that no request waits for a guest that is gone.
+    Guest,
+    Microvm,
+    Network,
+    Cgroup,
+    Files,
+    /// Failed: writes down that nothing is left but what the customer may want back.
+    Settle,
+    /// Killed: a small file that outlives the sandbox.
+    Tombstone,
+    Directory,
+}
+
+impl Down {
+    const FAIL: [Self; 7] =
+        [Self::Begin, Self::Guest, Self::Microvm, Self::Network, Self::Cgroup, Self::Files, Self::Settle];
+    pub const KILL: [Self; 8] = [
+        Self::Begin,
+        Self::Guest,
+        Self::Microvm,
+        Self::Network,
+        Self::Cgroup,
+        Self::Files,
+        Self::Tombstone,
+        Self::Directory,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::Guest => "guest",
+            Self::Microvm => "microvm",
+            Self::Network => "network",
+            Self::Cgroup => "cgroup",
+            Self::Files => "files",
+            Self::Settle => "settle",
+            Self::Tombstone => "tombstone",
+            Self::Directory => "directory",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Create(Create),
+    /// The create took longer than it may: from here on it is taken down.
+    GiveUp,
+    Fail(Down),
+    Kill(Down),
+}
+
+impl Step {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create(create) => create.name(),
+            Self::GiveUp => "give_up",
+            Self::Fail(down) | Self::Kill(down) => down.name(),
+        }
+    }
+}
+
+/// What is there of a sandbox, as far as its actor knows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Progress {
+    Absent,
+    Making {
+        done: Option<Create>,
+        give_up_at: Instant,
+    },
+    Running,
+    /// To be taken down, because of `failure`.
+    Failing {
+        failure: Failure,
+        done: Option<Down>,
+    },
+    Failed {
+        failure: Failure,
+    },
+    Killing {
+        done: Option<Down>,
+    },
+    Killed,
+}
+
+/// The steps that are left, in order; none when the wish is fulfilled or cannot be.
+pub fn plan(desired: Desired, progress: &Progress, now: Instant) -> Vec<Step> {
+    match (desired, progress) {
+        (_, Progress::Killed) => Vec::new(),
+        // A kill that began is final, whatever is wished.
+        (_, Progress::Killing { done }) => rest(&Down::KILL, *done).map(Step::Kill).collect(),
+        (Desired::Killed, _) => Down::KILL.into_iter().map(Step::Kill).collect(),
+        // Half of a failed run must be gone before anything else is made of it.
+        (_, Progress::Failing { done, .. }) => rest(&Down::FAIL, *done).map(Step::Fail).collect(),
+        // Pausing comes with snapshots; until then no wish of that kind is accepted.
+        (Desired::Paused, _) => Vec::new(),
+        (Desired::Running, Progress::Making { give_up_at, .. }) if now >= *give_up_at => vec![Step::GiveUp],
+        (Desired::Running, Progress::Making { done, .. }) => rest(&Create::ALL, *done).map(Step::Create).collect(),
+        (Desired::Running, Progress::Absent) => Create::ALL.into_iter().map(Step::Create).collect(),
+        (Desired::Running, Progress::Running | Progress::Failed { .. }) => Vec::new(),
+    }
+}
+
+fn rest<S: Copy + PartialEq>(all: &[S], done: Option<S>) -> impl Iterator<Item = S> {
+    let next = done.and_then(|done| all.iter().position(|step| *step == done)).map_or(0, |position| position + 1);
+    all[next..].iter().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::state::FailureKind;
+    use super::*;
+
+    fn failure() -> Failure {
+        Failure { kind: FailureKind::Create, reason: "x".to_owned() }
+    }
+
+    #[test]
+    fn the_table() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let making = |done| Progress::Making { done, give_up_at: later };
+        let failing = |done| Progress::Failing { failure: failure(), done };
+        let killing = |done| Progress::Killing { done };
+        let failed = Progress::Failed { failure: failure() };
+        use Desired::{Killed, Running};
+        for (desired, progress, first, count) in [
+            (Running, Progress::Absent, Some(Step::Create(Create::Reserve)), 9),
+            (Running, making(None), Some(Step::Create(Create::Reserve)), 9),
+            (Running, making(Some(Create::Disk)), Some(Step::Create(Create::Memory)), 5),
+            (Running, making(Some(Create::Init)), Some(Step::Create(Create::Commit)), 1),
+            (Running, making(Some(Create::Commit)), None, 0),
+            (Running, Progress::Making { done: None, give_up_at: now }, Some(Step::GiveUp), 1),
+            (Running, Progress::Running, None, 0),
+            (Running, failing(None), Some(Step::Fail(Down::Begin)), 7),
+            (Running, failing(Some(Down::Files)), Some(Step::Fail(Down::Settle)), 1),
+            (Running, failed.clone(), None, 0),
+            (Running, killing(Some(Down::Begin)), Some(Step::Kill(Down::Guest)), 7),
+            (Running, Progress::Killed, None, 0),
+            (Killed, Progress::Absent, Some(Step::Kill(Down::Begin)), 8),
+            (Killed, making(Some(Create::Start)), Some(Step::Kill(Down::Begin)), 8),
+            (Killed, Progress::Making { done: None, give_up_at: now }, Some(Step::Kill(Down::Begin)), 8),
+            (Killed, Progress::Running, Some(Step::Kill(Down::Begin)), 8),
+            // What the failure took down already is taken down once more: each step may be repeated.
+            (Killed, failing(Some(Down::Network)), Some(Step::Kill(Down::Begin)), 8),
+            (Killed, failed, Some(Step::Kill(Down::Begin)), 8),
+            (Killed, killing(Some(Down::Files)), Some(Step::Kill(Down::Tombstone)), 2),
+            (Killed, killing(Some(Down::Directory)), None, 0),
+            (Killed, Progress::Killed, None, 0),
+        ] {
+            let steps = plan(desired, &progress, now);
+            assert_eq!(steps.first().copied(), first, "{desired} {progress:?}");
+            assert_eq!(steps.len(), count, "{desired} {progress:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_made_is_taken_down_on_both_ways_out() {
+        for down in [Down::Guest, Down::Microvm, Down::Network, Down::Cgroup, Down::Files] {
+            assert!(Down::FAIL.contains(&down) && Down::KILL.contains(&down));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Takes up what an earlier agent left: adopts what runs, undoes what was half made, finishes what was to be killed.
+//!
+//! ```text
+//!  Making   -> everything undone, then failed "interrupted"; the same wish, sent again, starts anew under a new incarnation
+//!  Running  -> adopted when its process is the one that was written down and answers; else failed
+//!  Failed   -> what is left of it is taken down
+//!  Killing  -> goes on
+//! ```
+//!
+//! A guest notices nothing: its microVM is neither stopped nor asked to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use model::ids::SandboxId;
+use tracing::{error, info, warn};
+
+use super::journal::{Found, JournalError, Unreadable};
+use super::plan::Progress;
+use super::state::{Failure, FailureKind, Phase, Record};
+use super::steps::{Body, blocking};
+use super::{Sandboxes, wish_of};
+
+/// Whose the slot is that a record names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// Nobody's in this agent, or the record is not to be trusted.
+    New,
+    /// This sandbox's already.
+    Kept,
+}
+
+impl Sandboxes {
+    /// Reads every journal and starts the actors. Afterwards the list of this host is complete.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), JournalError> {
+        let journal = self.context.journal.clone();
+        let found = blocking(move || {
+            journal.prune_tombstones(std::time::SystemTime::now());
+            journal.scan()
+        })
+        .await?;
+        let mut records = Vec::new();
+        for one in found {
+            match one {
+                Found::Sandbox(record) => records.push(*record),
+                Found::Quarantined { name, why, uids } => self.leave_alone(&name, &why, uids),
+            }
+        }
+        // Of two that name the same slot the older claim counts; sorting makes the choice the same at each start.
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        let count = records.len();
+        let begin = std::time::Instant::now();
+        let adoptions = records.into_iter().map(|record| self.take_up(record, Claim::New));
+        futures::future::join_all(adoptions).await;
+        self.complete.store(true, Ordering::Release);
+        self.context.changed.notify_one();
+        info!(count, duration_ms = begin.elapsed().as_millis(), "took up {count} sandboxes");
+        Ok(())
+    }
+
+    /// It is in no list from now on. Its VMM, if that lives, goes on.
+    fn leave_alone(&self, name: &str, why: &Unreadable, uids: BTreeSet<u32>) {
+        error!(sandbox.id = %name, ?uids, "sandbox {name} was put into quarantine: {why}; what runs of it is left alone");
+        self.put_aside(uids);
+    }
+
+    async fn take_up(self: &Arc<Self>, record: Record, claim: Claim) {
+        let id = record.id.clone();
+        let wish = wish_of(&record);
+        if let Some(run) = record.phase.run()
+            && !self.context.ground.claim_slot(run.slot)
+            && claim == Claim::New
+        {
+            error!(sandbox.id = %id, slot = run.slot, "sandbox {id} names a network slot that another one has; it is put into quarantine");
+            let journal = self.context.journal.clone();
+            let path = journal.directory(&id);
+            let result = blocking(move || {
+                journal.put_aside(&path, path.file_name().and_then(|n| n.to_str()).unwrap_or("?"), &Unreadable::Foreign)
+            });
+            if let Err(cause) = result.await {
+                error!(sandbox.id = %id, "{cause}");
+            }
+            return;
+        }
+        let mut body = Body::new(self.context.clone(), id.clone());
+        let failing =
+            |kind, reason: &str| Progress::Failing { failure: Failure { kind, reason: reason.to_owned() }, done: None };
+        let progress = match record.phase {
+            Phase::Making { run } => {
+                body.take_run(run);
+                failing(FailureKind::Interrupted, "interrupted: the host agent ended while the sandbox was being made")
+            }
+            Phase::Running { run } => {
+                self.context.admission.remember(&id, record.spec.need());
+                match body.adopt(run).await {
+                    Ok(()) => Progress::Running,
+                    Err(error) => {
+                        warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");
+                        failing(FailureKind::Exited, "the microVM ended while the host agent was away")
+                    }
+                }
+            }
+            Phase::Failed { failure, leftovers } => match leftovers {
+                Some(run) => {
+                    body.take_run(run);
+                    Progress::Failing { failure, done: None }
+                }
+                None => Progress::Failed { failure },
+            },
+            Phase::Killing { run } => {
+                if let Some(run) = run {
+                    body.take_run(run);
+                }
+                Progress::Killing { done: Some(super::plan::Down::Begin) }
+            }
+        };
+        self.spawn(&mut self.lock(), &id, body, wish, progress);
+    }
+
+    /// After its task died, which had claimed the slot: it stays claimed meanwhile, because what uses it may run.
+    pub(super) async fn take_up_again(self: &Arc<Self>, id: &SandboxId) -> Result<(), JournalError> {
+        let journal = self.context.journal.clone();
+        let wanted = id.clone();
+        match blocking(move || journal.read_one(&wanted)).await? {
+            Some(Found::Sandbox(record)) => self.take_up(*record, Claim::Kept).await,
+            Some(Found::Quarantined { name, why, uids }) => {
+                self.leave_alone(&name, &why, uids);
+                self.forget(id);
+            }
+            None => self.forget(id),
+        }
+        self.context.changed.notify_one();
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! What is written down of one sandbox, and what of it callers see.
+//!
+//! ```text
+//!  (nothing) -> Making -> Running -> Failed          every arrow is a durable write, made before what it announces
+//!      ^           |         |         |
+//!      |           +-> Failed <--------+ (again Making, if it never ran)
+//!      |           |         |         |
+//!      +-----------+---------+---------+-> Killing -> (a tombstone)
+//! ```
+//!
+//! All names of a run's objects follow from its slot, the sandbox's id, the incarnation and the agent's tag, so one write of
+//! `Making` announces every step of a create, and whoever finds it can undo whatever was done of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::ids::{Incarnation, SandboxId};
+use model::sandbox::Observed;
+use model::shape::TemplateName;
+use serde::{Deserialize, Serialize};
+
+use crate::admission::Need;
+
+/// Which wish a sandbox stands at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    pub epoch: u64,
+    pub revision: u64,
+    pub operation: String,
+}
+
+/// What the sandbox is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    #[serde(with = "text")]
+    pub template: TemplateName,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub disk_mib: u32,
+    pub envs: BTreeMap<String, String>,
+    /// Empty: the template's own.
+    pub default_user: String,
+    pub team: String,
+}
+
+impl Spec {
+    /// Of a sandbox that is killed before anybody said what it is.
+    pub fn unknown() -> Self {
+        Self {
+            template: "unknown".parse().expect("it is a name"),
+            vcpus: 0,
+            memory_mib: 0,
+            disk_mib: 0,
+            envs: BTreeMap::new(),
+            default_user: String::new(),
+            team: String::new(),
+        }
+    }
+
+    /// What it may come to need of the host.
+    pub fn need(&self) -> Need {
+        Need { memory_mib: self.memory_mib, disk_mib: self.disk_mib }
+    }
+}
+
+/// One run of the microVM: everything that names what it has on the host.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    #[serde(with = "text")]
+    pub incarnation: Incarnation,
+    pub slot: u16,
+    pub uid: u32,
+    /// Shown to envd with every request; envd learns it at `/init`.
+    pub access_token: String,
+    /// Given to envd by the first `/init` and shown with every later control call: the host's own, no user of the guest has it.
+    pub control_token: String,
+    /// Absent until the VMM was started.
+    pub process: Option<microvm::ProcessRecord>,
+    /// What envd said of itself at `/init`.
+    #[serde(default)]
+    pub envd_version: String,
+}
+
+impl std::fmt::Debug for Run {
+    // By hand, because the tokens must not come into a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run").field("incarnation", &self.incarnation).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+/// Why a sandbox is not what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// A sentence for a person; no host paths, no secrets.
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The agent ended in the middle of the create. The same wish, sent again, starts anew.
+    Interrupted,
+    /// A step of the create failed. A new wish may start anew.
+    Create,
+    /// It ran and its microVM ended. It never comes back as a fresh guest under the same id.
+    Exited,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub enum Phase {
+    /// Everything that `run` names may exist.
+    Making {
+        run: Run,
+    },
+    Running {
+        run: Run,
+    },
+    /// With `leftovers`, what they name may still exist.
+    Failed {
+        failure: Failure,
+        leftovers: Option<Run>,
+    },
+    Killing {
+        run: Option<Run>,
+    },
+}
+
+impl Phase {
+    pub fn run(&self) -> Option<&Run> {
+        match self {
+            Self::Making { run } | Self::Running { run } => Some(run),
+            Self::Failed { leftovers: run, .. } | Self::Killing { run } => run.as_ref(),
+        }
+    }
+}
+
+/// The content of `state.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    #[serde(with = "text")]
+    pub id: SandboxId,
+    /// The tag of the agent that made it: a state file of another agent is not ours to act on.
+    pub tag: String,
+    pub fence: Fence,
+    pub spec: Spec,
+    pub phase: Phase,
+}
+
+/// What remains of a killed sandbox, so that a late wish cannot bring it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    #[serde(with = "text")]
+    pub id: SandboxId,
+    pub fence: Fence,
+}
+
+/// What callers see of a sandbox. Published by its actor; reading it costs no message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    pub id: SandboxId,
+    pub observed: Observed,
+    pub reason: String,
+    pub fence: Fence,
+    pub incarnation: Option<Incarnation>,
+    pub steps: Vec<(&'static str, Duration)>,
+    /// The address by which the host reaches the guest; empty when there is none.
+    pub host_ip: String,
+    pub envd_version: String,
+    /// The last accepted wish has come to its end, good or bad.
+    pub settled: bool,
+}
+
+/// Ids and names as text.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}

@@ -1,0 +1,469 @@
+//! Does the steps. Dumb on purpose: no step decides whether it is wanted; each may be repeated; what a create makes, taking down removes,
+//! whether or not it was made.
+//!
+//! Before and after each step stands a crash point, `create.<step>.before`, `kill.<step>.after` and so on: `points`.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::future::BoxFuture;
+use microvm::Microvm;
+use model::ids::{Incarnation, SandboxId};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::console::Console;
+use super::fence::Wish;
+use super::journal::{Journal, JournalError};
+use super::plan::{Create, Down, Step};
+use super::points::{self, hit};
+use super::state::{Failure, FailureKind, Phase, Record, Run, Tombstone};
+use crate::admission::{Admission, NoRoom, Room};
+use crate::durable;
+use crate::ground::{Ground, GroundError, Places};
+use crate::guest::{Guest, GuestError};
+use crate::identity::Tag;
+use crate::machines::{MachineError, Machines, Order};
+
+/// How much of a console goes into a log line.
+const CONSOLE_LOG_BYTES: usize = 2048;
+
+/// A VMM answers in milliseconds; one that does not is killed all the same.
+const LAST_WORDS_TIME_MAX: Duration = Duration::from_secs(2);
+/// Between looks at the console of a guest that is coming up: it may end at any moment.
+const BOOT_LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What all sandboxes of the host share.
+pub struct Context {
+    pub dir: PathBuf,
+    pub tag: Tag,
+    pub journal: Journal,
+    pub ground: Arc<dyn Ground>,
+    pub machines: Machines,
+    pub admission: Admission,
+    pub room: Box<dyn Fn() -> BoxFuture<'static, Room> + Send + Sync>,
+    /// Woken when what the control plane should know has changed.
+    pub changed: Arc<Notify>,
+}
+
+/// A step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Ground(#[from] GroundError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error("the guest did not take its identity")]
+    Init(#[source] GuestError),
+    #[error("the guest did not answer in time")]
+    Silent,
+    #[error("the host did not get it made in time")]
+    Late,
+    #[error("the microVM ended while it was starting: {0}")]
+    Ended(String),
+    #[error("stopped by a kill")]
+    Stopped,
+    #[error(transparent)]
+    Injected(#[from] crashpoint::Injected),
+    #[error("make or remove the files of the run")]
+    Files(#[source] std::io::Error),
+    #[error("the journal has no run for this step")]
+    NoRun,
+}
+
+impl StepError {
+    /// For the sandbox's owner: says what, not where on the host.
+    pub fn public(&self) -> String {
+        match self {
+            Self::Journal(error) if error.is_full() => "the host's disk is full".to_owned(),
+            Self::Journal(_) | Self::Files(_) | Self::NoRun => "the host could not write its files".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// The causes below, for the log.
+    pub fn causes(&self) -> String {
+        let mut text = String::new();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}{}{error}", if text.is_empty() { "" } else { ": " });
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// What a sandbox has on the host, and the hands that make and remove it.
+pub struct Body {
+    context: Arc<Context>,
+    id: SandboxId,
+    run: Option<Run>,
+    guest: Option<Arc<Guest>>,
+    microvm: Option<Arc<dyn Microvm>>,
+    console: Arc<Console>,
+}
+
+impl Body {
+    pub fn new(context: Arc<Context>, id: SandboxId) -> Self {
+        let console = Arc::new(Console::new(context.journal.directory(&id)));
+        Self { context, id, run: None, guest: None, microvm: None, console }
+    }
+
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    pub fn incarnation(&self) -> Option<&Incarnation> {
+        self.run.as_ref().map(|run| &run.incarnation)
+    }
+
+    pub fn uid(&self) -> Option<u32> {
+        self.run.as_ref().map(|run| run.uid)
+    }
+
+    pub fn guest(&self) -> Option<&Arc<Guest>> {
+        self.guest.as_ref()
+    }
+
+    pub fn microvm(&self) -> Option<&Arc<dyn Microvm>> {
+        self.microvm.as_ref()
+    }
+
+    pub fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    pub fn envd_version(&self) -> String {
+        self.run.as_ref().map(|run| run.envd_version.clone()).unwrap_or_default()
+    }
+
+    pub fn host_ip(&self) -> String {
+        self.run.as_ref().map(|run| self.context.ground.host_ip(run.slot)).unwrap_or_default()
+    }
+
+    /// A run that a journal names; whether anything of it exists is not known.
+    pub fn take_run(&mut self, run: Run) {
+        self.run = Some(run);
+    }
+
+    /// Takes over a running microVM. The guest is not asked and not stopped.
+    pub async fn adopt(&mut self, run: Run) -> Result<(), StepError> {
+        let process = run.process.clone();
+        self.run = Some(run);
+        let microvm = self.context.machines.adopt(&process.ok_or(StepError::NoRun)?).await?;
+        self.microvm = Some(microvm);
+        self.open_guest();
+        Ok(())
+    }
+
+    /// Returns when the microVM has ended, and how.
+    pub async fn exited(&self) -> String {
+        match &self.microvm {
+            Some(microvm) => microvm.exited().await.to_string(),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The end of the guest's console, for the log.
+    pub async fn console_text(&self) -> String {
+        let tail = self.console.tail(self.microvm.as_ref(), CONSOLE_LOG_BYTES).await.unwrap_or_default();
+        String::from_utf8_lossy(&tail).chars().filter(|c| !c.is_control() || *c == '\n').collect()
+    }
+
+    /// Writes down that the running sandbox stands at a newer revision.
+    pub async fn note_fence(&self, wish: &Wish) -> Result<(), StepError> {
+        let run = self.run.clone().ok_or(StepError::NoRun)?;
+        self.write(wish, Phase::Running { run }).await
+    }
+
+    pub async fn perform(
+        &mut self,
+        step: Step,
+        wish: &Wish,
+        failure: Option<&Failure>,
+        give_up_at: Instant,
+        stop: &CancellationToken,
+    ) -> Result<(), StepError> {
+        let [before, after] = points::around(step);
+        hit(before)?;
+        match step {
+            Step::Create(create) => self.create(create, wish, give_up_at, stop).await?,
+            Step::GiveUp => {}
+            Step::Fail(down) => {
+                let failure = failure
+                    .cloned()
+                    .unwrap_or_else(|| Failure { kind: FailureKind::Create, reason: "unknown".to_owned() });
+                self.down(down, wish, Some(failure)).await?;
+            }
+            Step::Kill(down) => self.down(down, wish, None).await?,
+        }
+        hit(after)?;
+        Ok(())
+    }
+
+    async fn create(
+        &mut self,
+        step: Create,
+        wish: &Wish,
+        give_up_at: Instant,
+        stop: &CancellationToken,
+    ) -> Result<(), StepError> {
+        let ground = self.context.ground.clone();
+        if step == Create::Reserve {
+            return self.reserve(wish).await;
+        }
+        let run = self.run.clone().ok_or(StepError::NoRun)?;
+        let places = self.places(&run);
+        match step {
+            Create::Reserve => {}
+            Create::Network => ground.ensure_network(run.slot).await?,
+            Create::Cgroup => ground.ensure_cgroup(&self.id, &wish.spec).await?,
+            Create::Disk => {
+                unless_stopped(ground.ensure_base(&wish.spec), give_up_at, stop).await?;
+                ground.make_disk(&wish.spec, &places, run.uid).await?;
+            }
+            Create::Memory => {
+                ground.make_memory(&wish.spec, &places, run.uid).await?;
+                self.context.admission.made(&self.id);
+            }
+            Create::Start => {
+                let directory = places.run.clone();
+                blocking(move || std::fs::create_dir_all(directory)).await.map_err(StepError::Files)?;
+                let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places };
+                // A start that is given up half way leaves no process.
+                let microvm = unless_stopped(self.context.machines.start(order), give_up_at, stop).await?;
+                let record = microvm.record().clone();
+                // Kept first: if the write fails, taking down must know the process.
+                self.microvm = Some(microvm);
+                let run = Run { process: Some(record), ..run };
+                self.run = Some(run.clone());
+                // The guest boots meanwhile.
+                self.write(wish, Phase::Making { run }).await?;
+                self.open_guest();
+            }
+            Create::Health => {
+                let guest = self.guest.clone().ok_or(StepError::NoRun)?;
+                let healthy = async { guest.wait_healthy().await.map_err(|_| StepError::Stopped) };
+                self.unless_ended(healthy, give_up_at, stop).await?;
+            }
+            Create::Init => {
+                let guest = self.guest.clone().ok_or(StepError::NoRun)?;
+                let init = self.init(wish, &run)?;
+                let known = async { guest.init(&init).await.map_err(StepError::Init) };
+                let envd_version = self.unless_ended(known, give_up_at, stop).await?;
+                self.run = Some(Run { envd_version, ..run });
+            }
+            Create::Commit => self.write(wish, Phase::Running { run }).await?,
+        }
+        Ok(())
+    }
+
+    async fn reserve(&mut self, wish: &Wish) -> Result<(), StepError> {
+        // A new sandbox was admitted by the call that brought it; one that begins anew gave its promise back when it failed.
+        let room = (self.context.room)().await;
+        self.context.admission.admit(&self.id, wish.spec.need(), room)?;
+        let slot = self.context.ground.reserve_slot()?;
+        let run = Run {
+            incarnation: Incarnation::from_random(rand::random()),
+            slot,
+            uid: self.context.tag.uid(slot),
+            access_token: token()?,
+            control_token: token()?,
+            process: None,
+            envd_version: String::new(),
+        };
+        // Kept first: if the write fails, the slot must be given back.
+        self.run = Some(run.clone());
+        self.write(wish, Phase::Making { run }).await?;
+        self.console.clear().await.map_err(StepError::Files)
+    }
+
+    /// Waits for the guest, but no longer than its microVM lives, the create may take, and nobody wishes it dead.
+    async fn unless_ended<T>(
+        &self,
+        work: impl Future<Output = Result<T, StepError>>,
+        give_up_at: Instant,
+        stop: &CancellationToken,
+    ) -> Result<T, StepError> {
+        let look = async {
+            loop {
+                tokio::time::sleep(BOOT_LOOK_EVERY).await;
+                self.console_text().await;
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(StepError::Stopped),
+            how = self.exited() => Err(StepError::Ended(how)),
+            result = work => result,
+            () = tokio::time::sleep_until(give_up_at.into()) => Err(StepError::Silent),
+            () = look => unreachable!("it looks for ever"),
+        };
+        if matches!(result, Err(StepError::Ended(_) | StepError::Silent | StepError::Init(_))) {
+            let console = self.console_text().await;
+            tracing::warn!(sandbox.id = %self.id, console, "the guest of sandbox {} did not come up", self.id);
+        }
+        result
+    }
+
+    fn init(&self, wish: &Wish, run: &Run) -> Result<api::guest::Init, StepError> {
+        use base64::Engine as _;
+        Ok(api::guest::Init {
+            incarnation: run.incarnation.to_string(),
+            access_token: run.access_token.clone(),
+            control_token: run.control_token.clone(),
+            timestamp: chrono::DateTime::<chrono::Utc>::from(SystemTime::now())
+                .to_rfc3339_opts(chrono::SecondsFormat::Nanos, true),
+            entropy: base64::engine::general_purpose::STANDARD.encode(random::<32>()?),
+            env_vars: wish.spec.envs.clone(),
+            default_user: wish.spec.default_user.clone(),
+            default_workdir: String::new(),
+            hostname: self.id.to_string(),
+            sandbox_id: self.id.to_string(),
+            template_id: wish.spec.template.to_string(),
+        })
+    }
+
+    fn open_guest(&mut self) {
+        if let Some(run) = &self.run {
+            let dial = self.context.ground.dial(run.slot);
+            self.guest = Some(Arc::new(Guest::new(dial, run.incarnation.clone(), &run.access_token)));
+        }
+    }
+
+    /// Takes down one kind of thing. With a failure the sandbox stays known, and its disk too if it ever ran.
+    async fn down(&mut self, step: Down, wish: &Wish, failure: Option<Failure>) -> Result<(), StepError> {
+        match step {
+            Down::Begin => {
+                let run = self.run.clone();
+                let phase = match failure {
+                    Some(failure) => Phase::Failed { failure, leftovers: run },
+                    None => Phase::Killing { run },
+                };
+                match self.write(wish, phase).await {
+                    // A kill is what makes room; the wish comes again if we die before its end.
+                    Err(StepError::Journal(error)) if error.is_full() => {
+                        tracing::warn!(sandbox.id = %self.id, "{error}: taking down sandbox {} goes on without it", self.id);
+                    }
+                    other => other?,
+                }
+            }
+            Down::Guest => {
+                if let Some(guest) = self.guest.take() {
+                    guest.close();
+                }
+            }
+            Down::Microvm => {
+                if failure.is_some() {
+                    // The sandbox stays known, and its last words are what people ask for; a VMM that no longer speaks has none.
+                    let _ = tokio::time::timeout(LAST_WORDS_TIME_MAX, self.console_text()).await;
+                }
+                if let Some(microvm) = &self.microvm {
+                    microvm.kill().await.map_err(MachineError::Kill)?;
+                } else if let Some(process) = self.run.as_ref().and_then(|run| run.process.clone()) {
+                    // Written down by an earlier agent, not adopted because it was to end anyway.
+                    if let Ok(microvm) = self.context.machines.adopt(&process).await {
+                        microvm.kill().await.map_err(MachineError::Kill)?;
+                    }
+                }
+                if let Some(run) = &self.run {
+                    self.context.ground.sweep(run.uid).await?;
+                }
+                self.microvm = None;
+            }
+            Down::Network => {
+                if let Some(run) = &self.run {
+                    self.context.ground.release_network(run.slot).await?;
+                }
+            }
+            Down::Cgroup => self.context.ground.release_cgroup(&self.id).await?,
+            Down::Files => {
+                let keeps_disk = failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Exited);
+                let directory = self.context.journal.directory(&self.id);
+                blocking(move || {
+                    durable::remove_tree(&directory.join("run"))?;
+                    durable::remove(&directory.join("memory"))?;
+                    if keeps_disk { Ok(()) } else { durable::remove(&directory.join("disk")) }
+                })
+                .await
+                .map_err(StepError::Files)?;
+            }
+            Down::Settle => {
+                let failure = failure.ok_or(StepError::NoRun)?;
+                self.write(wish, Phase::Failed { failure, leftovers: None }).await?;
+                self.run = None;
+                self.context.admission.release(&self.id);
+            }
+            Down::Tombstone => {
+                let tombstone = Tombstone { id: self.id.clone(), fence: wish.fence.clone() };
+                let journal = self.context.journal.clone();
+                blocking(move || journal.bury(&tombstone)).await?;
+            }
+            Down::Directory => {
+                let journal = self.context.journal.clone();
+                let id = self.id.clone();
+                blocking(move || journal.remove(&id)).await?;
+                self.run = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, wish: &Wish, phase: Phase) -> Result<(), StepError> {
+        let record = Record {
+            id: self.id.clone(),
+            tag: self.context.tag.to_string(),
+            fence: wish.fence.clone(),
+            spec: wish.spec.clone(),
+            phase,
+        };
+        let journal = self.context.journal.clone();
+        Ok(blocking(move || journal.write(&record)).await?)
+    }
+
+    fn places(&self, run: &Run) -> Places {
+        Places::new(&self.context.journal.directory(&self.id), run)
+    }
+}
+
+/// Waits for what may be dropped in the middle, but no longer than the create may take and nobody wishes the sandbox dead.
+async fn unless_stopped<T, E: Into<StepError>>(
+    work: impl Future<Output = Result<T, E>>,
+    give_up_at: Instant,
+    stop: &CancellationToken,
+) -> Result<T, StepError> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(StepError::Stopped),
+        result = work => result.map_err(Into::into),
+        () = tokio::time::sleep_until(give_up_at.into()) => Err(StepError::Late),
+    }
+}
+
+/// File work off the async threads. A panic in it is a panic here.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// 256 bits from the kernel, as hex digits.
+fn token() -> Result<String, StepError> {
+    Ok(hex::encode(random::<32>()?))
+}
+
+fn random<const N: usize>() -> Result<[u8; N], StepError> {
+    use rand::TryRngCore as _;
+    let mut bytes = [0; N];
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|error| GroundError::new("the host has no random numbers", error))?;
+    Ok(bytes)
+}

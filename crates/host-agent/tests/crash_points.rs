@@ -1,0 +1,136 @@
+//! Every crash point of create and kill: an error there, and the death of the agent there. Nothing may be left behind, and what runs goes
+//! on running.
+//!
+//! The deaths are those of a child, a copy of this test program, because a crash point's `abort` takes the whole process.
+
+mod stage;
+
+use std::collections::HashSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use host_agent::sandbox::points::CRASHPOINTS;
+use model::sandbox::Observed;
+use stage::{Stage, create, id, kill, soon};
+
+/// Tells the test `life` where to play.
+const CHILD: &str = "STAGE_CHILD";
+
+#[test]
+fn fake_envd() {
+    stage::fake_envd();
+}
+
+/// Not a test of its own: what the children do. One sandbox is made and killed; a second one that ran before is left alone.
+#[test]
+fn life() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stage = Stage::new(Path::new(&dir));
+        let sandboxes = stage.agent().await;
+        let view = create(&sandboxes, &id(1), 1).await;
+        if view.observed == Observed::Failed {
+            // A new wish begins anew.
+            assert_eq!(create(&sandboxes, &id(1), 2).await.observed, Observed::Running, "after {}", view.reason);
+        }
+        assert_eq!(kill(&sandboxes, &id(1), 3).await.observed, Observed::Killed);
+        sandboxes.stop(Duration::from_secs(5)).await;
+    });
+}
+
+/// Plays `life` in a child with these crash points; its signal, if one ended it.
+fn play(dir: &Path, points: &str, list: Option<&Path>) -> Option<i32> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "life", "--nocapture", "--test-threads=1"])
+        .env_remove("WRENN_CRASHPOINTS_FILE")
+        .env("WRENN_CRASHPOINTS", points)
+        .env(CHILD, dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    if let Some(list) = list {
+        command.env("WRENN_CRASHPOINTS_LIST", list);
+    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success() || output.status.signal().is_some(),
+        "{points}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.status.signal()
+}
+
+#[test]
+fn a_create_and_a_kill_reach_exactly_the_listed_points() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("reached");
+    assert_eq!(play(&dir.path().join("stage"), "", Some(&list)), None);
+    let reached: Vec<String> = std::fs::read_to_string(&list).unwrap().lines().map(ToOwned::to_owned).collect();
+    assert_eq!(reached, CRASHPOINTS);
+    assert_eq!(CRASHPOINTS.iter().collect::<HashSet<_>>().len(), CRASHPOINTS.len());
+}
+
+#[test]
+fn an_error_at_any_point_leaves_nothing() {
+    for point in CRASHPOINTS {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(play(dir.path(), &format!("{point}=error"), None), None, "{point}");
+        assert_eq!(Stage::new(dir.path()).leftovers(), Vec::<String>::new(), "{point}");
+    }
+}
+
+#[test]
+fn the_agents_death_at_any_point_leaves_nothing() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    for point in CRASHPOINTS {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::new(dir.path());
+        // A neighbour that runs all the time.
+        let neighbour = runtime.block_on(async {
+            let sandboxes = stage.agent().await;
+            let view = create(&sandboxes, &id(9), 1).await;
+            sandboxes.stop(Duration::from_secs(5)).await;
+            view
+        });
+
+        assert_eq!(play(dir.path(), &format!("{point}=abort"), None), Some(libc::SIGKILL), "{point}");
+
+        runtime.block_on(async {
+            let sandboxes = stage.agent().await;
+            settle(&sandboxes, point).await;
+            let adopted = sandboxes.get(&id(9)).await.unwrap().unwrap().view;
+            assert_eq!(
+                (adopted.observed, &adopted.incarnation),
+                (Observed::Running, &neighbour.incarnation),
+                "{point}"
+            );
+            let created = point.starts_with("create.") && *point != "create.commit.after";
+            if created {
+                // Nothing of it is left but the word that it failed; the same wish makes it anew.
+                if let Some(found) = sandboxes.get(&id(1)).await.unwrap() {
+                    assert_eq!(found.view.observed, Observed::Failed, "{point}");
+                    assert!(found.view.reason.contains("interrupted"), "{point}: {}", found.view.reason);
+                }
+                let again = create(&sandboxes, &id(1), 1).await;
+                assert_eq!(again.observed, Observed::Running, "{point}: {}", again.reason);
+            }
+            assert_eq!(kill(&sandboxes, &id(1), 3).await.observed, Observed::Killed, "{point}");
+            assert_eq!(kill(&sandboxes, &id(9), 3).await.observed, Observed::Killed, "{point}");
+            sandboxes.stop(Duration::from_secs(5)).await;
+        });
+        assert_eq!(stage.leftovers(), Vec::<String>::new(), "{point}");
+    }
+}
+
+/// Waits until everything that was taken up has come to its end.
+async fn settle(sandboxes: &host_agent::sandbox::Sandboxes, point: &str) {
+    let end = soon();
+    while sandboxes.list().iter().any(|view| !view.settled) {
+        assert!(tokio::time::Instant::now() < end, "{point}: {:?}", sandboxes.list());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,235 @@
+//! Create, kill, adoption, failure and the fences, with processes in place of microVMs.
+
+mod stage;
+
+use std::time::Duration;
+
+use host_agent::sandbox::WishError;
+use host_agent::sandbox::fence::Refusal;
+use model::sandbox::Observed;
+use stage::{Stage, create, fence, id, kill, soon, spec};
+
+#[test]
+fn fake_envd() {
+    stage::fake_envd();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_lives_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+
+    let view = create(&sandboxes, &id(1), 1).await;
+
+    assert_eq!(view.observed, Observed::Running);
+    assert_eq!(view.envd_version, "test");
+    let names: Vec<_> = view.steps.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["reserve", "network", "cgroup", "disk", "memory", "start", "health", "init", "commit"]);
+    assert!(sandboxes.guest(&id(1)).is_ok());
+    // Sent again, it is the same one.
+    assert_eq!(create(&sandboxes, &id(1), 1).await.incarnation, view.incarnation);
+
+    let view = kill(&sandboxes, &id(1), 2).await;
+
+    assert_eq!(view.observed, Observed::Killed);
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+    assert_eq!(kill(&sandboxes, &id(1), 2).await.observed, Observed::Killed);
+    assert_eq!(sandboxes.get(&id(1)).await.unwrap().unwrap().view.observed, Observed::Killed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_sandbox_never_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    // A kill that overtakes its create.
+    assert_eq!(kill(&sandboxes, &id(1), 2).await.observed, Observed::Killed);
+    let late = sandboxes.ensure_running(&id(1), fence(1), spec(), soon()).await;
+    assert!(matches!(late, Err(WishError::Refused(Refusal::Stale { .. }))), "{late:?}");
+    // Also after a restart, and for a newer revision.
+    let sandboxes = stage.agent().await;
+    assert_eq!(create(&sandboxes, &id(1), 3).await.observed, Observed::Killed);
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn older_epochs_and_revisions_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    create(&sandboxes, &id(1), 5).await;
+    let old = sandboxes.ensure_killed(&id(1), fence(4), soon()).await;
+    assert!(matches!(old, Err(WishError::Refused(Refusal::Stale { .. }))), "{old:?}");
+    sandboxes.see_epoch(7);
+    let old = sandboxes.ensure_killed(&id(1), fence(6), soon()).await;
+    assert!(matches!(old, Err(WishError::StaleEpoch { epoch: 1, seen: 7 })), "{old:?}");
+    let mut now = fence(6);
+    now.epoch = 7;
+    sandboxes.ensure_killed(&id(1), now, soon()).await.unwrap();
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_adopts_what_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let first = stage.agent().await;
+    let before = create(&first, &id(1), 1).await;
+    first.stop(Duration::from_secs(5)).await;
+    drop(first);
+
+    let second = stage.agent().await;
+
+    let after = second.get(&id(1)).await.unwrap().unwrap().view;
+    assert_eq!(after.observed, Observed::Running);
+    assert_eq!((after.incarnation, after.envd_version), (before.incarnation, before.envd_version));
+    second.guest(&id(1)).unwrap().health(Duration::from_secs(1)).await.unwrap();
+    kill(&second, &id(1), 2).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_microvm_that_ends_fails_its_sandbox_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    create(&sandboxes, &id(1), 1).await;
+    let other = create(&sandboxes, &id(2), 1).await;
+    let tag = sandboxes.context().tag.clone();
+    let uid = tag.uid(1);
+    host_agent::sweep::sweep(uid).unwrap();
+
+    let view = wait(&sandboxes, 1, |view| view.observed == Observed::Failed && view.settled).await;
+
+    assert!(view.reason.contains("ended"), "{}", view.reason);
+    assert!(sandboxes.guest(&id(1)).is_err());
+    assert_eq!(sandboxes.get(&id(2)).await.unwrap().unwrap().view, other);
+    // What a customer may want back is still there; what costs the host is not.
+    let directory = dir.path().join("pool/sandboxes").join(id(1).as_str());
+    assert!(directory.join("disk").exists());
+    assert!(!directory.join("memory").exists());
+    assert!(!dir.path().join("slots/1").exists());
+    // It ran: no wish makes a fresh guest under the same id.
+    assert_eq!(create(&sandboxes, &id(1), 2).await.observed, Observed::Failed);
+    kill(&sandboxes, &id(1), 3).await;
+    kill(&sandboxes, &id(2), 3).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_leaves_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    let call = sandboxes.clone();
+    let task = tokio::spawn(async move { create(&call, &id(1), 1).await });
+    wait(&sandboxes, 1, |view| view.observed == Observed::Starting).await;
+    task.abort();
+    wait(&sandboxes, 1, |view| view.observed == Observed::Running).await;
+    kill(&sandboxes, &id(1), 2).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_in_the_middle_of_a_create_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    for n in 1..=10 {
+        let call = sandboxes.clone();
+        let create = tokio::spawn(async move { call.ensure_running(&id(n), fence(1), spec(), soon()).await });
+        tokio::task::yield_now().await;
+        let view = kill(&sandboxes, &id(n), 2).await;
+        assert_eq!(view.observed, Observed::Killed);
+        // Whatever the create's caller hears, it is not that it runs.
+        match create.await.unwrap() {
+            Ok(view) => assert_ne!(view.observed, Observed::Running),
+            Err(error) => assert!(matches!(error, WishError::Refused(_)), "{error}"),
+        }
+    }
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_does_not_wait_for_a_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    std::fs::write(dir.path().join(stage::SLOW_BASE), "").unwrap();
+    let call = sandboxes.clone();
+    let create = tokio::spawn(async move { call.ensure_running(&id(1), fence(1), spec(), soon()).await });
+    // The cgroup is the step before.
+    let cgroup = dir.path().join("cgroups").join(id(1).as_str());
+    while !cgroup.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(kill(&sandboxes, &id(1), 2).await.observed, Observed::Killed);
+    assert_ne!(create.await.unwrap().unwrap().observed, Observed::Running);
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_whose_task_died_is_not_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    create(&sandboxes, &id(1), 1).await;
+    let uids = sandboxes.uids();
+    let bomb = dir.path().join(stage::BOMB);
+    std::fs::write(&bomb, "").unwrap();
+    // The task dies while it takes the sandbox down.
+    let _ = sandboxes.ensure_killed(&id(1), fence(2), soon()).await;
+    for _ in 0..20 {
+        assert_eq!(sandboxes.list().len(), 1);
+        assert_eq!(sandboxes.uids(), uids);
+        assert!(sandboxes.get(&id(1)).await.unwrap().is_some());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let meanwhile = sandboxes.ensure_killed(&id(1), fence(3), soon()).await;
+    assert!(matches!(meanwhile, Err(WishError::Restarting)), "{meanwhile:?}");
+    std::fs::remove_file(&bomb).unwrap();
+    wait(&sandboxes, 1, |view| view.observed == Observed::Killed).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_without_a_readable_journal_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let first = stage.agent().await;
+    create(&first, &id(1), 1).await;
+    let uid = first.context().tag.uid(1);
+    first.stop(Duration::from_secs(5)).await;
+    drop(first);
+    let directory = dir.path().join("pool/sandboxes").join(id(1).as_str());
+    std::fs::write(directory.join("state.json"), "{\"format\":1,").unwrap();
+    // As the real ground makes it.
+    std::os::unix::fs::chown(directory.join("disk"), Some(uid), Some(uid)).unwrap();
+
+    for _ in 0..2 {
+        let second = stage.agent().await;
+
+        assert!(second.list().is_empty());
+        assert_eq!(second.set_aside().await.unwrap(), [uid].into());
+        assert_eq!(host_agent::sweep::living(uid..=uid).unwrap(), [uid].into());
+    }
+    host_agent::sweep::sweep(uid).unwrap();
+}
+
+async fn wait(
+    sandboxes: &std::sync::Arc<host_agent::sandbox::Sandboxes>,
+    n: u128,
+    wanted: impl Fn(&host_agent::sandbox::state::View) -> bool,
+) -> host_agent::sandbox::state::View {
+    let end = soon();
+    loop {
+        if let Some(published) = sandboxes.get(&id(n)).await.unwrap()
+            && wanted(&published.view)
+        {
+            return published.view;
+        }
+        assert!(tokio::time::Instant::now() < end, "sandbox {n} never got there: {:?}", sandboxes.list());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

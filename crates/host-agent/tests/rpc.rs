@@ -1,0 +1,412 @@
+//! The agent's port with real certificates and a real envd: who gets in, and what is relayed.
+
+mod platform;
+mod stage;
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use api::host::__buffa::oneof::exec_response::Event;
+use api::host::__buffa::oneof::read_file_response::Part as ReadPart;
+use api::host::__buffa::oneof::write_file_request::Part as WritePart;
+use api::host::{
+    self, EnsureKilledRequest, EnsureRunningRequest, ExecRequest, Fence, GetHostRequest, GetSandboxRequest,
+    ListProcessesRequest, ListSandboxesRequest, ReadFileRequest, SandboxSpec, SignalProcessRequest, WriteFileHead,
+    WriteFileRequest,
+};
+use api::v1::hosts::HostFacts;
+use chrono::{TimeDelta, Utc};
+use connectrpc::{ConnectError, ErrorCode};
+use host_agent::agent::Agent;
+use host_agent::credentials::{Credentials, HostToken, KeyPem};
+use host_agent::heartbeat::Link;
+use host_agent::rpc::{Service, serve};
+use platform::{Authority, Client};
+use stage::{Stage, id};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+struct Port {
+    authority: Authority,
+    url: String,
+    stop: CancellationToken,
+    agent: Arc<Agent>,
+    disk_hangs: Arc<AtomicBool>,
+    stage: Stage,
+    _dir: tempfile::TempDir,
+}
+
+impl Port {
+    async fn open() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::new(dir.path());
+        let envd = envd();
+        let fake = microvm::fake::Fake::with_body(move |launch| {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            std::fs::write(stage::port_file(launch), port.to_string()).unwrap();
+            let mut command = Command::new(&envd);
+            command.args(["--standalone", "--port", &port.to_string()]);
+            command
+        });
+        let (sandboxes, driver) = stage.agent_with(fake).await;
+        let authority = Authority::new();
+        let (certificate, key) = authority.certificate("wrenn-agent");
+        let credentials = Credentials {
+            host: HostToken {
+                format: 1,
+                host_id: "host-1".to_owned(),
+                token: String::new(),
+                token_issued_at: Utc::now(),
+                token_expires_at: Utc::now() + TimeDelta::days(30),
+                epoch: 1,
+                cp_url: "http://127.0.0.1:1".parse().unwrap(),
+                address: "127.0.0.1:1".to_owned(),
+                registered_with: String::new(),
+            },
+            cert_pem: certificate.pem(),
+            ca_pem: authority.pem.clone(),
+            key_pem: KeyPem(key.serialize_pem()),
+        };
+        let tls = watch::channel(serve::server_config(&credentials).unwrap()).1;
+        let disk_hangs = Arc::new(AtomicBool::new(false));
+        let hangs = disk_hangs.clone();
+        let agent = Arc::new(Agent {
+            sandboxes,
+            credentials: watch::channel(credentials).1,
+            link: watch::channel(Link::Attached).1,
+            vmm: "fake".to_owned(),
+            vmm_version: "0".to_owned(),
+            driver,
+            cgroup_driver: "none".to_owned(),
+            ground_notes: Vec::new(),
+            count: Box::new(|| Box::pin(async { [("sandboxes".to_owned(), 1)].into() })),
+            hardware: Box::new(move || {
+                let hangs = hangs.load(Ordering::Relaxed);
+                Box::pin(async move {
+                    if hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    HostFacts { cpu_cores: 2, ..HostFacts::default() }
+                })
+            }),
+            seen: Arc::default(),
+            looking: Arc::default(),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        tokio::spawn(serve::serve(listener, Service::new(agent.clone()), tls, stop.clone()));
+        Self { authority, url, stop, agent, disk_hangs, stage, _dir: dir }
+    }
+
+    fn client(&self) -> Client {
+        self.authority.control_plane(&self.url)
+    }
+}
+
+/// The program, built once.
+fn envd() -> std::path::PathBuf {
+    static BUILT: OnceLock<std::path::PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let status = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "envd"]).status().unwrap();
+            assert!(status.success(), "envd does not build");
+            // target/debug/deps/<this test>
+            std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("envd")
+        })
+        .clone()
+}
+
+fn fence(revision: u64) -> Fence {
+    Fence { host_epoch: 1, revision, operation_id: format!("op-{revision}"), ..Default::default() }
+}
+
+fn running(n: u128, revision: u64) -> EnsureRunningRequest {
+    EnsureRunningRequest {
+        sandbox_id: id(n).to_string(),
+        fence: fence(revision).into(),
+        spec: SandboxSpec {
+            template: "minimal".to_owned(),
+            vcpus: 1,
+            memory_mib: 256,
+            disk_mib: 1024,
+            envs: [("GREETING".to_owned(), "hello".to_owned())].into_iter().collect(),
+            default_user: "root".to_owned(),
+            ..Default::default()
+        }
+        .into(),
+        ..Default::default()
+    }
+}
+
+fn killed(n: u128, revision: u64) -> EnsureKilledRequest {
+    EnsureKilledRequest { sandbox_id: id(n).to_string(), fence: fence(revision).into(), ..Default::default() }
+}
+
+fn reason(error: &ConnectError) -> (ErrorCode, Option<&'static str>) {
+    (error.code, host::reason(error.message.as_deref().unwrap_or_default()).0)
+}
+
+/// What a command printed, and its exit code.
+async fn run(client: &Client, cmd: &str, timeout_ms: u32) -> Result<(Vec<u8>, Vec<u8>, i32), ConnectError> {
+    let request = ExecRequest {
+        sandbox_id: id(1).to_string(),
+        cmd: "/bin/sh".to_owned(),
+        args: vec!["-c".to_owned(), cmd.to_owned()],
+        timeout_ms,
+        ..Default::default()
+    };
+    let mut stream = client.exec(request).await?;
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut started = false;
+    while let Some(message) = stream.message().await? {
+        match message.to_owned_message().event {
+            Some(Event::Start(start)) => started = start.pid > 0,
+            Some(Event::Stdout(bytes)) => out.extend(bytes),
+            Some(Event::Stderr(bytes)) => err.extend(bytes),
+            Some(Event::End(end)) => {
+                assert!(started, "no start before the end");
+                return Ok((out, err, end.exit_code));
+            }
+            Some(Event::Keepalive(_)) | None => {}
+        }
+    }
+    panic!("no end: {:?} {:?}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_control_plane_gets_in() {
+    let port = Port::open().await;
+    let other = Authority::new();
+    port.client().list_sandboxes(ListSandboxesRequest::default()).await.unwrap();
+    for (who, client) in [
+        ("nobody", port.authority.client(&port.authority, None, &port.url)),
+        ("another host", port.authority.client(&port.authority, Some("wrenn-agent"), &port.url)),
+        ("another authority", port.authority.client(&other, Some(host::CONTROL_PLANE_NAME), &port.url)),
+    ] {
+        let answer = client.list_sandboxes(ListSandboxesRequest::default()).await;
+        assert!(answer.is_err(), "{who} got in");
+    }
+    port.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_say_nothing_take_no_place_of_the_control_plane() {
+    let port = Port::open().await;
+    let address = port.url.trim_start_matches("https://").to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    }
+    let client = port.client();
+    let answer =
+        tokio::time::timeout(Duration::from_secs(5), client.list_sandboxes(ListSandboxesRequest::default())).await;
+    answer.expect("strangers are in the way").unwrap();
+    port.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_is_made_while_the_hosts_disk_hangs() {
+    let port = Port::open().await;
+    assert_eq!(port.agent.report().await.facts.cpu_cores, 2);
+    port.disk_hangs.store(true, Ordering::Relaxed);
+    let report =
+        async |at_most| tokio::time::timeout(at_most, port.agent.report()).await.expect("it waits for the disk");
+    assert_eq!(report(Duration::from_secs(15)).await.facts.cpu_cores, 2);
+    // Nobody waits behind a look that hangs.
+    assert_eq!(report(Duration::from_secs(2)).await.facts.cpu_cores, 2);
+    port.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_by_rpc_from_create_to_kill() {
+    let port = Port::open().await;
+    let client = port.client();
+
+    let state = client.ensure_running(running(1, 1)).await.unwrap().into_owned().state;
+    assert_eq!((state.observed.as_str(), state.revision), ("running", 1), "{}", state.reason);
+    assert_eq!(state.isolation, "fake");
+    assert_eq!(state.steps.len(), 9);
+
+    let (out, err, code) = run(&client, "echo $GREETING; echo no >&2; exit 7", 0).await.unwrap();
+    assert_eq!((out.as_slice(), err.as_slice(), code), (&b"hello\n"[..], &b"no\n"[..], 7));
+
+    // Much output arrives whole and in order.
+    let (out, _, code) = run(&client, "seq 1 200000", 0).await.unwrap();
+    let expected: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    assert!(out == expected.as_bytes() && code == 0, "{} bytes", out.len());
+
+    let begin = std::time::Instant::now();
+    let late = run(&client, "sleep 60", 300).await.unwrap_err();
+    assert_eq!(late.code, ErrorCode::DeadlineExceeded, "{late}");
+    // The guest ends it, not the host's later timer.
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+
+    // A file there and back.
+    let path = port.stage.dir.join("a file ä");
+    let content: Vec<u8> = (0..3_000_000u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let head = WriteFileHead {
+        sandbox_id: id(1).to_string(),
+        path: path.to_string_lossy().into_owned(),
+        ..Default::default()
+    };
+    let mut parts = vec![WriteFileRequest { part: Some(WritePart::from(head)), ..Default::default() }];
+    for chunk in content.chunks(100_000) {
+        parts.push(WriteFileRequest { part: Some(WritePart::Chunk(chunk.to_vec())), ..Default::default() });
+    }
+    // Without the end mark it is no file.
+    client.write_file(futures::stream::iter(parts.clone())).await.expect_err("an upload that broke off");
+    assert!(!path.exists());
+    let end = api::host::WriteFileEnd::default();
+    parts.push(WriteFileRequest { part: Some(WritePart::from(end)), ..Default::default() });
+    let written = client.write_file(futures::stream::iter(parts)).await.unwrap().into_owned();
+    assert_eq!(written.size, 3_000_000);
+    assert_eq!(std::fs::read(&path).unwrap(), content);
+    let request = ReadFileRequest {
+        sandbox_id: id(1).to_string(),
+        path: path.to_string_lossy().into_owned(),
+        ..Default::default()
+    };
+    let mut stream = client.read_file(request).await.unwrap();
+    let (mut size, mut back) = (None, Vec::new());
+    while let Some(message) = stream.message().await.unwrap() {
+        match message.to_owned_message().part {
+            Some(ReadPart::Head(head)) => size = head.size,
+            Some(ReadPart::Chunk(chunk)) => back.extend(chunk),
+            None => {}
+        }
+    }
+    assert_eq!(size, Some(3_000_000));
+    assert!(back == content);
+
+    let state = client.ensure_killed(killed(1, 2)).await.unwrap().into_owned().state;
+    assert_eq!(state.observed, "killed");
+    assert_eq!(port.stage.leftovers(), Vec::<String>::new());
+    let gone =
+        client.exec(ExecRequest { sandbox_id: id(1).to_string(), cmd: "true".to_owned(), ..Default::default() }).await;
+    assert_eq!(reason(&error_of(gone).await), (ErrorCode::NotFound, Some(host::UNKNOWN_SANDBOX)));
+    port.stop.cancel();
+}
+
+/// A stream's error comes with the call or with its first message.
+async fn error_of<V>(
+    answer: Result<connectrpc::client::ServerStream<hyper::body::Incoming, V>, ConnectError>,
+) -> ConnectError
+where
+    V: buffa::MessageView<'static, Owned = host::ExecResponse> + Send,
+    host::ExecResponse: buffa::HasMessageView<View<'static> = V>,
+{
+    match answer {
+        Err(error) => error,
+        Ok(mut stream) => stream.message().await.expect_err("a stream of a sandbox that is gone"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_are_listed_and_signalled() {
+    let port = Port::open().await;
+    let client = port.client();
+    client.ensure_running(running(1, 1)).await.unwrap();
+    let request = ExecRequest {
+        sandbox_id: id(1).to_string(),
+        cmd: "/bin/sleep".to_owned(),
+        args: vec!["300".to_owned()],
+        tag: "naps".to_owned(),
+        ..Default::default()
+    };
+    let mut stream = client.exec(request).await.unwrap();
+    let Some(Event::Start(start)) = stream.message().await.unwrap().unwrap().to_owned_message().event else {
+        panic!("the first event is not the start")
+    };
+    let listed = client
+        .list_processes(ListProcessesRequest { sandbox_id: id(1).to_string(), ..Default::default() })
+        .await
+        .unwrap()
+        .into_owned();
+    assert!(listed.processes.iter().any(|p| p.pid == start.pid && p.tag == "naps" && p.cmd == "/bin/sleep"));
+    let signal = |signal: &str, selector| SignalProcessRequest {
+        sandbox_id: id(1).to_string(),
+        signal: signal.to_owned(),
+        selector: Some(selector),
+        ..Default::default()
+    };
+    use api::host::__buffa::oneof::signal_process_request::Selector;
+    let unknown = client.signal_process(signal("SIGKILL", Selector::Pid(1))).await.unwrap_err();
+    assert_eq!(unknown.code, ErrorCode::NotFound, "{unknown}");
+    let bad = client.signal_process(signal("SIGHUP", Selector::Pid(start.pid))).await.unwrap_err();
+    assert_eq!(bad.code, ErrorCode::InvalidArgument);
+    client.signal_process(signal("SIGKILL", Selector::Tag("naps".to_owned()))).await.unwrap();
+    let mut ended = false;
+    while let Some(message) = stream.message().await.unwrap() {
+        if let Some(Event::End(end)) = message.to_owned_message().event {
+            assert!(!end.exited, "{}", end.status);
+            ended = true;
+        }
+    }
+    assert!(ended);
+    client.ensure_killed(killed(1, 2)).await.unwrap();
+    port.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_calls_get_their_codes() {
+    let port = Port::open().await;
+    let client = port.client();
+    client.ensure_running(running(1, 5)).await.unwrap();
+    let code = |answer: Result<(), ConnectError>| reason(&answer.expect_err("it was answered"));
+
+    let mut request = running(2, 1);
+    request.sandbox_id = "../etc".to_owned();
+    assert_eq!(code(client.ensure_running(request).await.map(drop)).0, ErrorCode::InvalidArgument);
+    let mut request = running(2, 1);
+    request.spec =
+        SandboxSpec { template: "nope".to_owned(), vcpus: 1, memory_mib: 256, disk_mib: 1024, ..Default::default() }
+            .into();
+    assert_eq!(
+        code(client.ensure_running(request).await.map(drop)),
+        (ErrorCode::NotFound, Some(host::UNKNOWN_TEMPLATE))
+    );
+    let mut request = running(2, 1);
+    request.spec = SandboxSpec {
+        template: "minimal".to_owned(),
+        vcpus: 1,
+        memory_mib: 1 << 20,
+        disk_mib: 1024,
+        ..Default::default()
+    }
+    .into();
+    assert_eq!(
+        code(client.ensure_running(request).await.map(drop)),
+        (ErrorCode::ResourceExhausted, Some(host::NO_ROOM))
+    );
+    let mut request = running(2, 1);
+    request.spec =
+        SandboxSpec { template: "minimal".to_owned(), vcpus: 0, memory_mib: 256, disk_mib: 1024, ..Default::default() }
+            .into();
+    assert_eq!(code(client.ensure_running(request).await.map(drop)).0, ErrorCode::InvalidArgument);
+    assert_eq!(
+        code(client.ensure_running(running(1, 4)).await.map(drop)),
+        (ErrorCode::FailedPrecondition, Some(host::STALE_GENERATION))
+    );
+    let unknown = GetSandboxRequest { sandbox_id: id(77).to_string(), ..Default::default() };
+    assert_eq!(code(client.get_sandbox(unknown).await.map(drop)), (ErrorCode::NotFound, Some(host::UNKNOWN_SANDBOX)));
+    let missing =
+        ReadFileRequest { sandbox_id: id(1).to_string(), path: "/no/such/file".to_owned(), ..Default::default() };
+    let answer = match client.read_file(missing).await {
+        Err(error) => error,
+        Ok(mut stream) => stream.message().await.expect_err("a file that is not there"),
+    };
+    assert_eq!(answer.code, ErrorCode::NotFound);
+
+    let host = client.get_host(GetHostRequest::default()).await.unwrap().into_owned();
+    assert_eq!(host.host_id, "host-1");
+    assert_eq!(host.templates, ["minimal"]);
+    assert!(host.agent_rss_bytes > 0 && !host.notes.is_empty());
+    let list = client.list_sandboxes(ListSandboxesRequest::default()).await.unwrap().into_owned();
+    assert!(list.complete);
+    assert_eq!(list.sandboxes.len(), 1);
+    client.ensure_killed(killed(1, 6)).await.unwrap();
+    port.stop.cancel();
+}

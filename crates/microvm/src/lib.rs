@@ -1,0 +1,200 @@
+//! One microVM process from spawn to exit: boot, stop and continue its vCPUs, save, load, kill, look at.
+//!
+//! It knows nothing of Wrenn: callers give files, descriptors, a user id and a directory, and get a handle. A microVM outlives the
+//! program that started it: its [`ProcessRecord`] is all that another run of that program needs to take it over ([`Driver::adopt`]).
+//! Called by the host agent alone.
+//!
+//! ```text
+//!  qemu/     QEMU's microvm machine, with KVM where a real boot proves that it works, else software emulation
+//!  fake      a process that only exists: for tests of everything above this crate
+//!  process   pidfds: exit is noticed, a reused pid is never touched
+//! ```
+
+pub mod fake;
+pub mod process;
+pub mod qemu;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+pub use process::{ExitCause, ProcessRecord};
+
+/// What stands between a guest and its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Hardware virtualisation by KVM.
+    Kvm,
+    /// Software emulation: the VMM's project promises no isolation, the jail around it is the boundary.
+    Emulation,
+    /// No guest at all.
+    Fake,
+}
+
+impl Isolation {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Emulation => "emulation",
+            Self::Fake => "fake",
+        }
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Shape {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+}
+
+/// An uncompressed ELF and, when its drivers are modules, an initramfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelImage {
+    pub vmlinux: PathBuf,
+    pub initramfs: Option<PathBuf>,
+}
+
+/// The rights under which the VMM runs from its first instruction on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Jail {
+    /// Not used by anything else on the machine.
+    pub uid: u32,
+    pub gid: u32,
+    /// `cgroup.procs` (or `tasks`) files of the groups it enters.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// Everything that one start needs.
+#[derive(Debug)]
+pub struct Launch {
+    /// Of this run alone; the control socket and the start's complaints lie here. It may be deep: no path of it goes into a socket address.
+    pub dir: PathBuf,
+    pub shape: Shape,
+    /// Raw image, owned by the jail's uid; the only file that the guest's writes reach.
+    pub disk: PathBuf,
+    /// Owned by the jail's uid. A boot fills it; a load maps it privately and leaves it as it is.
+    pub memory: PathBuf,
+    /// The guest's network card; `None` for a guest without one.
+    pub tap: Option<OwnedFd>,
+    pub jail: Jail,
+}
+
+#[derive(Debug)]
+pub enum Start {
+    /// `arguments` go to the end of the kernel's command line.
+    Boot { kernel: KernelImage, arguments: String },
+    /// From a device state that `save` wrote beside `Launch::memory`. The vCPUs stand still until `continue_vcpus`.
+    Load { device: PathBuf },
+}
+
+/// Where a saved state goes: new files, in a directory on the file system of the present memory file.
+#[derive(Debug, Clone)]
+pub struct SaveTarget {
+    pub memory: PathBuf,
+    pub device: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Saved {
+    /// Bytes that had to be copied, because this microVM had changed them since its memory file was written.
+    pub copied_bytes: u64,
+    /// From the first to the last moment at which the vCPUs stood still.
+    pub stopped: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    pub rss_bytes: u64,
+    pub cpu: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the VMM could not be started: {reason}")]
+    Start {
+        reason: String,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("the VMM ended while it was starting: {0}")]
+    Stillborn(String),
+    #[error("the VMM did not answer {command} within {limit:?}")]
+    Silent { command: &'static str, limit: Duration },
+    #[error("the VMM refused {command}: {reason}")]
+    Refused { command: &'static str, reason: String },
+    #[error("the VMM's control socket broke at {command}")]
+    Control {
+        command: &'static str,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("the recorded process is gone or is another one now")]
+    Gone,
+    #[error("{what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        cause: std::io::Error,
+    },
+}
+
+impl Error {
+    fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |cause| Self::Io { what, cause }
+    }
+}
+
+/// A way of running microVMs on this machine.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// `qemu`, `fake`
+    fn name(&self) -> &'static str;
+    fn version(&self) -> &str;
+    fn isolation(&self) -> Isolation;
+
+    /// Returns when the VMM answers: a booting guest runs, a loaded one stands still. On an error nothing is left of it.
+    async fn start(&self, launch: Launch, start: Start) -> Result<Arc<dyn Microvm>, Error>;
+
+    /// Takes over what another run of this program started, without touching the guest.
+    async fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error>;
+}
+
+/// A running VMM. Dropping the handle leaves it running.
+#[async_trait]
+pub trait Microvm: Send + Sync + 'static {
+    fn record(&self) -> &ProcessRecord;
+
+    async fn stop_vcpus(&self) -> Result<(), Error>;
+    async fn continue_vcpus(&self) -> Result<(), Error>;
+
+    /// Stops the vCPUs and writes device state and memory, synced. They stay stopped: the caller continues them or kills the VMM.
+    /// After an error they may be continued: nothing of the microVM has been changed.
+    async fn save(&self, target: &SaveTarget) -> Result<Saved, Error>;
+
+    /// SIGKILL, and waits until the process is gone. Also for one that is gone.
+    async fn kill(&self) -> Result<(), Error>;
+
+    async fn stats(&self) -> Result<Stats, Error>;
+
+    /// The last bytes of the guest's console, at most `bytes`.
+    async fn console_tail(&self, bytes: usize) -> Result<Vec<u8>, Error>;
+
+    /// Waits for the end of the process, which is noticed at once.
+    async fn exited(&self) -> ExitCause;
+}
+
+/// Fixed for every guest: a restored one keeps its neighbours' addresses.
+pub const GUEST_MAC: &str = "02:fc:00:00:00:05";
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

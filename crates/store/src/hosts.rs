@@ -1,0 +1,323 @@
+//! Hosts: their records, what their agents last said of them, and their removal.
+
+use chrono::{DateTime, Utc};
+use model::ids::{HostId, SandboxId};
+use uuid::Uuid;
+
+use crate::audit::{self, Actor};
+use crate::idempotency::{self, Claim};
+use crate::{HOST_SILENCE_MAX, Store, StoreError, registration_tokens};
+
+/// More hosts in one answer than any fleet of today has.
+const LIST_MAX: i64 = 5000;
+/// Ids of one answer and of one log line.
+const NAMED_MAX: i64 = 100;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostState {
+    /// Not registered yet.
+    Pending,
+    Online,
+    /// Silent for more than [`HOST_SILENCE_MAX`]. Says nothing about its sandboxes.
+    Unreachable,
+    Draining,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Host {
+    pub id: HostId,
+    pub kind: String,
+    pub provider: Option<String>,
+    pub availability_zone: Option<String>,
+    pub state: HostState,
+    pub epoch: u64,
+    pub address: Option<String>,
+    pub facts: Option<Facts>,
+    pub last_heartbeat_at: Option<DateTime<Utc>>,
+    pub unclaimed: Vec<String>,
+    pub created_by: String,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What an agent says of its machine.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    pub arch: String,
+    pub cpu_cores: i64,
+    pub memory_mb: i64,
+    pub disk_gb: i64,
+    pub isolation: String,
+    pub agent_version: String,
+    pub templates: Vec<String>,
+}
+
+/// One heartbeat, without its list of sandboxes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Beat {
+    pub agent_run: String,
+    pub sequence: i64,
+    pub facts: Facts,
+    pub memory_free_mb: i64,
+    pub disk_free_mb: i64,
+}
+
+pub struct NewHost {
+    pub id: HostId,
+    pub kind: String,
+    pub provider: Option<String>,
+    pub availability_zone: Option<String>,
+    pub created_by: String,
+    pub token_hash: [u8; 32],
+}
+
+pub enum Created {
+    Made(Host),
+    Repeated(Host),
+    OtherArguments,
+    /// What the first call made is gone.
+    Gone,
+}
+
+pub enum Deleted {
+    Done,
+    Missing,
+    /// Sandboxes that are not known to have ended.
+    HasSandboxes(Vec<SandboxId>),
+}
+
+pub(crate) struct Row {
+    pub(crate) id: Uuid,
+    pub(crate) kind: String,
+    pub(crate) provider: Option<String>,
+    pub(crate) availability_zone: Option<String>,
+    pub(crate) state: String,
+    pub(crate) silent: bool,
+    pub(crate) epoch: i64,
+    pub(crate) address: Option<String>,
+    pub(crate) arch: Option<String>,
+    pub(crate) cpu_cores: Option<i64>,
+    pub(crate) memory_mb: Option<i64>,
+    pub(crate) disk_gb: Option<i64>,
+    pub(crate) isolation: Option<String>,
+    pub(crate) agent_version: Option<String>,
+    pub(crate) templates: Vec<String>,
+    pub(crate) last_heartbeat_at: Option<DateTime<Utc>>,
+    pub(crate) unclaimed: Vec<String>,
+    pub(crate) created_by: String,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) updated_at: DateTime<Utc>,
+}
+
+impl From<Row> for Host {
+    fn from(row: Row) -> Self {
+        let state = match row.state.as_str() {
+            "pending" => HostState::Pending,
+            _ if row.silent => HostState::Unreachable,
+            "draining" => HostState::Draining,
+            _ => HostState::Online,
+        };
+        let facts = row.arch.map(|arch| Facts {
+            arch,
+            cpu_cores: row.cpu_cores.unwrap_or_default(),
+            memory_mb: row.memory_mb.unwrap_or_default(),
+            disk_gb: row.disk_gb.unwrap_or_default(),
+            isolation: row.isolation.unwrap_or_default(),
+            agent_version: row.agent_version.unwrap_or_default(),
+            templates: row.templates,
+        });
+        Self {
+            id: HostId(row.id),
+            kind: row.kind,
+            provider: row.provider,
+            availability_zone: row.availability_zone,
+            state,
+            epoch: u64::try_from(row.epoch).unwrap_or_default(),
+            address: row.address,
+            facts,
+            last_heartbeat_at: row.last_heartbeat_at,
+            unclaimed: row.unclaimed,
+            created_by: row.created_by,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// `select` of a host; `$1` is [`HOST_SILENCE_MAX`] in seconds, and what follows comes after `from hosts`.
+macro_rules! hosts {
+    ($rest:literal $(, $argument:expr)*) => {
+        sqlx::query_as!(
+            crate::hosts::Row,
+            r#"select id, kind, provider, availability_zone, state,
+                   coalesce(last_heartbeat_at < now() - make_interval(secs => $1), true) as "silent!",
+                   epoch, address, arch, cpu_cores, memory_mb, disk_gb, isolation, agent_version, templates, last_heartbeat_at,
+                   unclaimed, created_by, created_at, updated_at
+               from hosts "# + $rest,
+            crate::HOST_SILENCE_MAX.as_secs_f64()
+            $(, $argument)*
+        )
+    };
+}
+pub(crate) use hosts;
+
+impl Store {
+    /// A host record and its first registration token.
+    pub async fn create_host(
+        &self,
+        new: &NewHost,
+        key: Option<&idempotency::Key>,
+        actor: &Actor,
+    ) -> Result<Created, StoreError> {
+        let mut tx = self.begin().await?;
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, &new.id.to_string()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(Created::OtherArguments),
+                Claim::Repeated(subject) => {
+                    let id: HostId =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let first = hosts!("where id = $2", id.0).fetch_optional(&mut *tx).await?;
+                    return Ok(first.map_or(Created::Gone, |row| Created::Repeated(row.into())));
+                }
+            }
+        }
+        sqlx::query!(
+            "insert into hosts (id, kind, provider, availability_zone, created_by) values ($1, $2, $3, $4, $5)",
+            new.id.0,
+            new.kind,
+            new.provider,
+            new.availability_zone,
+            new.created_by
+        )
+        .execute(&mut *tx)
+        .await?;
+        registration_tokens::insert(&mut tx, new.id, &new.token_hash).await?;
+        audit::record(&mut tx, actor, "host.create", &new.id.to_string(), serde_json::json!({})).await?;
+        let row = hosts!("where id = $2", new.id.0).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Created::Made(row.into()))
+    }
+
+    pub async fn hosts(&self) -> Result<Vec<Host>, StoreError> {
+        let rows = hosts!("order by created_at, id limit $2", LIST_MAX).fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().map(Host::from).collect())
+    }
+
+    pub async fn host(&self, id: HostId) -> Result<Option<Host>, StoreError> {
+        Ok(hosts!("where id = $2", id.0).fetch_optional(&self.pool).await?.map(Host::from))
+    }
+
+    /// The record that was made for an address by the settings of a single machine.
+    pub async fn host_created_by(&self, created_by: &str) -> Result<Option<Host>, StoreError> {
+        Ok(hosts!("where created_by = $2 order by created_at limit 1", created_by)
+            .fetch_optional(&self.pool)
+            .await?
+            .map(Host::from))
+    }
+
+    /// Removes the record, by which the host's credential opens nothing any more. With `force` its sandboxes count as killed; what of them
+    /// still runs is for whoever removed the host to end there.
+    pub async fn delete_host(&self, id: HostId, force: bool, actor: &Actor) -> Result<Deleted, StoreError> {
+        let mut tx = self.begin().await?;
+        if sqlx::query_scalar!("select id from hosts where id = $1 for update", id.0)
+            .fetch_optional(&mut *tx)
+            .await?
+            .is_none()
+        {
+            return Ok(Deleted::Missing);
+        }
+        let live = sqlx::query_scalar!(
+            "select id from sandboxes where host_id = $1 and observed <> 'killed' order by created_at limit $2",
+            id.0,
+            NAMED_MAX
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        if !live.is_empty() && !force {
+            return Ok(Deleted::HasSandboxes(live.iter().filter_map(|id| id.parse().ok()).collect()));
+        }
+        sqlx::query!(
+            "update operations set phase = 'superseded', finished_at = now()
+             where phase = 'open' and sandbox_id in (select id from sandboxes where host_id = $1)",
+            id.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update sandboxes set desired = 'killed', observed = 'killed', revision = revision + 1, killed_at = now(), envs = '{}',
+                 reason = 'host_removed', updated_at = now()
+             where host_id = $1 and observed <> 'killed'",
+            id.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!("update sandboxes set host_id = null where host_id = $1", id.0).execute(&mut *tx).await?;
+        sqlx::query!("delete from hosts where id = $1", id.0).execute(&mut *tx).await?;
+        audit::record(&mut tx, actor, "host.delete", &id.to_string(), serde_json::json!({ "force": force })).await?;
+        tx.commit().await?;
+        Ok(Deleted::Done)
+    }
+
+    /// Takes in a heartbeat. `None` when there is no such host; else its epoch and whether this heartbeat is news (an older one that was
+    /// long under way is not).
+    pub async fn beat(&self, id: HostId, beat: &Beat) -> Result<Option<(u64, bool)>, StoreError> {
+        let updated = sqlx::query_scalar!(
+            "update hosts set agent_run = $2, heartbeat_sequence = $3, arch = $4, cpu_cores = $5, memory_mb = $6, disk_gb = $7,
+                 isolation = $8, agent_version = $9, templates = $10, memory_free_mb = $11, disk_free_mb = $12,
+                 last_heartbeat_at = now(), updated_at = now()
+             where id = $1 and state <> 'pending' and (agent_run <> $2 or heartbeat_sequence < $3)
+             returning epoch",
+            id.0,
+            beat.agent_run,
+            beat.sequence,
+            beat.facts.arch,
+            beat.facts.cpu_cores,
+            beat.facts.memory_mb,
+            beat.facts.disk_gb,
+            beat.facts.isolation,
+            beat.facts.agent_version,
+            &beat.facts.templates,
+            beat.memory_free_mb,
+            beat.disk_free_mb,
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        if let Some(epoch) = updated {
+            return Ok(Some((u64::try_from(epoch).unwrap_or_default(), true)));
+        }
+        let epoch = sqlx::query_scalar!("select epoch from hosts where id = $1 and state <> 'pending'", id.0)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(epoch.map(|epoch| (u64::try_from(epoch).unwrap_or_default(), false)))
+    }
+
+    /// Sandboxes that a host reports and that no row claims.
+    pub async fn note_unclaimed(&self, id: HostId, sandboxes: &[String]) -> Result<(), StoreError> {
+        sqlx::query!("update hosts set unclaimed = $2 where id = $1 and unclaimed <> $2", id.0, sandboxes)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// True when some host offers the template.
+    pub async fn template_is_offered(&self, template: &str) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"select exists (select 1 from hosts where state <> 'pending' and $1 = any(templates)) as "there!""#,
+            template
+        )
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
+    /// True when some host has been heard of lately.
+    pub async fn any_host_online(&self) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"select exists (select 1 from hosts where state = 'active'
+                   and last_heartbeat_at > now() - make_interval(secs => $1)) as "there!""#,
+            HOST_SILENCE_MAX.as_secs_f64()
+        )
+        .fetch_one(&self.pool)
+        .await?)
+    }
+}

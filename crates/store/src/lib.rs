@@ -1,0 +1,102 @@
+//! All SQL of Wrenn: one file per aggregate, private rows in, types of the model out, every query checked at compile time.
+//!
+//! PostgreSQL is the only shared truth. A wish, the operation that carries it out, its idempotency key and its audit entry are written
+//! in one transaction; states change by conditional updates that answer [`Update`]. This crate refuses to decide anything, and to call
+//! anybody. Used by the control plane alone.
+
+pub mod api_keys;
+pub mod audit;
+mod fault;
+pub mod hosts;
+pub mod idempotency;
+pub mod keyring;
+pub mod operations;
+mod placement;
+pub mod presence;
+pub mod registration_tokens;
+pub mod sandboxes;
+pub mod users;
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres, Transaction};
+
+pub use fault::StoreError;
+
+/// Embedded, so that a program brings its own schema.
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// A replica's share of the server's connections (100 by default): handlers wait for one, and for no longer than [`ACQUIRE_MAX`].
+const CONNECTIONS_MAX: u32 = 16;
+/// A handler that gets no connection in this time answers 503 while its client still listens.
+const ACQUIRE_MAX: Duration = Duration::from_secs(3);
+/// No query of ours takes longer on a healthy server; what a vanished client left must not hold locks.
+const SESSION: [(&str, &str); 4] = [
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("timezone", "UTC"),
+];
+/// A host that was silent for longer is shown as unreachable and gets no new sandboxes. Heartbeats come every 30 s.
+pub const HOST_SILENCE_MAX: Duration = Duration::from_secs(90);
+
+/// What came of a conditional update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Update {
+    Changed,
+    /// The row is there, and newer than what the caller knew.
+    Stale,
+}
+
+impl Update {
+    fn of(rows: u64) -> Self {
+        if rows == 0 { Self::Stale } else { Self::Changed }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+type Tx = Transaction<'static, Postgres>;
+
+impl Store {
+    /// Does not connect yet: the database may come later than the program.
+    pub fn new(url: &str) -> Result<Self, StoreError> {
+        let options = connect_options(url)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_MAX)
+            // A connection that broke while idle is noticed by the query that fails; asking each time before costs a round trip.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Brings the schema to this program's version. Concurrent starts wait for each other.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        MIGRATIONS.run(&self.pool).await.map_err(StoreError::from)
+    }
+
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query_scalar!(r#"select 1 as "one!""#).fetch_one(&self.pool).await?;
+        Ok(())
+    }
+
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(self.pool.begin().await?)
+    }
+}
+
+fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url)?.application_name("wrenn-cp").options(SESSION);
+    Ok(options)
+}

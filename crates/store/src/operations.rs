@@ -1,0 +1,405 @@
+//! Operations: one carrying out of one wish, worked on by whichever replica holds its lease.
+//!
+//! Every step may run twice at once: a lease is lost by a pause as well as by a death. What an operation writes is conditional on the
+//! revision of its wish.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use model::ids::{HostId, OperationId, SandboxId};
+use uuid::Uuid;
+
+use crate::placement::{self, Wanted};
+use crate::presence::{CHANNEL, LOCK_CLASS, Replica};
+use crate::sandboxes::{Report, Sandbox};
+use crate::{Store, StoreError, Tx, Update};
+
+/// A replica that lives renews its leases far sooner.
+pub const LEASE: Duration = Duration::from_secs(30);
+/// How long a create may take in all: a cold boot on a crowded host, and a host agent that restarts meanwhile.
+pub(crate) const RUN_TIME_MAX: Duration = Duration::from_secs(120);
+/// Ended operations are kept this long, for those who ask how it went.
+const KEPT_DAYS: i32 = 7;
+const PURGE_MAX: i64 = 1000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Run,
+    Kill,
+    /// Ends what a failed run may have left on its host; the sandbox stays failed.
+    Clean,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Kill => "kill",
+            Self::Clean => "clean",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    Open,
+    Done,
+    /// A code of the public API and a sentence.
+    Failed {
+        code: String,
+        message: String,
+    },
+    /// A newer wish took its place.
+    Superseded,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    pub id: OperationId,
+    pub sandbox: SandboxId,
+    pub kind: Kind,
+    pub revision: i64,
+    pub phase: Phase,
+    pub attempts: i32,
+    pub refused_hosts: Vec<HostId>,
+    pub deadline: Option<DateTime<Utc>>,
+}
+
+/// Who works on an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    pub replica: Replica,
+}
+
+struct Row {
+    id: Uuid,
+    sandbox_id: String,
+    kind: String,
+    revision: i64,
+    phase: String,
+    attempts: i32,
+    refused_hosts: Vec<Uuid>,
+    deadline: Option<DateTime<Utc>>,
+    error_code: Option<String>,
+    error_message: Option<String>,
+}
+
+impl TryFrom<Row> for Operation {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let damaged = |column| StoreError::Damaged { row: row.id.to_string(), column };
+        Ok(Self {
+            id: OperationId(row.id),
+            sandbox: row.sandbox_id.parse().map_err(|_| damaged("sandbox_id"))?,
+            kind: match row.kind.as_str() {
+                "run" => Kind::Run,
+                "kill" => Kind::Kill,
+                "clean" => Kind::Clean,
+                _ => return Err(damaged("kind")),
+            },
+            revision: row.revision,
+            phase: match row.phase.as_str() {
+                "open" => Phase::Open,
+                "done" => Phase::Done,
+                "superseded" => Phase::Superseded,
+                "failed" => Phase::Failed {
+                    code: row.error_code.unwrap_or_default(),
+                    message: row.error_message.unwrap_or_default(),
+                },
+                _ => return Err(damaged("phase")),
+            },
+            attempts: row.attempts,
+            refused_hosts: row.refused_hosts.into_iter().map(HostId).collect(),
+            deadline: row.deadline,
+        })
+    }
+}
+
+macro_rules! operations {
+    ($text:literal $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            $text + " id, sandbox_id, kind, revision, phase, attempts, refused_hosts, deadline, error_code, error_message"
+            $(, $argument)*
+        )
+    };
+}
+
+pub(crate) async fn open(
+    tx: &mut Tx,
+    sandbox: &SandboxId,
+    kind: Kind,
+    revision: i64,
+    lease: Option<&Lease>,
+) -> Result<Operation, StoreError> {
+    let time_max = (kind == Kind::Run).then(|| RUN_TIME_MAX.as_secs_f64());
+    let row = operations!(
+        "insert into operations (id, sandbox_id, kind, revision, attempts, lease_owner, lease_until, deadline)
+         values (gen_random_uuid(), $1, $2, $3, 1, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6))
+         returning",
+        sandbox.as_str(),
+        kind.as_str(),
+        revision,
+        lease.map(|lease| lease.replica.number()),
+        LEASE.as_secs_f64(),
+        time_max,
+    )
+    .fetch_one(&mut **tx)
+    .await?;
+    row.try_into()
+}
+
+/// The newest operation of a kind; there is one for each wish that was ever made and not yet purged.
+pub(crate) async fn latest(tx: &mut Tx, sandbox: &SandboxId, kind: Kind) -> Result<OperationId, StoreError> {
+    let id = sqlx::query_scalar!(
+        "select id from operations where sandbox_id = $1 and kind = $2 order by created_at desc limit 1",
+        sandbox.as_str(),
+        kind.as_str()
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    // One that was purged has ended: nobody waits for an id that is not there.
+    Ok(OperationId(id.unwrap_or_default()))
+}
+
+/// Ends the open operations of older wishes.
+pub(crate) async fn supersede(tx: &mut Tx, sandbox: &SandboxId) -> Result<(), StoreError> {
+    let ended = sqlx::query_scalar!(
+        "update operations set phase = 'superseded', finished_at = now() where sandbox_id = $1 and phase = 'open' returning id",
+        sandbox.as_str()
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    for id in ended {
+        tell(tx, OperationId(id)).await?;
+    }
+    Ok(())
+}
+
+async fn tell(tx: &mut Tx, id: OperationId) -> Result<(), StoreError> {
+    sqlx::query!("select pg_notify($1, $2)", CHANNEL, id.0.to_string()).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// False when somebody else ended it.
+async fn end(tx: &mut Tx, id: OperationId, failure: Option<(&str, &str)>) -> Result<bool, StoreError> {
+    let ended = sqlx::query!(
+        "update operations set phase = case when $2::text is null then 'done' else 'failed' end, error_code = $2,
+             error_message = $3, finished_at = now(), lease_owner = null
+         where id = $1 and phase = 'open'",
+        id.0,
+        failure.map(|(code, _)| code),
+        failure.map(|(_, message)| message),
+    )
+    .execute(&mut **tx)
+    .await?;
+    tell(tx, id).await?;
+    Ok(ended.rows_affected() == 1)
+}
+
+impl Store {
+    pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
+        let row = sqlx::query_as!(
+            Row,
+            "select id, sandbox_id, kind, revision, phase, attempts, refused_hosts, deadline, error_code, error_message
+             from operations where id = $1",
+            id.0
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(Operation::try_from).transpose()
+    }
+
+    /// Open operations that nobody works on, leased to this replica: new ones, ones whose time has come again, and ones whose replica
+    /// lives no more.
+    pub async fn claim_operations(&self, lease: &Lease, count_max: i64) -> Result<Vec<Operation>, StoreError> {
+        let rows = operations!(
+            "update operations set lease_owner = $1, lease_until = now() + make_interval(secs => $2), attempts = attempts + 1
+             where id in (
+                 select o.id from operations o
+                 where o.phase = 'open' and o.not_before <= now()
+                     and (o.lease_owner is null or o.lease_until < now() or not exists (
+                         select 1 from pg_locks l
+                         where l.locktype = 'advisory' and l.classid = $3::bigint::oid and l.objid = o.lease_owner::bigint::oid
+                             and l.objsubid = 2 and l.database = (select d.oid from pg_database d where d.datname = current_database())))
+                 order by o.not_before limit $4 for update skip locked)
+             returning",
+            lease.replica.number(),
+            LEASE.as_secs_f64(),
+            i64::from(LOCK_CLASS),
+            count_max,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Operation::try_from).collect()
+    }
+
+    /// Stale when somebody else works on it now, or it has ended.
+    pub async fn renew_lease(&self, id: OperationId, lease: &Lease) -> Result<Update, StoreError> {
+        let renewed = sqlx::query!(
+            "update operations set lease_until = now() + make_interval(secs => $3)
+             where id = $1 and lease_owner = $2 and phase = 'open'",
+            id.0,
+            lease.replica.number(),
+            LEASE.as_secs_f64()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(Update::of(renewed.rows_affected()))
+    }
+
+    /// Puts an operation down, to be taken up again after a while.
+    pub async fn put_off(&self, operation: &Operation, pause: Duration, reason: &str) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!(
+            "update operations set lease_owner = null, not_before = now() + make_interval(secs => $2) where id = $1 and phase = 'open'",
+            operation.id.0,
+            pause.as_secs_f64()
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update sandboxes set reason = $3, updated_at = now()
+             where id = $1 and revision = $2 and reason is distinct from $3 and observed not in ('killed', 'failed')",
+            operation.sandbox.as_str(),
+            operation.revision,
+            reason
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Gives the sandbox to another host than those that refused it. None: no host has room.
+    pub async fn place(&self, operation: &Operation, sandbox: &Sandbox) -> Result<Option<HostId>, StoreError> {
+        let mut tx = self.begin().await?;
+        let refused: Vec<Uuid> = operation.refused_hosts.iter().map(|host| host.0).collect();
+        let wanted = Wanted {
+            template: &sandbox.template,
+            vcpus: sandbox.shape.vcpus().into(),
+            memory_mib: sandbox.shape.memory().0.into(),
+            refused: &refused,
+        };
+        let Some((host, epoch)) = placement::choose(&mut tx, &wanted).await? else { return Ok(None) };
+        sqlx::query!(
+            "update sandboxes set host_id = $3, host_epoch = $4, updated_at = now() where id = $1 and revision = $2 and host_id is null",
+            operation.sandbox.as_str(),
+            operation.revision,
+            host.0,
+            epoch
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Some(host))
+    }
+
+    /// The host has no room, or could not be reached at all: whatever it was asked for, it has not got.
+    pub async fn refuse_host(&self, operation: &Operation, host: HostId) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!(
+            "update operations set refused_hosts = array_append(refused_hosts, $2) where id = $1 and not $2 = any(refused_hosts)",
+            operation.id.0,
+            host.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update sandboxes set host_id = null, host_epoch = null where id = $1 and revision = $2 and host_id = $3",
+            operation.sandbox.as_str(),
+            operation.revision,
+            host.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The sandbox runs.
+    pub async fn finish_run(&self, operation: &Operation, report: &Report) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let updated = sqlx::query!(
+            "update sandboxes set observed = $3, reason = nullif($4, ''), started_at = case when incarnation is distinct from $5
+                     then now() else started_at end,
+                 incarnation = $5, isolation = $6, versions = $7, steps = $8, absent_since = null, last_active_at = now(),
+                 deadline = case when timeout_sec > 0 then coalesce(deadline, now() + make_interval(secs => timeout_sec)) end,
+                 updated_at = now()
+             where id = $1 and revision = $2 and observed not in ('killed', 'failed')",
+            operation.sandbox.as_str(),
+            operation.revision,
+            report.observed.as_str(),
+            report.reason,
+            report.incarnation,
+            report.isolation,
+            serde_json::json!(report.versions),
+            serde_json::json!(report.steps),
+        )
+        .execute(&mut *tx)
+        .await?;
+        end(&mut tx, operation.id, None).await?;
+        tx.commit().await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+
+    /// The sandbox will not run. When it may have left something on a host, an operation that cleans up there is opened.
+    pub async fn fail_run(&self, operation: &Operation, code: &str, message: &str) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let failed = sqlx::query!(
+            "update sandboxes set observed = 'failed', reason = $3, revision = revision + 1, envs = '{}', updated_at = now()
+             where id = $1 and revision = $2 and observed not in ('killed', 'failed')
+             returning host_id, revision",
+            operation.sandbox.as_str(),
+            operation.revision,
+            message
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        end(&mut tx, operation.id, Some((code, message))).await?;
+        if let Some(row) = &failed
+            && row.host_id.is_some()
+        {
+            open(&mut tx, &operation.sandbox, Kind::Clean, row.revision, None).await?;
+        }
+        tx.commit().await?;
+        Ok(if failed.is_some() { Update::Changed } else { Update::Stale })
+    }
+
+    /// Nothing of the sandbox is left.
+    pub async fn finish_kill(&self, operation: &Operation) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let updated = sqlx::query!(
+            "update sandboxes set observed = 'killed', killed_at = now(), envs = '{}', absent_since = null, updated_at = now()
+             where id = $1 and revision = $2 and observed <> 'killed'",
+            operation.sandbox.as_str(),
+            operation.revision
+        )
+        .execute(&mut *tx)
+        .await?;
+        end(&mut tx, operation.id, None).await?;
+        tx.commit().await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+
+    /// An operation that changes nothing more: cleaned up, or overtaken by a newer wish.
+    pub async fn finish_operation(&self, operation: &Operation) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        end(&mut tx, operation.id, None).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    pub async fn purge_operations(&self) -> Result<u64, StoreError> {
+        let removed = sqlx::query!(
+            "delete from operations where id in (
+                 select id from operations where phase <> 'open' and finished_at < now() - make_interval(days => $1) limit $2)",
+            KEPT_DAYS,
+            PURGE_MAX
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(removed.rows_affected())
+    }
+}

@@ -1,0 +1,506 @@
+//! Sandboxes: wishes in, what hosts say in, rows out.
+//!
+//! A wish raises the revision and opens an operation in the same transaction. What a host says is taken only for the revision it was
+//! said about.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use model::ids::{HostId, OperationId, SandboxId, TeamId};
+use model::sandbox::{Desired, Observed, Status};
+use model::shape::{Shape, TemplateName};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::audit::{self, Actor};
+use crate::idempotency::{self, Claim};
+use crate::operations::{self, Kind, Lease};
+use crate::placement::{self, Wanted};
+use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
+
+/// Of one answer of the list; paging comes with the full API.
+pub const LIST_MAX: i64 = 10_000;
+/// `last_active_at` is written at most this often.
+const ACTIVE_STEP_SEC: f64 = 10.0;
+/// Wishes written by one run of a reconciler.
+const BATCH_MAX: i64 = 100;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sandbox {
+    pub id: SandboxId,
+    pub team: TeamId,
+    pub template: String,
+    pub shape: Shape,
+    pub envs: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+    /// Empty: the template's own.
+    pub default_user: String,
+    /// 0: never killed by time.
+    pub timeout_sec: i64,
+    pub desired: Desired,
+    pub revision: i64,
+    pub observed: Observed,
+    pub reason: Option<String>,
+    pub incarnation: Option<String>,
+    pub host: Option<Placed>,
+    pub isolation: Option<String>,
+    pub versions: BTreeMap<String, String>,
+    /// Name and milliseconds.
+    pub steps: Vec<(String, f64)>,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub last_active_at: Option<DateTime<Utc>>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// Where a sandbox is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placed {
+    pub host: HostId,
+    pub epoch: u64,
+    pub address: String,
+    /// Nothing was heard of the host for longer than [`HOST_SILENCE_MAX`].
+    pub is_silent: bool,
+}
+
+impl Sandbox {
+    pub fn status(&self) -> Status {
+        Status::of(self.desired, self.observed)
+    }
+}
+
+pub struct NewSandbox {
+    pub id: SandboxId,
+    pub team: TeamId,
+    pub template: TemplateName,
+    pub shape: Shape,
+    pub envs: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+    pub default_user: String,
+    pub timeout_sec: i64,
+}
+
+pub enum Created {
+    /// Placed; the operation is leased to the caller.
+    Made(Box<Sandbox>, operations::Operation),
+    /// What the first call under this key made, and its operation.
+    Repeated(SandboxId, OperationId),
+    OtherArguments,
+    /// No host has room; nothing was written.
+    NoHost,
+}
+
+pub enum KillWish {
+    /// The operation, leased to the caller.
+    Opened(operations::Operation),
+    /// Somebody wished it before.
+    UnderWay(OperationId),
+    /// It has ended already.
+    Ended,
+    Missing,
+}
+
+/// What a host says of a sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    pub observed: Observed,
+    pub reason: String,
+    pub incarnation: String,
+    pub isolation: String,
+    pub versions: BTreeMap<String, String>,
+    pub steps: Vec<(String, f64)>,
+}
+
+/// One line of a heartbeat.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sighting {
+    pub id: String,
+    pub observed: Observed,
+    pub revision: i64,
+    pub incarnation: String,
+    pub reason: String,
+}
+
+pub(crate) struct Row {
+    id: String,
+    team_id: Uuid,
+    template: String,
+    vcpus: i32,
+    memory_mib: i32,
+    disk_mib: i32,
+    envs: Value,
+    metadata: Value,
+    default_user: String,
+    timeout_sec: i64,
+    desired: String,
+    revision: i64,
+    observed: String,
+    reason: Option<String>,
+    incarnation: Option<String>,
+    host_id: Option<Uuid>,
+    host_epoch: Option<i64>,
+    host_address: Option<String>,
+    host_silent: Option<bool>,
+    isolation: Option<String>,
+    versions: Value,
+    steps: Value,
+    created_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+    last_active_at: Option<DateTime<Utc>>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TryFrom<Row> for Sandbox {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let damaged = |column| StoreError::Damaged { row: row.id.clone(), column };
+        let shape =
+            Shape::new(row.vcpus.into(), row.memory_mib.into(), row.disk_mib.into()).map_err(|_| damaged("shape"))?;
+        let host = match (row.host_id, row.host_epoch, row.host_address.clone()) {
+            (Some(host), Some(epoch), Some(address)) => Some(Placed {
+                host: HostId(host),
+                epoch: u64::try_from(epoch).map_err(|_| damaged("host_epoch"))?,
+                address,
+                is_silent: row.host_silent.unwrap_or(true),
+            }),
+            _ => None,
+        };
+        Ok(Self {
+            id: row.id.parse().map_err(|_| damaged("id"))?,
+            team: TeamId(row.team_id),
+            shape,
+            envs: serde_json::from_value(row.envs.clone()).map_err(|_| damaged("envs"))?,
+            metadata: serde_json::from_value(row.metadata.clone()).map_err(|_| damaged("metadata"))?,
+            versions: serde_json::from_value(row.versions.clone()).map_err(|_| damaged("versions"))?,
+            steps: serde_json::from_value(row.steps.clone()).map_err(|_| damaged("steps"))?,
+            desired: row.desired.parse().map_err(|_| damaged("desired"))?,
+            observed: row.observed.parse().map_err(|_| damaged("observed"))?,
+            host,
+            template: row.template,
+            default_user: row.default_user,
+            timeout_sec: row.timeout_sec,
+            revision: row.revision,
+            reason: row.reason,
+            incarnation: row.incarnation,
+            isolation: row.isolation,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            last_active_at: row.last_active_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+/// `select` of a sandbox with its host; `$1` is [`HOST_SILENCE_MAX`] in seconds.
+macro_rules! sandboxes {
+    ($rest:literal $(, $argument:expr)*) => {
+        sqlx::query_as!(
+            Row,
+            r#"select s.id, s.team_id, s.template, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
+                   s.timeout_sec, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
+                   s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
+               from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
+            HOST_SILENCE_MAX.as_secs_f64()
+            $(, $argument)*
+        )
+    };
+}
+
+impl Store {
+    /// Row, reservation, operation, idempotency key and audit entry, or nothing.
+    pub async fn create_sandbox(
+        &self,
+        new: &NewSandbox,
+        lease: &Lease,
+        key: Option<&idempotency::Key>,
+        actor: &Actor,
+    ) -> Result<Created, StoreError> {
+        let mut tx = self.begin().await?;
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, new.id.as_str()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(Created::OtherArguments),
+                Claim::Repeated(subject) => {
+                    let id: SandboxId =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let operation = operations::latest(&mut tx, &id, Kind::Run).await?;
+                    return Ok(Created::Repeated(id, operation));
+                }
+            }
+        }
+        let shape = &new.shape;
+        let wanted = Wanted {
+            template: new.template.as_str(),
+            vcpus: shape.vcpus().into(),
+            memory_mib: shape.memory().0.into(),
+            refused: &[],
+        };
+        let Some((host, epoch)) = placement::choose(&mut tx, &wanted).await? else { return Ok(Created::NoHost) };
+        sqlx::query!(
+            "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
+                 desired, revision, observed, host_id, host_epoch)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'running', 1, 'starting', $11, $12)",
+            new.id.as_str(),
+            new.team.0,
+            new.template.as_str(),
+            i32::from(shape.vcpus()),
+            mib(shape.memory().0),
+            mib(shape.disk().0),
+            serde_json::json!(new.envs),
+            serde_json::json!(new.metadata),
+            new.default_user,
+            new.timeout_sec,
+            host.0,
+            epoch,
+        )
+        .execute(&mut *tx)
+        .await?;
+        let operation = operations::open(&mut tx, &new.id, Kind::Run, 1, Some(lease)).await?;
+        audit::record(&mut tx, actor, "sandbox.create", new.id.as_str(), serde_json::json!({})).await?;
+        let row = sandboxes!("where s.id = $2", new.id.as_str()).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Created::Made(Box::new(row.try_into()?), operation))
+    }
+
+    /// A team's sandbox, whatever its state.
+    pub async fn sandbox(&self, team: TeamId, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
+        let row =
+            sandboxes!("where s.id = $2 and s.team_id = $3", id.as_str(), team.0).fetch_optional(&self.pool).await?;
+        row.map(Sandbox::try_from).transpose()
+    }
+
+    /// Any team's: for what carries out wishes.
+    pub async fn sandbox_of_any_team(&self, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
+        let row = sandboxes!("where s.id = $2", id.as_str()).fetch_optional(&self.pool).await?;
+        row.map(Sandbox::try_from).transpose()
+    }
+
+    /// Newest first, without those that have ended.
+    pub async fn sandboxes(&self, team: TeamId) -> Result<Vec<Sandbox>, StoreError> {
+        let rows = sandboxes!(
+            "where s.team_id = $2 and s.observed <> 'killed' order by s.created_at desc, s.id limit $3",
+            team.0,
+            LIST_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
+    /// Notes that somebody uses the sandbox.
+    pub async fn touch_sandbox(&self, id: &SandboxId) -> Result<(), StoreError> {
+        sqlx::query!(
+            "update sandboxes set last_active_at = now()
+             where id = $1 and (last_active_at is null or last_active_at < now() - make_interval(secs => $2))",
+            id.as_str(),
+            ACTIVE_STEP_SEC
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// The wish that a sandbox end; open operations for older wishes are superseded.
+    pub async fn wish_killed(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        lease: &Lease,
+        actor: &Actor,
+    ) -> Result<KillWish, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query!(
+            "select desired, observed, revision from sandboxes where id = $1 and team_id = $2 for update",
+            id.as_str(),
+            team.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(row) = row else { return Ok(KillWish::Missing) };
+        if row.observed == Observed::Killed.as_str() {
+            return Ok(KillWish::Ended);
+        }
+        if row.desired == Desired::Killed.as_str() {
+            return Ok(KillWish::UnderWay(operations::latest(&mut tx, id, Kind::Kill).await?));
+        }
+        let operation = kill(&mut tx, id, row.revision, Some(lease), "requested").await?;
+        audit::record(&mut tx, actor, "sandbox.kill", id.as_str(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(KillWish::Opened(operation))
+    }
+
+    /// Wishes for sandboxes whose time is over; how many.
+    pub async fn expire_sandboxes(&self) -> Result<usize, StoreError> {
+        let mut tx = self.begin().await?;
+        let due = sqlx::query!(
+            "select id, revision from sandboxes where deadline < now() and desired <> 'killed' and observed <> 'killed'
+             order by deadline limit $1 for update skip locked",
+            BATCH_MAX
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        for row in &due {
+            let id: SandboxId =
+                row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
+            kill(&mut tx, &id, row.revision, None, "deadline").await?;
+            audit::record(
+                &mut tx,
+                &Actor::platform("expired_sandboxes"),
+                "sandbox.kill",
+                &row.id,
+                serde_json::json!({}),
+            )
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(due.len())
+    }
+
+    /// Operations for wishes that have none and are not fulfilled; how many.
+    pub async fn reopen_unfulfilled(&self) -> Result<u64, StoreError> {
+        let opened = sqlx::query!(
+            "insert into operations (id, sandbox_id, kind, revision, deadline)
+             select gen_random_uuid(), s.id, case s.desired when 'killed' then 'kill' else 'run' end, s.revision,
+                 case s.desired when 'killed' then null else now() + make_interval(secs => $2) end
+             from sandboxes s
+             where (s.desired = 'killed' and s.observed <> 'killed' or s.desired = 'running' and s.observed = 'starting')
+                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
+             limit $1
+             on conflict do nothing",
+            BATCH_MAX,
+            operations::RUN_TIME_MAX.as_secs_f64()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(opened.rows_affected())
+    }
+
+    /// Takes in what a host says of its sandboxes. Returns the ids that no row of this host claims.
+    ///
+    /// With `complete`, rows that the host does not name are marked, for somebody to ask it about each by itself: a create that ended
+    /// while the report was under way is not in it.
+    pub async fn take_sightings(
+        &self,
+        host: HostId,
+        sightings: &[Sighting],
+        complete: bool,
+    ) -> Result<Vec<String>, StoreError> {
+        let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
+        let observed: Vec<String> = sightings.iter().map(|seen| seen.observed.as_str().to_owned()).collect();
+        let revisions: Vec<i64> = sightings.iter().map(|seen| seen.revision).collect();
+        let incarnations: Vec<String> = sightings.iter().map(|seen| seen.incarnation.clone()).collect();
+        let reasons: Vec<String> = sightings.iter().map(|seen| seen.reason.clone()).collect();
+        let mut tx = self.begin().await?;
+        // What is under way belongs to its operation, whose end says more than a report.
+        sqlx::query!(
+            "update sandboxes s set observed = seen.observed, reason = nullif(seen.reason, ''),
+                 incarnation = coalesce(nullif(seen.incarnation, ''), s.incarnation), updated_at = now()
+             from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
+                 as seen (id, observed, revision, incarnation, reason)
+             where s.id = seen.id and s.host_id = $1 and s.revision = seen.revision and s.desired = 'running'
+                 and s.observed in ('running', 'failed') and seen.observed in ('running', 'failed')
+                 and s.observed <> seen.observed
+                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')",
+            host.0,
+            &ids,
+            &observed,
+            &revisions,
+            &incarnations,
+            &reasons,
+        )
+        .execute(&mut *tx)
+        .await?;
+        // A sandbox that was killed and is there again: whoever brought it back, it ends again.
+        sqlx::query!(
+            "insert into operations (id, sandbox_id, kind, revision)
+             select gen_random_uuid(), s.id, 'kill', s.revision from sandboxes s
+             where s.id = any($2) and s.host_id = $1 and s.observed = 'killed'
+             on conflict do nothing",
+            host.0,
+            &ids
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update sandboxes set absent_since = null where host_id = $1 and absent_since is not null and id = any($2)",
+            host.0,
+            &ids
+        )
+        .execute(&mut *tx)
+        .await?;
+        if complete {
+            sqlx::query!(
+                "update sandboxes set absent_since = now()
+                 where host_id = $1 and observed = 'running' and absent_since is null and id <> all($2)",
+                host.0,
+                &ids
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        let claimed = sqlx::query_scalar!("select id from sandboxes where host_id = $1 and id = any($2)", host.0, &ids)
+            .fetch_all(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(ids.into_iter().filter(|id| !claimed.contains(id)).collect())
+    }
+
+    /// Running sandboxes that their hosts did not name, for which nothing is under way.
+    pub async fn absent_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError> {
+        let rows = sandboxes!(
+            "where s.absent_since is not null and s.observed = 'running' and s.desired = 'running'
+                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
+             order by s.absent_since limit $2",
+            BATCH_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
+    /// The host, asked about this one sandbox, has it after all.
+    pub async fn sandbox_is_present(&self, id: &SandboxId) -> Result<(), StoreError> {
+        sqlx::query!("update sandboxes set absent_since = null where id = $1", id.as_str()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// The host, asked about this one sandbox, does not have it.
+    pub async fn sandbox_is_gone(&self, id: &SandboxId, revision: i64, reason: &str) -> Result<Update, StoreError> {
+        let updated = sqlx::query!(
+            "update sandboxes set observed = 'failed', reason = $3, absent_since = null, updated_at = now()
+             where id = $1 and revision = $2 and observed = 'running' and absent_since is not null",
+            id.as_str(),
+            revision,
+            reason
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+}
+
+/// Raises the revision to the wish of an end.
+async fn kill(
+    tx: &mut Tx,
+    id: &SandboxId,
+    revision: i64,
+    lease: Option<&Lease>,
+    reason: &str,
+) -> Result<operations::Operation, StoreError> {
+    sqlx::query!(
+        "update sandboxes set desired = 'killed', revision = $2, reason = $3, updated_at = now() where id = $1",
+        id.as_str(),
+        revision + 1,
+        reason
+    )
+    .execute(&mut **tx)
+    .await?;
+    operations::supersede(tx, id).await?;
+    operations::open(tx, id, Kind::Kill, revision + 1, lease).await
+}
+
+fn mib(value: u32) -> i32 {
+    i32::try_from(value).expect("a shape's sizes are below 2^21")
+}

@@ -1,0 +1,309 @@
+//! Wishes, operations and what hosts say of them, on a real PostgreSQL: every update is conditional, so that whoever comes late changes
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::ids::{HostId, SandboxId, TeamId, UserId};
+use model::sandbox::{Observed, Status};
+use model::shape::Shape;
+use store::audit::Actor;
+use store::hosts::NewHost;
+use store::operations::{Kind, Lease, Operation, Phase};
+use store::presence::Replica;
+use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting};
+use store::{Store, Update};
+use testkit::postgres::Database;
+use uuid::Uuid;
+
+struct Bench {
+    database: Database,
+    store: Store,
+    team: TeamId,
+    host: HostId,
+    lease: Lease,
+    made: std::cell::Cell<u128>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let database = Database::new().await;
+        let store = Store::new(&database.url).unwrap();
+        store.migrate().await.unwrap();
+        let team = TeamId(Uuid::now_v7());
+        assert!(store.make_first_administrator(UserId(Uuid::now_v7()), team, "a@b", "hash").await.unwrap());
+        let bench = Self {
+            host: HostId(Uuid::now_v7()),
+            lease: Lease { replica: Replica::from_random(7) },
+            made: 0.into(),
+            database,
+            store,
+            team,
+        };
+        bench.host(bench.host, 4096).await;
+        bench
+    }
+
+    async fn host(&self, id: HostId, memory_mb: i64) {
+        let new = NewHost {
+            id,
+            kind: "regular".to_owned(),
+            provider: None,
+            availability_zone: None,
+            created_by: "test".to_owned(),
+            token_hash: rand_hash(id),
+        };
+        self.store.create_host(&new, None, &Actor::platform("test")).await.unwrap();
+        self.database
+            .sql(&format!(
+                "update hosts set state = 'active', address = 'h:1', cpu_cores = 4, memory_mb = {memory_mb}, templates = '{{minimal}}',
+                 last_heartbeat_at = now() where id = '{}'",
+                id.0
+            ))
+            .await;
+    }
+
+    async fn create(&self) -> (SandboxId, Operation) {
+        self.made.set(self.made.get() + 1);
+        let new = NewSandbox {
+            id: SandboxId::from_random(self.made.get()),
+            team: self.team,
+            template: "minimal".parse().unwrap(),
+            shape: Shape::new(1, 512, 5120).unwrap(),
+            envs: [("SECRET".to_owned(), "x".to_owned())].into(),
+            metadata: BTreeMap::new(),
+            default_user: String::new(),
+            timeout_sec: 60,
+        };
+        match self.store.create_sandbox(&new, &self.lease, None, &Actor::platform("test")).await.unwrap() {
+            Created::Made(sandbox, operation) => (sandbox.id, operation),
+            _ => panic!("no room"),
+        }
+    }
+
+    async fn get(&self, id: &SandboxId) -> Sandbox {
+        self.store.sandbox(self.team, id).await.unwrap().unwrap()
+    }
+
+    async fn run(&self, operation: &Operation) -> Update {
+        self.store.finish_run(operation, &report("i1")).await.unwrap()
+    }
+
+    async fn kill(&self, id: &SandboxId) -> KillWish {
+        self.store.wish_killed(self.team, id, &self.lease, &Actor::platform("test")).await.unwrap()
+    }
+
+    async fn phase(&self, operation: &Operation) -> Phase {
+        self.store.operation(operation.id).await.unwrap().unwrap().phase
+    }
+}
+
+fn rand_hash(id: HostId) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash[..16].copy_from_slice(id.0.as_bytes());
+    hash
+}
+
+fn report(incarnation: &str) -> Report {
+    Report {
+        observed: Observed::Running,
+        reason: String::new(),
+        incarnation: incarnation.to_owned(),
+        isolation: "fake".to_owned(),
+        versions: BTreeMap::new(),
+        steps: vec![("start".to_owned(), 1.5)],
+    }
+}
+
+fn sighting(id: &SandboxId, observed: Observed, revision: i64) -> Sighting {
+    Sighting { id: id.to_string(), observed, revision, incarnation: "i1".to_owned(), reason: String::new() }
+}
+
+#[tokio::test]
+async fn a_kill_wins_over_a_create_that_is_under_way() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    assert_eq!((run.kind, run.revision, bench.get(&id).await.status()), (Kind::Run, 1, Status::Starting));
+    let KillWish::Opened(kill) = bench.kill(&id).await else { panic!("not opened") };
+    assert_eq!((kill.kind, kill.revision), (Kind::Kill, 2));
+    assert_eq!(bench.phase(&run).await, Phase::Superseded);
+    assert!(matches!(bench.kill(&id).await, KillWish::UnderWay(again) if again == kill.id), "one wish, one operation");
+    // The create's own end comes late, from a replica that did not hear of it.
+    assert_eq!(bench.run(&run).await, Update::Stale);
+    assert_eq!(bench.store.fail_run(&run, "agent_error", "late").await.unwrap(), Update::Stale);
+    assert_eq!(bench.get(&id).await.status(), Status::Stopping);
+    assert_eq!(bench.store.finish_kill(&kill).await.unwrap(), Update::Changed);
+    assert_eq!(bench.store.finish_kill(&kill).await.unwrap(), Update::Stale, "twice is fine");
+    let ended = bench.get(&id).await;
+    assert_eq!((ended.status(), ended.envs.len()), (Status::Stopped, 0), "what a user gave is not kept after the end");
+    assert!(matches!(bench.kill(&id).await, KillWish::Ended));
+    assert_eq!(bench.store.sandboxes(bench.team).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_failed_create_gives_its_room_back_and_cleans_up() {
+    let bench = Bench::new().await;
+    let _presence = bench.store.be_present(bench.lease.replica).await.unwrap();
+    let mut made = Vec::new();
+    for _ in 0..8 {
+        made.push(bench.create().await);
+    }
+    let full = bench.store.place(&made[0].1, &bench.get(&made[0].0).await).await.unwrap();
+    assert_eq!(full, None, "4096 MiB are eight of 512");
+    let (id, operation) = &made[3];
+    assert_eq!(bench.store.fail_run(operation, "agent_error", "it broke").await.unwrap(), Update::Changed);
+    let failed = bench.get(id).await;
+    assert_eq!((failed.status(), failed.reason.as_deref(), failed.revision), (Status::Error, Some("it broke"), 2));
+    assert_eq!(
+        bench.phase(operation).await,
+        Phase::Failed { code: "agent_error".to_owned(), message: "it broke".to_owned() }
+    );
+    let claimed = bench.store.claim_operations(&bench.lease, 10).await.unwrap();
+    let kinds: Vec<_> = claimed.iter().map(|operation| (operation.kind, operation.sandbox.clone())).collect();
+    assert_eq!(kinds, [(Kind::Clean, id.clone())], "what may be left on the host is ended there");
+    bench.create().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_replica_worked_on_is_taken_over_at_once_and_a_living_ones_is_not() {
+    let bench = Bench::new().await;
+    let (dead, living) = (Replica::from_random(100), Replica::from_random(200));
+    let _presence = bench.store.be_present(living).await.unwrap();
+    let (_, first) = bench.create().await;
+    let (_, second) = bench.create().await;
+    for (operation, owner) in [(&first, 100 >> 1), (&second, 200 >> 1)] {
+        bench
+            .database
+            .sql(&format!("update operations set lease_owner = {owner} where id = '{}'", operation.id.0))
+            .await;
+    }
+    let me = Lease { replica: Replica::from_random(300) };
+    let claimed = bench.store.claim_operations(&me, 10).await.unwrap();
+    assert_eq!(claimed.iter().map(|operation| operation.id).collect::<Vec<_>>(), [first.id]);
+    assert_eq!(claimed[0].attempts, 2);
+    assert_eq!(bench.store.renew_lease(first.id, &Lease { replica: dead }).await.unwrap(), Update::Stale);
+    assert_eq!(bench.store.renew_lease(first.id, &me).await.unwrap(), Update::Changed);
+    // A lease that ran out is anybody's, whoever lives.
+    bench.database.sql("update operations set lease_until = now() - interval '1 second'").await;
+    assert_eq!(bench.store.claim_operations(&me, 10).await.unwrap().len(), 2);
+    // Put off: not before its time.
+    bench.store.put_off(&first, Duration::from_secs(60), "host_unavailable").await.unwrap();
+    bench.database.sql("update operations set lease_until = now() - interval '1 second'").await;
+    let claimed = bench.store.claim_operations(&me, 10).await.unwrap();
+    assert_eq!(claimed.iter().map(|operation| operation.id).collect::<Vec<_>>(), [second.id]);
+}
+
+#[tokio::test]
+async fn many_claim_and_each_operation_is_claimed_once() {
+    let bench = Bench::new().await;
+    bench.host(HostId(Uuid::now_v7()), 1 << 20).await;
+    for _ in 0..40 {
+        bench.create().await;
+    }
+    bench.database.sql("update operations set lease_owner = null").await;
+    let stores: Vec<Store> = (0..8).map(|_| bench.store.clone()).collect();
+    let claims = stores.iter().enumerate().map(|(n, store)| async move {
+        let lease = Lease { replica: Replica::from_random(1000 + 2 * u32::try_from(n).unwrap()) };
+        let _presence = store.be_present(lease.replica).await.unwrap();
+        let mut mine = Vec::new();
+        loop {
+            let claimed = store.claim_operations(&lease, 3).await.unwrap();
+            if claimed.is_empty() {
+                // Held until all have looked, so that nobody's are taken over.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                return mine;
+            }
+            mine.extend(claimed.into_iter().map(|operation| operation.id.0));
+        }
+    });
+    let mut all: Vec<Uuid> = futures::future::join_all(claims).await.concat();
+    assert_eq!(all.len(), 40);
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 40);
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_time_is_over_is_wished_away_once() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0, "time runs from the start");
+    assert_eq!(bench.run(&run).await, Update::Changed);
+    bench.database.sql("update sandboxes set deadline = now() - interval '1 second'").await;
+    let counts = tokio::join!(bench.store.expire_sandboxes(), bench.store.expire_sandboxes());
+    assert_eq!(counts.0.unwrap() + counts.1.unwrap(), 1);
+    let sandbox = bench.get(&id).await;
+    assert_eq!((sandbox.status(), sandbox.reason.as_deref()), (Status::Stopping, Some("deadline")));
+    let audited = bench.database.sql("select count(*) from audit where action = 'sandbox.kill'").await;
+    assert_eq!(audited.trim(), "1");
+}
+
+#[tokio::test]
+async fn a_report_changes_only_what_it_can_know() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    let see = async |observed, revision| {
+        bench.store.take_sightings(bench.host, &[sighting(&id, observed, revision)], false).await.unwrap()
+    };
+    // Under way: the operation says more.
+    see(Observed::Failed, 1).await;
+    assert_eq!(bench.get(&id).await.status(), Status::Starting);
+    bench.run(&run).await;
+    // Of an older wish: nothing.
+    see(Observed::Failed, 0).await;
+    assert_eq!(bench.get(&id).await.status(), Status::Running);
+    see(Observed::Failed, 1).await;
+    assert_eq!(bench.get(&id).await.status(), Status::Error);
+    see(Observed::Running, 1).await;
+    assert_eq!(bench.get(&id).await.status(), Status::Running);
+
+    // Not named by a complete report: asked about, not written off.
+    assert!(bench.store.absent_sandboxes().await.unwrap().is_empty());
+    bench.store.take_sightings(bench.host, &[], false).await.unwrap();
+    assert!(
+        bench.store.absent_sandboxes().await.unwrap().is_empty(),
+        "an incomplete report says nothing of the others"
+    );
+    bench.store.take_sightings(bench.host, &[], true).await.unwrap();
+    assert_eq!(bench.store.absent_sandboxes().await.unwrap().len(), 1);
+    assert_eq!(bench.get(&id).await.status(), Status::Running);
+    bench.store.sandbox_is_present(&id).await.unwrap();
+    assert_eq!(bench.store.sandbox_is_gone(&id, 1, "gone").await.unwrap(), Update::Stale, "present again");
+    bench.store.take_sightings(bench.host, &[], true).await.unwrap();
+    assert_eq!(bench.store.sandbox_is_gone(&id, 1, "gone").await.unwrap(), Update::Changed);
+
+    // Killed, and there again: it ends again, whoever brought it back.
+    let KillWish::Opened(kill) = bench.kill(&id).await else { panic!("not opened") };
+    bench.store.finish_kill(&kill).await.unwrap();
+    see(Observed::Running, 1).await;
+    let claimed = bench.store.claim_operations(&bench.lease, 10).await.unwrap();
+    assert!(claimed.iter().any(|operation| operation.kind == Kind::Kill && operation.sandbox == id));
+    assert_eq!(bench.get(&id).await.status(), Status::Stopped);
+    let stranger = SandboxId::from_random(99);
+    let seen = [sighting(&stranger, Observed::Running, 1)];
+    let unclaimed = bench.store.take_sightings(bench.host, &seen, false).await.unwrap();
+    assert_eq!(unclaimed, [stranger.to_string()]);
+}
+
+/// Text that cannot be, in columns that the program reads: that row is refused, and nothing panics.
+#[tokio::test]
+async fn damaged_rows_are_errors_and_not_panics() {
+    let bench = Bench::new().await;
+    let (id, _) = bench.create().await;
+    let (fine, _) = bench.create().await;
+    bench.database.sql(&format!("update sandboxes set vcpus = 1000000 where id = '{id}'")).await;
+    let error = bench.store.sandbox(bench.team, &id).await.unwrap_err();
+    assert!(!error.is_unavailable(), "{error}");
+    assert!(bench.store.sandbox(bench.team, &fine).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn migrations_run_once_whoever_starts_them() {
+    let database = Database::new().await;
+    let stores: Vec<Store> = (0..4).map(|_| Store::new(&database.url).unwrap()).collect();
+    let done = futures::future::join_all(stores.iter().map(Store::migrate)).await;
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    let rows = database.sql("select count(*) from _sqlx_migrations where success").await;
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap().count();
+    assert_eq!(rows.trim(), files.to_string());
+}

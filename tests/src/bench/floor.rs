@@ -1,0 +1,101 @@
+//! The bare microVM, driven by `xtask bare-vmm` with the kernel and the image that the platform itself uses. It boots when it is asked to,
+//! so that bare boots and creates stand on the same load.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use whole_machine::platform;
+
+/// A boot with its two restores, after the first one has copied the image.
+const RUN_MAX: Duration = Duration::from_secs(180);
+
+pub struct BareVmm {
+    child: Child,
+    /// Closed, it ends the program, which then takes down what it made.
+    asks: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl BareVmm {
+    /// `isolation`: how the platform runs its sandboxes, which the floor must do too.
+    pub fn start(dir: &Path, isolation: &str, memory_mib: u32, runs_max: usize) -> Result<Self> {
+        let accelerator = match isolation {
+            "emulation" => "tcg",
+            "kvm" => "kvm",
+            other => anyhow::bail!("there is no bare microVM for the isolation {other:?}"),
+        };
+        let (kernel, initramfs) = kernel(&dir.join("kernels"))?;
+        let mut command = Command::new(platform::program("xtask"));
+        command
+            .args(["bare-vmm", "--on-request", "--json", "--accel", accelerator, "--dir", "/var/tmp", "--kernel"])
+            .arg(kernel);
+        command.arg("--rootfs").arg(dir.join("images/minimal/rootfs.ext4"));
+        command.args(["--mem", &memory_mib.to_string(), "--runs", &runs_max.to_string()]);
+        if initramfs.is_file() {
+            command.arg("--initrd").arg(initramfs);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("start xtask bare-vmm")?;
+        let asks = child.stdin.take().expect("it is a pipe");
+        let answers = BufReader::new(child.stdout.take().expect("it is a pipe")).lines();
+        Ok(Self { child, asks, answers })
+    }
+
+    /// One boot, in milliseconds to the guest's first answer.
+    pub async fn boot(&mut self) -> Result<f64> {
+        self.asks.write_all(b"\n").await.context("ask for a bare boot")?;
+        let line = self.line().await?;
+        line.parse().with_context(|| format!("the bare microVM says {line:?}"))
+    }
+
+    /// It judges its own figures: a slow floor must not flatter.
+    pub async fn finish(mut self) -> Result<()> {
+        drop(self.asks);
+        while let Ok(Ok(Some(_))) = tokio::time::timeout(RUN_MAX, self.answers.next_line()).await {}
+        let status =
+            tokio::time::timeout(RUN_MAX, self.child.wait()).await.context("the bare microVM does not end")??;
+        ensure!(status.success(), "the floor is no floor: see above");
+        Ok(())
+    }
+
+    async fn line(&mut self) -> Result<String> {
+        let line = tokio::time::timeout(RUN_MAX, self.answers.next_line()).await;
+        line.context("the bare microVM does not boot")??.context("the bare microVM ended early: see above")
+    }
+}
+
+/// The newest `vmlinux-<semver>`, which is what the agent takes, and the initramfs that belongs to it.
+fn kernel(folder: &Path) -> Result<(PathBuf, PathBuf)> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let newest = names
+        .filter_map(|name| Some((version(name.strip_prefix("vmlinux-")?)?, name)))
+        .max()
+        .with_context(|| format!("no kernel in {}", folder.display()))?;
+    let initramfs = newest.1.replacen("vmlinux", "initramfs", 1);
+    Ok((folder.join(&newest.1), folder.join(initramfs)))
+}
+
+fn version(text: &str) -> Option<[u64; 3]> {
+    let numbers: Vec<u64> = text.split('.').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    numbers.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["vmlinux-6.1.9", "vmlinux-6.1.20", "vmlinux-6.1.publish.tmp", "initramfs-6.1.20", "vmlinux-6.2"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let (image, initramfs) = kernel(dir.path()).unwrap();
+        assert_eq!((image, initramfs), (dir.path().join("vmlinux-6.1.20"), dir.path().join("initramfs-6.1.20")));
+    }
+}

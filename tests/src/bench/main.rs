@@ -1,0 +1,231 @@
+//! `make bench`: figures of the product into builds/bench.json, each beside the floor that the same run measured, and judged.
+//!
+//! It starts a platform of its own, as the tests do, and knows of Wrenn what they know; only the floor of a command looks into the
+//! platform's directory, for the guest's token. Its file is written anew by each run, and it fails after writing it when a limit is
+//! broken. A run that could not measure leaves no file: old figures are not passed off as new ones.
+
+mod direct;
+mod floor;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use whole_machine::figures::{self, Figure, Judged, Limit};
+use whole_machine::objects::Objects;
+use whole_machine::platform::{Options, Platform};
+use whole_machine::wait;
+
+use direct::Envd;
+use floor::BareVmm;
+
+/// Cold boots of each, one beside the other: about eight seconds a pair.
+const CREATES: usize = 12;
+/// Commands of each, one beside the other.
+const COMMANDS: usize = 100;
+/// Not measured: what connects, fills caches and wakes threads for the first time.
+const WARM_UP: usize = 10;
+/// What is made ahead or taken down in the background is there, or gone, within moments.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
+/// The defaults of the API, spelled out because the bare microVM gets the same memory.
+const MEMORY_MIB: u32 = 512;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let place = figures::place("bench.json");
+    figures::forget(&place)?;
+    let mut options = Options::default();
+    if let Some(artifacts) = std::env::var_os("WRENN_TEST_ARTIFACTS") {
+        options.args = vec!["--artifacts".to_owned(), artifacts.to_string_lossy().into_owned()];
+    }
+    let runtime = tokio::runtime::Runtime::new().context("make a runtime")?;
+    // Dropping it takes it down, also after an error.
+    let platform = Platform::start_with(&options);
+    let (figures, isolation) = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            measured = measure(&platform) => measured,
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+            _ = terminate.recv() => anyhow::bail!("terminated"),
+        }
+    })?;
+    let left = platform.finish();
+    figures::write(&place, &figures, &format!("isolation: {isolation}"))?;
+    println!("\nfigures: {}", place.display());
+    ensure!(left.is_empty(), "the end of the platform left {left:?}");
+    Ok(figures.iter().all(Judged::is_fine))
+}
+
+/// What is collected on the way.
+#[derive(Default)]
+struct Samples {
+    create: Vec<f64>,
+    bare_boot: Vec<f64>,
+    control_plane: Vec<f64>,
+    command: Vec<f64>,
+    direct: Vec<f64>,
+    agent_mib: Vec<f64>,
+    control_plane_mib: Vec<f64>,
+    envd_mib: Vec<f64>,
+    /// One number for each kill: objects more than before the create.
+    left: Vec<f64>,
+}
+
+/// The figures, and the isolation of the sandboxes that were measured.
+async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
+    let mut samples = Samples::default();
+    let isolation = isolation_of_host(platform)?;
+    let mut bare = BareVmm::start(&platform.dir, &isolation, MEMORY_MIB, CREATES)?;
+    for round in 0..CREATES {
+        // In turns, so that neither always meets what the other left to do.
+        if round % 2 == 0 {
+            samples.bare_boot.push(bare.boot().await?);
+        }
+        let said = one_life(platform, &mut samples).await?;
+        ensure!(said == isolation, "the host says {isolation}, the sandbox {said}");
+        if round % 2 == 1 {
+            samples.bare_boot.push(bare.boot().await?);
+        }
+        eprintln!(
+            "boot {:>2} of {CREATES}: bare {:.0} ms, create {:.0} ms",
+            round + 1,
+            samples.bare_boot[round],
+            samples.create[round]
+        );
+    }
+    bare.finish().await?;
+    commands(platform, &mut samples).await?;
+    Ok((judge(samples), isolation))
+}
+
+fn isolation_of_host(platform: &Platform) -> Result<String> {
+    let output = platform.wrenn(&["host", "list", "--json"]);
+    let hosts: Value = serde_json::from_slice(&output.stdout).context("read the list of hosts")?;
+    let host = hosts.as_array().and_then(|hosts| hosts.iter().find(|host| host["id"] == platform.host_id.as_str()));
+    let isolation = host.and_then(|host| host["isolation"].as_str()).context("the platform's host is not listed")?;
+    Ok(isolation.to_owned())
+}
+
+/// Creates a sandbox, kills it, and counts what is left. Gives its isolation.
+async fn one_life(platform: &Platform, samples: &mut Samples) -> Result<String> {
+    let before = settled(platform).await;
+    let (id, sandbox) = create(platform, samples).await?;
+    let steps = sandbox["steps"].as_array().context("the sandbox has no steps")?;
+    let decided = steps.iter().find(|step| step["name"] == "control_plane").context("no step control_plane")?;
+    samples.control_plane.push(decided["ms"].as_f64().context("a step without its time")?);
+    weigh(platform, samples)?;
+    platform.kill(&id).await;
+    samples.left.push(left_over(platform, &before).await);
+    Ok(sandbox["isolation"].as_str().unwrap_or("unknown").to_owned())
+}
+
+async fn create(platform: &Platform, samples: &mut Samples) -> Result<(String, Value)> {
+    let body = json!({"template": "minimal", "memory_mb": MEMORY_MIB, "vcpus": 1});
+    let began = Instant::now();
+    let (status, sandbox) = platform.call(Method::POST, "/v1/sandboxes?wait_sec=120", Some(body)).await;
+    let took = milliseconds(began);
+    ensure!(status == 201 && sandbox["status"] == "running", "the create answers {status}: {sandbox}");
+    samples.create.push(took);
+    Ok((sandbox["id"].as_str().context("a sandbox without id")?.to_owned(), sandbox))
+}
+
+/// The same command by the public API and by envd itself, in turns.
+async fn commands(platform: &Platform, samples: &mut Samples) -> Result<()> {
+    let before = settled(platform).await;
+    // Not one of those that are compared with bare boots, because none boots beside it.
+    let (id, _) = create(platform, &mut Samples::default()).await?;
+    let mut envd = Envd::connect(&platform.dir, &platform.tag(), &id).await?;
+    for round in 0..WARM_UP + COMMANDS {
+        let began = Instant::now();
+        let body = json!({"cmd": direct::COMMAND});
+        let (status, outcome) = platform.call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(body)).await;
+        let by_api = milliseconds(began);
+        ensure!(status == 200 && outcome["exit_code"] == 0, "the command answers {status}: {outcome}");
+        let began = Instant::now();
+        envd.run().await?;
+        let by_envd = milliseconds(began);
+        if round >= WARM_UP {
+            samples.command.push(by_api);
+            samples.direct.push(by_envd);
+        }
+    }
+    weigh(platform, samples)?;
+    let script = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" = envd ] && sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' $p/status; done; true";
+    let (_, said) = platform.shell(&id, script).await;
+    let kib: f64 = said.trim().parse().with_context(|| format!("the guest says of envd's memory {said:?}"))?;
+    samples.envd_mib.push(kib / 1024.0);
+    drop(envd);
+    platform.kill(&id).await;
+    samples.left.push(left_over(platform, &before).await);
+    Ok(())
+}
+
+fn judge(samples: Samples) -> Vec<Judged> {
+    let overhead = samples.command.iter().zip(&samples.direct).map(|(by_api, by_envd)| by_api - by_envd).collect();
+    vec![
+        Figure::of("create_cold", "ms", samples.create).beside(samples.bare_boot).judged(Limit::Ratio(1.15)),
+        Figure::of("create_control_plane", "ms", samples.control_plane).judged(Limit::P50(10.0)),
+        Figure::of("exec", "ms", samples.command).beside(samples.direct).judged(Limit::None),
+        Figure::of("exec_overhead", "ms", overhead).judged(Limit::P50(5.0)),
+        Figure::of("agent_rss_mib", "MiB", samples.agent_mib).judged(Limit::Max(60.0)),
+        Figure::of("control_plane_rss_mib", "MiB", samples.control_plane_mib).judged(Limit::Max(120.0)),
+        Figure::of("envd_rss_mib", "MiB", samples.envd_mib).judged(Limit::Max(12.0)),
+        Figure::of("left_after_kill", "objects", samples.left).judged(Limit::Max(0.0)),
+    ]
+}
+
+/// What the programs have in memory just now.
+fn weigh(platform: &Platform, samples: &mut Samples) -> Result<()> {
+    for (name, sizes) in [("wrenn-agent", &mut samples.agent_mib), ("wrenn-cp", &mut samples.control_plane_mib)] {
+        let pid = platform.pid_of(name).with_context(|| format!("{name} does not run"))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read a program's size")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a program without VmRSS")?;
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("read {line:?}"))?;
+        sizes.push(kib / 1024.0);
+    }
+    Ok(())
+}
+
+/// The count once it is the same twice in a row: slots are made ahead in the background.
+async fn settled(platform: &Platform) -> Objects {
+    let mut last = None;
+    wait::until("the same count twice", SETTLE_MAX, || {
+        let now = platform.objects();
+        let is_same = last.replace(now.clone()) == Some(now.clone());
+        async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            is_same.then_some(now)
+        }
+    })
+    .await
+}
+
+/// How many objects there are more than before, once no more go away.
+async fn left_over(platform: &Platform, before: &Objects) -> f64 {
+    let began = Instant::now();
+    loop {
+        let grown: usize =
+            platform.objects().iter().map(|(kind, n)| n.saturating_sub(before.get(kind).copied().unwrap_or(0))).sum();
+        if grown == 0 || began.elapsed() > SETTLE_MAX {
+            return grown as f64;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn milliseconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1000.0
+}

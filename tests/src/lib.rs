@@ -1,0 +1,10 @@
+//! Whole-machine tests: the real programs, real PostgreSQL, real microVMs, driven through the CLI and the public API.
+//!
+//! The tests are in `tests/`; this library starts and ends a platform for them ([`platform`]) and counts what a machine holds, by
+//! asking the kernel and the file system and never the programs under test ([`objects`]). The benchmarks judge by
+//! [`figures`]. It uses no crate of Wrenn's.
+
+pub mod figures;
+pub mod objects;
+pub mod platform;
+pub mod wait;

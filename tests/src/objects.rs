@@ -1,0 +1,91 @@
+//! What a machine holds: the kinds of objects that a platform makes, counted by listing the kernel and the file system.
+//!
+//! It counts objects that carry the tag of one agent, so that other platforms on the machine do not disturb.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// How many of each kind; kinds of which there are none are left out, so that an empty map says "nothing is left".
+pub type Objects = BTreeMap<&'static str, usize>;
+
+/// Everything below `dir` and everything in the kernel that bears `tag` (the agent's eight hex digits).
+pub fn count(dir: &Path, tag: &str) -> Objects {
+    let mut all = Objects::new();
+    let mut note = |kind: &'static str, n: usize| {
+        if n > 0 {
+            all.insert(kind, n);
+        }
+    };
+    note("namespaces", names_below("/run/netns").iter().filter(|name| name.contains(tag)).count());
+    note("links", lines_with("ip", &["-o", "link"], tag));
+    note("nft_tables", lines_with("nft", &["list", "tables"], tag));
+    note("mounts", mounts_of(dir));
+    note("loops", lines_with("losetup", &["-l", "-n", "-O", "BACK-FILE"], &dir.to_string_lossy()));
+    note("microvms", microvms(dir).len());
+    note("cgroups", cgroups(Path::new("/sys/fs/cgroup"), tag, 0));
+    note("sandbox_dirs", sandbox_dirs(dir));
+    all
+}
+
+/// The process ids of VMMs that hold a file below `dir` open or name it on their command line.
+pub fn microvms(dir: &Path) -> Vec<i32> {
+    let dir = dir.to_string_lossy();
+    numbered("/proc")
+        .into_iter()
+        .filter(|pid| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command);
+            command.contains("qemu-system") && (command.contains(dir.as_ref()) || holds(*pid, &dir))
+        })
+        .collect()
+}
+
+fn holds(pid: i32, dir: &str) -> bool {
+    numbered(&format!("/proc/{pid}/fd")).into_iter().any(|fd| {
+        fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|target| target.to_string_lossy().contains(dir))
+    })
+}
+
+fn sandbox_dirs(dir: &Path) -> usize {
+    // A tombstone is a small file; what counts is a directory with data.
+    fs::read_dir(dir.join("pool/sandboxes"))
+        .map(|entries| entries.flatten().filter(|entry| entry.path().join("disk").exists()).count())
+        .unwrap_or(0)
+}
+
+fn mounts_of(dir: &Path) -> usize {
+    let dir = dir.to_string_lossy().into_owned();
+    fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines().filter(|line| line.contains(&dir)).count()
+}
+
+fn cgroups(at: &Path, tag: &str, depth: usize) -> usize {
+    if depth > 8 {
+        return 0;
+    }
+    let Ok(entries) = fs::read_dir(at) else { return 0 };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| {
+            // A group of ours counts once, with all that is below it.
+            if entry.file_name().to_string_lossy().contains(tag) { 1 } else { cgroups(&entry.path(), tag, depth + 1) }
+        })
+        .sum()
+}
+
+fn lines_with(program: &str, args: &[&str], needle: &str) -> usize {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program} {args:?}: {e}"));
+    String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains(needle)).count()
+}
+
+fn names_below(dir: &str) -> Vec<String> {
+    fs::read_dir(dir)
+        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default()
+}
+
+fn numbered(dir: &str) -> Vec<i32> {
+    names_below(dir).iter().filter_map(|name| name.parse().ok()).collect()
+}
