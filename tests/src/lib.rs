@@ -1,10 +1,11 @@
 //! Whole-machine tests: the real programs, real PostgreSQL, real microVMs, driven through the CLI and the public API.
 //!
 //! The tests are in `tests/`; this library starts and ends a platform for them ([`platform`]) and counts what a machine holds, by
-//! asking the kernel and the file system and never the programs under test ([`objects`]). The benchmarks judge by
-//! [`figures`]. It uses no crate of Wrenn's.
+//! asking the kernel and the file system and never the programs under test ([`objects`]). Where it matters what a guest itself says,
+//! it is asked directly ([`guest`]). The benchmarks judge by [`figures`]. It uses no crate that ships.
 
 pub mod figures;
+pub mod guest;
 pub mod objects;
 pub mod platform;
 pub mod wait;

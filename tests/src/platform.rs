@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::objects::{self, Objects};
-use crate::wait;
+use crate::{guest, wait};
 
 /// Longest start of a platform: initdb, migrations, a pool and the probe of KVM, on a busy machine.
 const UP_LIMIT: Duration = Duration::from_secs(90);
@@ -248,6 +248,11 @@ impl Platform {
         let output =
             format!("{}{}", outcome["stdout"].as_str().unwrap_or(""), outcome["stderr"].as_str().unwrap_or(""));
         (outcome["exit_code"].as_i64().expect("an exit code"), output)
+    }
+
+    /// The sandbox's envd, to be asked directly.
+    pub fn guest(&self, id: &str) -> guest::Guest {
+        guest::of(&self.dir, &self.tag(), id).unwrap_or_else(|e| panic!("{id}: {e:#}"))
     }
 
     /// Waits until the API answers and the host is online: after a program was killed.

@@ -3,4 +3,5 @@
 //! `xtask` uses [`postgres`] to prepare the store's queries, before the store itself can be compiled: what needs the store must not
 //! come into this crate without a feature that `xtask` leaves off.
 
+pub mod envd;
 pub mod postgres;

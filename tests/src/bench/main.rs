@@ -147,7 +147,7 @@ async fn commands(platform: &Platform, samples: &mut Samples) -> Result<()> {
     let before = settled(platform).await;
     // Not one of those that are compared with bare boots, because none boots beside it.
     let (id, _) = create(platform, &mut Samples::default()).await?;
-    let mut envd = Envd::connect(&platform.dir, &platform.tag(), &id).await?;
+    let mut envd = Envd::connect(platform, &id).await?;
     for round in 0..WARM_UP + COMMANDS {
         let began = Instant::now();
         let body = json!({"cmd": direct::COMMAND});

@@ -20,7 +20,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use rustix::fs::OFlags;
-use tokio::io::AsyncReadExt as _;
+use tokio::task::JoinHandle;
 
 use super::conditions::{Validators, Verdict};
 use super::{asked, gzip, status_of};
@@ -29,7 +29,7 @@ use crate::server::Guest;
 use crate::server::routes::{Answer, AnswerBody, empty, fault, whole};
 use crate::users;
 
-const PIECE: usize = 64 * 1024;
+const PIECE: usize = 256 * 1024;
 /// The most of a kernel's file that is read: all that tell something are far shorter, and some never end.
 const KERNEL_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -191,22 +191,29 @@ fn text(value: &str) -> HeaderValue {
     HeaderValue::from_str(value).unwrap_or_else(|_| HeaderValue::from_static("inline"))
 }
 
-/// Exactly `length` bytes; a file that shrinks meanwhile cuts the connection, so that nobody takes a part for the whole.
+/// Exactly `length` bytes; a file that shrinks meanwhile cuts the connection, so that nobody takes a part for the whole. One piece is read
+/// while the one before it is sent.
 fn pieces(file: File, length: u64) -> BoxStream<'static, Piece> {
-    let file = tokio::fs::File::from_std(file);
-    futures::stream::try_unfold((file, length), |(mut file, left)| async move {
-        if left == 0 {
-            return Ok(None);
-        }
-        let mut piece = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
-        let count = file.read(&mut piece).await?;
-        if count == 0 {
+    let first = (length > 0).then(|| next_piece(file, length));
+    futures::stream::try_unfold((first, length), |(next, left)| async move {
+        let Some(next) = next else { return Ok(None) };
+        let (file, piece) = next.await??;
+        if piece.is_empty() {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter").into());
         }
-        piece.truncate(count);
-        Ok(Some((Bytes::from(piece), (file, left - count as u64))))
+        let left = left - piece.len() as u64;
+        Ok(Some((Bytes::from(piece), ((left > 0).then(|| next_piece(file, left)), left))))
     })
     .boxed()
+}
+
+fn next_piece(mut file: File, left: u64) -> JoinHandle<io::Result<(File, Vec<u8>)>> {
+    tokio::task::spawn_blocking(move || {
+        let size = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+        let mut piece = Vec::with_capacity(size);
+        file.by_ref().take(size as u64).read_to_end(&mut piece)?;
+        Ok((file, piece))
+    })
 }
 
 type Piece = Result<Bytes, Box<dyn std::error::Error + Send + Sync>>;

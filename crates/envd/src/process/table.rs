@@ -166,9 +166,8 @@ impl Table {
                 // A pump ends by itself; one that panicked has nothing more to give.
                 let _ = pump.await;
             }
-            let told = watched.listeners.end(ended);
+            watched.listeners.end(ended);
             table.remember(watched);
-            told.everybody().await;
         });
         Ok((process, first))
     }

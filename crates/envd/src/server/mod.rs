@@ -172,7 +172,8 @@ async fn converse(guest: Arc<Guest>, rpc: routes::Rpc, connection: Arc<Connectio
         let (guest, connection) = (guest.clone(), connection.clone());
         service_fn(move |request| {
             let (guest, rpc, connection) = (guest.clone(), rpc.clone(), connection.clone());
-            async move { Ok::<_, Infallible>(routes::answer(guest, rpc, connection, own, request).await) }
+            // Apart, so that a connection whose answer has begun holds nothing of how it came about.
+            Box::pin(async move { Ok::<_, Infallible>(routes::answer(guest, rpc, connection, own, request).await) })
         })
     };
     let mut serving = std::pin::pin!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Connections from outside the guest at once: the host's and, through it, the users'.
-const REMOTE_MAX: usize = 512;
+const REMOTE_MAX: usize = 1024;
 /// From the guest's own processes.
 const LOCAL_MAX: usize = 128;
 /// Beyond `REMOTE_MAX`: who comes then is heard, because it may be the host, whose control requests are always answered. Others are told
