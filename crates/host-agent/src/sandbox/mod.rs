@@ -478,6 +478,7 @@ fn buried(tombstone: &Tombstone) -> Published {
         id: tombstone.id.clone(),
         observed: Observed::Killed,
         reason: String::new(),
+        cause: state::Cause::Other,
         fence: tombstone.fence.clone(),
         incarnation: None,
         steps: Vec::new(),

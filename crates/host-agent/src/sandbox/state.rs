@@ -104,6 +104,35 @@ pub struct Failure {
     pub kind: FailureKind,
     /// A sentence for a person; no host paths, no secrets.
     pub reason: String,
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// What programs can tell apart of why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    #[default]
+    Other,
+    NoDisk,
+    NoRoom,
+    /// The saved state is whole and does not fit this host.
+    Incompatible,
+    /// The saved state is not whole.
+    Damaged,
+}
+
+impl Cause {
+    /// A word of the contract with the control plane.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Other => "",
+            Self::NoDisk => api::host::CAUSE_NO_DISK,
+            Self::NoRoom => api::host::CAUSE_NO_ROOM,
+            Self::Incompatible => api::host::CAUSE_INCOMPATIBLE,
+            Self::Damaged => api::host::CAUSE_DAMAGED,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +217,7 @@ pub struct View {
     pub id: SandboxId,
     pub observed: Observed,
     pub reason: String,
+    pub cause: Cause,
     pub fence: Fence,
     pub incarnation: Option<Incarnation>,
     pub steps: Vec<(&'static str, Duration)>,

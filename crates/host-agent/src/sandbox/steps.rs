@@ -20,7 +20,7 @@ use super::journal::{Journal, JournalError};
 use super::generation::{self, GenerationError};
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
-use super::state::{Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
+use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
 use crate::admission::{Admission, NoRoom, Room};
 use crate::durable;
 use crate::ground::{Ground, GroundError, Places};
@@ -92,6 +92,18 @@ impl StepError {
             Self::Generation(error) if error.is_full() => "the host's disk is full".to_owned(),
             Self::Journal(_) | Self::Files(_) | Self::NoRun => "the host could not write its files".to_owned(),
             other => other.to_string(),
+        }
+    }
+
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::NoDisk { .. } => Cause::NoDisk,
+            Self::NoRoom(_) => Cause::NoRoom,
+            Self::Journal(error) if error.is_full() => Cause::NoDisk,
+            Self::Generation(error) if error.is_full() => Cause::NoDisk,
+            Self::Generation(GenerationError::Incompatible(_)) => Cause::Incompatible,
+            Self::Generation(GenerationError::Damaged(_) | GenerationError::Read(_)) => Cause::Damaged,
+            _ => Cause::Other,
         }
     }
 
@@ -278,7 +290,7 @@ impl Body {
             Step::Fail(down) => {
                 let failure = match progress {
                     Progress::Failing { failure, .. } => failure.clone(),
-                    _ => Failure { kind: FailureKind::Create, reason: "unknown".to_owned() },
+                    _ => Failure { kind: FailureKind::Create, reason: "unknown".to_owned(), cause: Cause::Other },
                 };
                 self.down(down, wish, &Fate::Failed(failure)).await?;
             }
