@@ -154,7 +154,7 @@ async fn a_full_pool_leaves_a_sandbox_running() {
 
     let (status, refused) = turn(&platform, &id, "pause").await;
 
-    assert_eq!((status.as_u16(), refused["error"]["code"].as_str()), (502, Some("agent_error")), "{refused}");
+    assert_eq!((status.as_u16(), refused["error"]["code"].as_str()), (507, Some("insufficient_storage")), "{refused}");
     assert!(refused["error"]["message"].as_str().is_some_and(|message| message.contains("disk")), "{refused}");
     let sandbox = platform.get(&id).await;
     assert_eq!(sandbox["status"], "running", "{sandbox}");

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use api::host::{EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState};
+use api::host::{self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState};
 use connectrpc::client::CallOptions;
 use model::sandbox::Observed;
 use store::operations::{Kind, Operation};
@@ -191,7 +191,7 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
         (Ok(state), Some(is)) if is == turn.from => {
             let reason = if state.reason.is_empty() { "the host did not do it" } else { &state.reason };
             warn!(host.id = %placed.host, "sandbox {} stays {is}: {reason}", operation.sandbox);
-            app.store.take_back(operation, is, "agent_error", reason).await?;
+            app.store.take_back(operation, is, code_of(&state.cause), reason).await?;
         }
         (Ok(_), Some(is)) if turn.under_way.contains(&is) => {
             app.store.put_off(operation, pause(1), "the host works on it").await?;
@@ -298,6 +298,17 @@ async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Res
     match answer.state.into_option().ok_or_else(missing_state)?.observed.parse() {
         Ok(Observed::Killed) => Ok(()),
         _ => Err(AgentError::NotReady),
+    }
+}
+
+/// The public code of what a host says.
+fn code_of(cause: &str) -> &'static str {
+    match cause {
+        host::CAUSE_NO_DISK => "insufficient_storage",
+        host::CAUSE_NO_ROOM => "no_hosts_available",
+        host::CAUSE_INCOMPATIBLE => "snapshot_incompatible",
+        host::CAUSE_DAMAGED => "snapshot_damaged",
+        _ => "agent_error",
     }
 }
 

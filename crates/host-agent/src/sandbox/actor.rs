@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::console::{self, Console};
 use super::fence::{Refusal, Verdict, Wish};
 use super::plan::{Create, Down, Pause, Progress, Revert, Step, plan};
-use super::state::{Failure, FailureKind, Fence, Generation, Spec, View};
+use super::state::{Cause, Failure, FailureKind, Fence, Generation, Spec, View};
 use super::steps::{Body, StepError};
 use crate::control_plane::BackOff;
 use crate::guest::Guest;
@@ -61,7 +61,7 @@ struct Mind {
     /// Begin anew as soon as what failed, or was paused, is taken down.
     restart: bool,
     /// Why it runs although a pause was wished.
-    refusal: String,
+    refusal: Option<Failure>,
     /// The wish is newer than what is written down.
     unwritten: bool,
     steps: Vec<(&'static str, Duration)>,
@@ -77,7 +77,7 @@ impl Actor {
         progress: Progress,
     ) -> (Self, watch::Receiver<Published>) {
         let mind =
-            Mind { wish, progress, restart: false, refusal: String::new(), unwritten: false, steps: Vec::new() };
+            Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new() };
         let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
         let (published, receiver) = watch::channel(show(&mind, &body, settled));
         (Self { mailbox, published, changed, body, mind }, receiver)
@@ -150,7 +150,7 @@ impl Actor {
                 let reason = how;
                 let console = self.body.console_text().await;
                 warn!(sandbox.id = %self.body.id(), console, "sandbox {} failed: {reason}", self.body.id());
-                self.mind.fail(FailureKind::Exited, reason, None);
+                self.mind.fail(FailureKind::Exited, reason, Cause::Other, None);
             }
             () = sleep => {}
             () = look, if running => {}
@@ -227,27 +227,26 @@ impl Actor {
 }
 
 fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
-    let (observed, reason) = match &mind.progress {
+    let (observed, failure) = match &mind.progress {
         Progress::Absent | Progress::Making { .. } if body.generation().is_some() => {
-            (Observed::Resuming, String::new())
+            (Observed::Resuming, None)
         }
-        Progress::Absent | Progress::Making { .. } => (Observed::Starting, String::new()),
-        Progress::Running => (Observed::Running, mind.refusal.clone()),
+        Progress::Absent | Progress::Making { .. } => (Observed::Starting, None),
+        Progress::Running => (Observed::Running, mind.refusal.as_ref()),
         Progress::Pausing { .. } | Progress::Reverting { .. } | Progress::Parking { failure: None, .. } => {
-            (Observed::Pausing, String::new())
+            (Observed::Pausing, None)
         }
-        Progress::Parking { failure: Some(failure), .. } => (Observed::Resuming, failure.reason.clone()),
-        Progress::Paused { failure, .. } => {
-            (Observed::Paused, failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default())
-        }
-        Progress::Failing { failure, .. } | Progress::Failed { failure } => (Observed::Failed, failure.reason.clone()),
-        Progress::Killing { .. } => (Observed::Killing, String::new()),
-        Progress::Killed => (Observed::Killed, String::new()),
+        Progress::Parking { failure, .. } => (Observed::Resuming, failure.as_ref()),
+        Progress::Paused { failure, .. } => (Observed::Paused, failure.as_ref()),
+        Progress::Failing { failure, .. } | Progress::Failed { failure } => (Observed::Failed, Some(failure)),
+        Progress::Killing { .. } => (Observed::Killing, None),
+        Progress::Killed => (Observed::Killed, None),
     };
     let view = View {
         id: body.id().clone(),
         observed,
-        reason,
+        reason: failure.map(|failure| failure.reason.clone()).unwrap_or_default(),
+        cause: failure.map(|failure| failure.cause).unwrap_or_default(),
         fence: mind.wish.fence.clone(),
         incarnation: body.incarnation().cloned(),
         steps: mind.steps.clone(),
@@ -308,7 +307,7 @@ impl Mind {
             }
         };
         if matches!(verdict, Ok(Verdict::Restart | Verdict::Advance | Verdict::Pause | Verdict::Kill)) {
-            self.refusal.clear();
+            self.refusal = None;
             // Before the caller hears that its wish was taken: else it would take the end of the wish before for the end of its own.
             published.send_modify(|published| {
                 published.view.settled = false;
@@ -325,8 +324,8 @@ impl Mind {
     }
 
     /// `last`: what failed was to bring that saved state back, and the sandbox is paused in it again.
-    fn fail(&mut self, kind: FailureKind, reason: String, last: Option<Generation>) {
-        let failure = Failure { kind, reason };
+    fn fail(&mut self, kind: FailureKind, reason: String, cause: Cause, last: Option<Generation>) {
+        let failure = Failure { kind, reason, cause };
         self.progress = match last {
             Some(generation) => {
                 if self.wish.desired == Desired::Running {
@@ -341,10 +340,10 @@ impl Mind {
     fn advance(&mut self, step: Step, last: Option<Generation>) {
         if step == Step::GiveUp {
             let reason = format!("it did not run within {} s", CREATE_TIME_MAX.as_secs());
-            return self.fail(FailureKind::Create, reason, last);
+            return self.fail(FailureKind::Create, reason, Cause::Other, last);
         }
         if let (Step::Revert(Revert::Commit), Progress::Reverting { failure, .. }) = (step, &self.progress) {
-            self.refusal = failure.reason.clone();
+            self.refusal = Some(failure.clone());
         }
         let progress = std::mem::replace(&mut self.progress, Progress::Absent);
         self.progress = match (step, progress) {
@@ -387,7 +386,7 @@ impl Mind {
             Step::Pause(pause) => {
                 warn!(sandbox.id = %id, step = pause.name(), cause = error.causes(), "sandbox {id} is not paused, at {}: {error}", pause.name());
                 if let Progress::Pausing { to, .. } = self.progress {
-                    let failure = Failure { kind: FailureKind::Pause, reason: error.public() };
+                    let failure = Failure { kind: FailureKind::Pause, reason: error.public(), cause: error.cause() };
                     self.progress = Progress::Reverting { to, failure, done: None };
                 }
                 self.wish.desired = Desired::Running;
@@ -401,7 +400,7 @@ impl Mind {
             Step::Create(_) if self.wish.desired == Desired::Killed => false,
             Step::Create(create) => {
                 warn!(sandbox.id = %id, step = create.name(), cause = error.causes(), "sandbox {id} failed at {}: {error}", create.name());
-                self.fail(FailureKind::Create, error.public(), last);
+                self.fail(FailureKind::Create, error.public(), error.cause(), last);
                 false
             }
             // Taking down is repeated until it is done: nothing may be left behind.

@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn failed(kind: FailureKind) -> Progress {
-        Progress::Failed { failure: Failure { kind, reason: String::new() } }
+        Progress::Failed { failure: Failure { kind, reason: String::new(), cause: Default::default() } }
     }
 
     #[test]

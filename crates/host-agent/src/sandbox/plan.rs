@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     fn failure() -> Failure {
-        Failure { kind: FailureKind::Create, reason: "x".to_owned() }
+        Failure { kind: FailureKind::Create, reason: "x".to_owned(), cause: Default::default() }
     }
 
     #[test]

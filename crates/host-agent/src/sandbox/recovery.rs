@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use super::journal::{Found, JournalError, Unreadable};
 use super::plan::Progress;
-use super::state::{Failure, FailureKind, Phase, Record};
+use super::state::{Cause, Failure, FailureKind, Phase, Record};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
 use super::generation;
@@ -88,7 +88,7 @@ impl Sandboxes {
         }
         let mut body = Body::new(self.context.clone(), id.clone());
         let failing =
-            |kind, reason: &str| Progress::Failing { failure: Failure { kind, reason: reason.to_owned() }, done: None };
+            |kind, reason: &str| Progress::Failing { failure: failure(kind, reason), done: None };
         let record_of = record.clone();
         let progress = match record.phase {
             Phase::Making { run } => {
@@ -96,9 +96,9 @@ impl Sandboxes {
                 body.take_run(run);
                 match begun_with {
                     Some(generation) => {
-                        let reason = "interrupted: the host agent ended while the sandbox was being resumed".to_owned();
-                        let failure = Some(Failure { kind: FailureKind::Interrupted, reason });
-                        Progress::Parking { generation, failure, done: None }
+                        let reason = "interrupted: the host agent ended while the sandbox was being resumed";
+                        let failure = failure(FailureKind::Interrupted, reason);
+                        Progress::Parking { generation, failure: Some(failure), done: None }
                     }
                     None => failing(
                         FailureKind::Interrupted,
@@ -116,9 +116,8 @@ impl Sandboxes {
                 } else {
                     match body.adopt(run).await {
                         Ok(()) => {
-                            let reason = "the host agent ended while the sandbox was being saved".to_owned();
-                            let failure = Failure { kind: FailureKind::Pause, reason };
-                            Progress::Reverting { to, failure, done: None }
+                            let reason = "the host agent ended while the sandbox was being saved";
+                            Progress::Reverting { to, failure: failure(FailureKind::Pause, reason), done: None }
                         }
                         Err(error) => {
                             warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");
@@ -180,4 +179,8 @@ impl Sandboxes {
         self.context.changed.notify_one();
         Ok(())
     }
+}
+
+fn failure(kind: FailureKind, reason: &str) -> Failure {
+    Failure { kind, reason: reason.to_owned(), cause: Cause::Other }
 }
