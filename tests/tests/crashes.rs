@@ -53,6 +53,44 @@ async fn the_agent_dies_at_every_step_of_create_and_kill() {
     assert_eq!(platform.finish(), Default::default());
 }
 
+/// Kills the agent at each step of a pause and of the resume after it. It is paused or it runs, never anything else, and comes back whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_dies_at_every_step_of_pause_and_resume() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (arm, list) = (scratch.path().join("arm"), scratch.path().join("list"));
+    let env = [("WRENN_CRASHPOINTS_FILE", &arm), ("WRENN_CRASHPOINTS_LIST", &list)];
+    let env = env.map(|(key, path)| (key.to_owned(), path.to_str().unwrap().to_owned()));
+    let platform = Platform::start_with(&Options { env: env.into(), ..Options::default() });
+    let before = platform.objects();
+    let id = platform.create().await;
+    platform.shell(&id, "echo memory >/dev/shm/kept; echo disk >/root/kept").await;
+    let turn = async |verb: &str, wanted: &str| {
+        // The agent may die under the call: its wish stands, and is fulfilled when the agent is back.
+        let (status, answer) =
+            platform.call(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=0"), None).await;
+        assert!(matches!(status.as_u16(), 200 | 202), "{verb}: {status} {answer}");
+        platform.wait_status(&id, wanted, HEALED).await;
+    };
+    // One undisturbed turn names the points.
+    std::fs::write(&list, "").unwrap();
+    turn("pause", "paused").await;
+    turn("resume", "running").await;
+    let reached = std::fs::read_to_string(&list).unwrap();
+    let points: Vec<&str> = reached.lines().filter(|point| !point.starts_with("cp.")).collect();
+    assert!(["pause.seal.after", "park.settle.after", "create.commit.after"].iter().all(|it| points.contains(it)));
+    for point in points {
+        std::fs::write(&arm, format!("{point}=abort")).unwrap();
+        turn("pause", "paused").await;
+        turn("resume", "running").await;
+        assert!(!arm.exists(), "{point} was never reached");
+        let said = platform.shell(&id, "cat /dev/shm/kept /root/kept").await;
+        assert_eq!(said, (0, "memory\ndisk\n".to_owned()), "{point}");
+    }
+    platform.kill(&id).await;
+    platform.expect_objects(&before).await;
+    assert_eq!(platform.finish(), Default::default());
+}
+
 /// kill -9 of the agent under a running guest: the guest does not notice, and is adopted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_adopts_its_running_sandboxes() {

@@ -62,8 +62,8 @@ pub struct Arguments {
     /// One line of JSON on standard output instead of a table.
     #[arg(long)]
     json: bool,
-    /// Begin each run when a line comes on standard input, and tell its boot time in milliseconds by a line on standard output: for whoever
-    /// measures something else in between. The end of the input ends the runs.
+    /// Begin each run when a line comes on standard input, and tell its times by a line of JSON on standard output (lists of milliseconds by
+    /// name): for whoever measures something else in between. The end of the input ends the runs.
     #[arg(long)]
     on_request: bool,
 }
@@ -141,12 +141,16 @@ fn measure(arguments: &Arguments) -> Result<BTreeMap<&'static str, Figure>> {
         }
         let place = ground.place().join(run.to_string());
         std::fs::create_dir(&place)?;
+        let mut own: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
         one_life(&setting, &network, &ground, &place, &mut |name, took: Duration| {
-            values.entry(name).or_default().push(took.as_secs_f64() * 1000.0);
+            own.entry(name).or_default().push(took.as_secs_f64() * 1000.0);
         })?;
         std::fs::remove_dir_all(&place)?;
         if arguments.on_request {
-            println!("{}", values["boot"].last().expect("the run that was has booted"));
+            println!("{}", serde_json::to_string(&own)?);
+        }
+        for (name, mut times) in own {
+            values.entry(name).or_default().append(&mut times);
         }
     }
     ensure!(!values.is_empty(), "no run was asked for");

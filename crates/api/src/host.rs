@@ -24,6 +24,12 @@ pub const CHUNK_BYTES: usize = 256 * 1024;
 /// The guest, or envd in it, misbehaved: no fault of the caller nor of the host. The public API answers 502 `agent_error`.
 pub const GUEST_FAULT: ErrorCode = ErrorCode::DataLoss;
 
+/// Words of `SandboxState.cause`: the host has no disk for it, or no memory; the saved state does not fit the host, or is not whole.
+pub const CAUSE_NO_DISK: &str = "no_disk";
+pub const CAUSE_NO_ROOM: &str = "no_room";
+pub const CAUSE_INCOMPATIBLE: &str = "incompatible";
+pub const CAUSE_DAMAGED: &str = "damaged";
+
 /// With `failed_precondition`: the call carries an older epoch or revision than the agent has seen.
 pub const STALE_GENERATION: &str = "stale_generation";
 /// With `failed_precondition`: the sandbox does not run now; the message names its state.

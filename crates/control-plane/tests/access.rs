@@ -48,8 +48,8 @@ async fn every_route_refuses_every_wrong_credential() {
         let path = path(route, &host.to_string(), sandbox.as_str());
         let method: Method = method.parse().unwrap();
         // Nobody answers for the host, and that is not what is waited for.
-        let path =
-            if route == "/v1/sandboxes/{id}" || route == "/v1/sandboxes" { format!("{path}?wait_sec=0") } else { path };
+        let waits = ["/v1/sandboxes", "/v1/sandboxes/{id}", "/v1/sandboxes/{id}/pause", "/v1/sandboxes/{id}/resume"];
+        let path = if waits.contains(&route) { format!("{path}?wait_sec=0") } else { path };
         for (what, who) in wrong {
             let answer = replica.call(who, method.clone(), &path, Some(json!({}))).await;
             let is_own_host = policy == Policy::Host && what == "a host's token";
@@ -68,7 +68,7 @@ async fn every_route_refuses_every_wrong_credential() {
             Policy::Open => {}
         }
         // Only what is not ended by the look itself.
-        if method == Method::DELETE {
+        if method == Method::DELETE || waits.contains(&route) {
             replica.database.sql("update sandboxes set desired = 'running', observed = 'running'").await;
         }
     }

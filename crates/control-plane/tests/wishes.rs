@@ -139,6 +139,41 @@ async fn what_lies_open_without_an_operation_is_taken_up() {
     wait(|| async { replica.rows("operations where kind = 'run'").await >= 1 }).await;
 }
 
+/// A host that does not answer may have paused it: the wish stays open, and the API says what is wished and not what is hoped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_waits_for_the_word_of_its_host() {
+    let replica = Replica::start().await;
+    let host = replica.host(1024).await;
+    let id = replica.sandbox(host).await;
+    let turn = async |verb: &str| {
+        replica.as_team(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=1"), None).await
+    };
+    for _ in 0..2 {
+        let pausing = turn("pause").await;
+        assert_eq!((pausing.status.as_u16(), pausing.body["status"].as_str()), (202, Some("pausing")));
+    }
+    assert_eq!(replica.rows("operations where phase = 'open' and kind = 'pause'").await, 1);
+    wait(|| async { replica.rows("sandboxes where reason = 'host_unavailable'").await == 1 }).await;
+    // What is paused gives its room to others, and needs it again.
+    replica.database.sql("update operations set phase = 'done'; update sandboxes set observed = 'paused'").await;
+    assert_eq!((turn("pause").await.status.as_u16(), turn("pause").await.body["status"].as_str()), (200, Some("paused")));
+    let body = Some(json!({"memory_mb": 1024}));
+    assert_eq!(replica.as_team(Method::POST, "/v1/sandboxes?wait_sec=0", body).await.status, 202);
+    assert_eq!(turn("resume").await.error(), (503, "no_hosts_available"));
+    let shown = replica.as_team(Method::GET, &format!("/v1/sandboxes/{id}"), None).await;
+    assert_eq!(shown.body["status"], "paused", "nothing was written");
+    replica.database.sql("update sandboxes set observed = 'killed' where memory_mib = 1024").await;
+    let resuming = turn("resume").await;
+    assert_eq!((resuming.status.as_u16(), resuming.body["status"].as_str()), (202, Some("resuming")));
+    // A kill ends the wait.
+    let killed = replica.as_team(Method::DELETE, &format!("/v1/sandboxes/{id}?wait_sec=0"), None).await;
+    assert_eq!(killed.status, 202);
+    assert_eq!(replica.rows("operations where phase = 'open' and kind <> 'kill'").await, 0);
+    for verb in ["pause", "resume"] {
+        assert_eq!(turn(verb).await.error(), (409, "invalid_state"), "{verb}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_database_the_platform_says_so_and_comes_back() {
     let replica = Replica::on(Database::on_own_server().await).await;

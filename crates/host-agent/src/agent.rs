@@ -137,6 +137,7 @@ impl Agent {
                 })
                 .collect(),
             host_ip: view.host_ip.clone(),
+            cause: view.cause.word().to_owned(),
             ..Default::default()
         }
     }

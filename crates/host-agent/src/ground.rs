@@ -77,6 +77,9 @@ pub trait Ground: Send + Sync + 'static {
     async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
     async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
 
+    /// A new file with the same content, at no cost where the file system can share it, for this user alone.
+    async fn clone_file(&self, from: &Path, to: &Path, uid: u32) -> Result<(), GroundError>;
+
     /// Kills whatever process has this uid: a VMM that was started just before a crash is in no journal.
     async fn sweep(&self, uid: u32) -> Result<(), GroundError>;
 }

@@ -28,6 +28,7 @@ pub mod registration;
 pub mod rpc;
 mod run;
 pub mod sandbox;
+mod sealed;
 mod stop_all;
 pub mod sweep;
 pub mod template;

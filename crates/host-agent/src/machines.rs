@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use microvm::{Driver, Isolation, Jail, KernelImage, Launch, Microvm, ProcessRecord, Shape, Start};
+use microvm::{Driver, Isolation, Jail, KernelImage, Launch, Microvm, ProcessRecord, Shape, Stamp, Start};
 use model::ids::SandboxId;
 use tokio::sync::watch;
 
@@ -22,6 +22,8 @@ pub struct Order<'a> {
     pub spec: &'a Spec,
     pub run: &'a Run,
     pub places: &'a Places,
+    /// With what it begins; none: it is booted.
+    pub load: Option<Start>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,10 @@ pub enum MachineError {
     Start(#[source] microvm::Error),
     #[error("the microVM could not be adopted")]
     Adopt(#[source] microvm::Error),
+    #[error("the microVM could not be saved")]
+    Save(#[source] microvm::Error),
+    #[error("the microVM could not be made to go on")]
+    Continue(#[source] microvm::Error),
     #[error("the microVM could not be killed")]
     Kill(#[source] microvm::Error),
     #[error(transparent)]
@@ -61,14 +67,9 @@ impl Machines {
 
     pub async fn start(&self, order: Order<'_>) -> Result<Arc<dyn Microvm>, MachineError> {
         let driver = self.driver().await?;
-        let dir = self.dir.clone();
-        let kernel = match blocking(move || template::newest_kernel(&dir)).await {
-            Some(kernel) => kernel,
-            // A guest that does not exist needs none.
-            None if driver.isolation() == Isolation::Fake => {
-                Kernel { image: order.places.disk.clone(), initramfs: None, version: String::new() }
-            }
-            None => return Err(MachineError::NoKernel),
+        let start = match order.load {
+            Some(load) => load,
+            None => self.boot(driver.as_ref(), order.places).await?,
         };
         let launch = Launch {
             dir: order.places.run.clone(),
@@ -78,8 +79,26 @@ impl Machines {
             tap: self.ground.open_tap(order.run.slot).await?,
             jail: Jail { uid: order.run.uid, gid: order.run.uid, cgroups: self.ground.cgroup_files(order.id) },
         };
+        driver.start(launch, start).await.map_err(MachineError::Start)
+    }
+
+    async fn boot(&self, driver: &dyn Driver, places: &Places) -> Result<Start, MachineError> {
+        let dir = self.dir.clone();
+        let kernel = match blocking(move || template::newest_kernel(&dir)).await {
+            Some(kernel) => kernel,
+            // A guest that does not exist needs none.
+            None if driver.isolation() == Isolation::Fake => {
+                Kernel { image: places.disk.clone(), initramfs: None, version: String::new() }
+            }
+            None => return Err(MachineError::NoKernel),
+        };
         let kernel = KernelImage { vmlinux: kernel.image, initramfs: kernel.initramfs };
-        driver.start(launch, Start::Boot { kernel, arguments: String::new() }).await.map_err(MachineError::Start)
+        Ok(Start::Boot { kernel, arguments: String::new() })
+    }
+
+    /// What saved states of this host are made by.
+    pub async fn stamp(&self) -> Result<Stamp, MachineError> {
+        Ok(self.driver().await?.stamp())
     }
 
     pub async fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, MachineError> {

@@ -1,5 +1,5 @@
-//! Every crash point of create and kill: an error there, and the death of the agent there. Nothing may be left behind, and what runs goes
-//! on running.
+//! Every crash point of a life: an error there, and the death of the agent there. Nothing may be left behind, what runs goes on running,
+//! and what was said to be paused can be resumed.
 //!
 //! The deaths are those of a child, a copy of this test program, because a crash point's `abort` takes the whole process.
 
@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use host_agent::sandbox::points::CRASHPOINTS;
 use model::sandbox::Observed;
-use stage::{Stage, create, id, kill, soon};
+use stage::{Stage, create, id, kill, pause, soon};
 
+/// Of the kill at the end.
+const LAST: u64 = 9;
 /// Tells the test `life` where to play.
 const CHILD: &str = "STAGE_CHILD";
 
@@ -23,7 +25,8 @@ fn fake_envd() {
     stage::fake_envd();
 }
 
-/// Not a test of its own: what the children do. One sandbox is made and killed; a second one that ran before is left alone.
+/// Not a test of its own: what the children do. One sandbox is made, paused, resumed and killed; a second one that ran before is left
+/// alone.
 #[test]
 fn life() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
@@ -36,7 +39,19 @@ fn life() {
             // A new wish begins anew.
             assert_eq!(create(&sandboxes, &id(1), 2).await.observed, Observed::Running, "after {}", view.reason);
         }
-        assert_eq!(kill(&sandboxes, &id(1), 3).await.observed, Observed::Killed);
+        let view = pause(&sandboxes, &id(1), 3).await;
+        if view.observed != Observed::Paused {
+            assert_eq!(view.observed, Observed::Running, "a pause that does not come about leaves it running");
+            assert!(!view.reason.is_empty());
+            assert_eq!(pause(&sandboxes, &id(1), 4).await.observed, Observed::Paused, "after {}", view.reason);
+        }
+        let view = create(&sandboxes, &id(1), 5).await;
+        if view.observed != Observed::Running {
+            assert_eq!(view.observed, Observed::Paused, "a resume that does not come about leaves it paused");
+            assert!(!view.reason.is_empty());
+            assert_eq!(create(&sandboxes, &id(1), 6).await.observed, Observed::Running, "after {}", view.reason);
+        }
+        assert_eq!(kill(&sandboxes, &id(1), LAST).await.observed, Observed::Killed);
         sandboxes.stop(Duration::from_secs(5)).await;
     });
 }
@@ -65,28 +80,42 @@ fn play(dir: &Path, points: &str, list: Option<&Path>) -> Option<i32> {
 }
 
 #[test]
-fn a_create_and_a_kill_reach_exactly_the_listed_points() {
+fn a_life_reaches_exactly_the_listed_points() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("reached");
     assert_eq!(play(&dir.path().join("stage"), "", Some(&list)), None);
-    let reached: Vec<String> = std::fs::read_to_string(&list).unwrap().lines().map(ToOwned::to_owned).collect();
+    let text = std::fs::read_to_string(&list).unwrap();
+    // A resume is a create that begins with what was saved: it passes the same points once more.
+    let mut seen = HashSet::new();
+    let reached: Vec<&str> = text.lines().filter(|point| seen.insert(*point)).collect();
     assert_eq!(reached, CRASHPOINTS);
+    assert!(CRASHPOINTS.iter().all(|point| text.lines().filter(|line| line == point).count() == times(point)));
     assert_eq!(CRASHPOINTS.iter().collect::<HashSet<_>>().len(), CRASHPOINTS.len());
+}
+
+/// How often a life passes a point.
+fn times(point: &str) -> usize {
+    if point.starts_with("create.") { 2 } else { 1 }
+}
+
+/// Each passing of each point.
+fn passings() -> impl Iterator<Item = (&'static str, usize)> {
+    CRASHPOINTS.iter().flat_map(|point| (1..=times(point)).map(move |nth| (*point, nth)))
 }
 
 #[test]
 fn an_error_at_any_point_leaves_nothing() {
-    for point in CRASHPOINTS {
+    for (point, nth) in passings() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(play(dir.path(), &format!("{point}=error"), None), None, "{point}");
-        assert_eq!(Stage::new(dir.path()).leftovers(), Vec::<String>::new(), "{point}");
+        assert_eq!(play(dir.path(), &format!("{point}={nth}*error"), None), None, "{point} {nth}");
+        assert_eq!(Stage::new(dir.path()).leftovers(), Vec::<String>::new(), "{point} {nth}");
     }
 }
 
 #[test]
 fn the_agents_death_at_any_point_leaves_nothing() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    for point in CRASHPOINTS {
+    for (point, nth) in passings() {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         // A neighbour that runs all the time.
@@ -97,7 +126,8 @@ fn the_agents_death_at_any_point_leaves_nothing() {
             view
         });
 
-        assert_eq!(play(dir.path(), &format!("{point}=abort"), None), Some(libc::SIGKILL), "{point}");
+        let ended = play(dir.path(), &format!("{point}={nth}*abort"), None);
+        assert_eq!(ended, Some(libc::SIGKILL), "{point} {nth}");
 
         runtime.block_on(async {
             let sandboxes = stage.agent().await;
@@ -108,8 +138,19 @@ fn the_agents_death_at_any_point_leaves_nothing() {
                 (Observed::Running, &neighbour.incarnation),
                 "{point}"
             );
-            let created = point.starts_with("create.") && *point != "create.commit.after";
-            if created {
+            let is_half = point.starts_with("create.") && point != "create.commit.after";
+            if is_half && nth == 2 || point.starts_with("park.") || point == "pause.seal.after" {
+                let found = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
+                assert_eq!(found.observed, Observed::Paused, "{point} {nth}: {}", found.reason);
+                assert_eq!(found.reason.contains("interrupted"), is_half, "{point}: {}", found.reason);
+                // The wish that was cut off, sent again; or a new one.
+                let again = create(&sandboxes, &id(1), if is_half { 5 } else { 6 }).await;
+                assert_eq!(again.observed, Observed::Running, "{point}: {}", again.reason);
+            } else if point.starts_with("pause.") {
+                let found = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
+                assert_eq!(found.observed, Observed::Running, "{point}: {}", found.reason);
+                assert_eq!(pause(&sandboxes, &id(1), 3).await.observed, Observed::Paused, "{point}");
+            } else if is_half {
                 // Nothing of it is left but the word that it failed; the same wish makes it anew.
                 if let Some(found) = sandboxes.get(&id(1)).await.unwrap() {
                     assert_eq!(found.view.observed, Observed::Failed, "{point}");
@@ -118,8 +159,8 @@ fn the_agents_death_at_any_point_leaves_nothing() {
                 let again = create(&sandboxes, &id(1), 1).await;
                 assert_eq!(again.observed, Observed::Running, "{point}: {}", again.reason);
             }
-            assert_eq!(kill(&sandboxes, &id(1), 3).await.observed, Observed::Killed, "{point}");
-            assert_eq!(kill(&sandboxes, &id(9), 3).await.observed, Observed::Killed, "{point}");
+            assert_eq!(kill(&sandboxes, &id(1), LAST).await.observed, Observed::Killed, "{point}");
+            assert_eq!(kill(&sandboxes, &id(9), LAST).await.observed, Observed::Killed, "{point}");
             sandboxes.stop(Duration::from_secs(5)).await;
         });
         assert_eq!(stage.leftovers(), Vec::<String>::new(), "{point}");

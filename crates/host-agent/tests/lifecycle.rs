@@ -7,7 +7,7 @@ use std::time::Duration;
 use host_agent::sandbox::WishError;
 use host_agent::sandbox::fence::Refusal;
 use model::sandbox::Observed;
-use stage::{Stage, create, fence, id, kill, soon, spec};
+use stage::{Stage, create, fence, id, kill, pause, soon, spec};
 
 #[test]
 fn fake_envd() {
@@ -215,6 +215,116 @@ async fn what_runs_without_a_readable_journal_is_left_alone() {
         assert_eq!(host_agent::sweep::living(uid..=uid).unwrap(), [uid].into());
     }
     host_agent::sweep::sweep(uid).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_sandbox_has_its_saved_state_alone_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let mut sandboxes = stage.agent().await;
+    let directory = dir.path().join("pool/sandboxes").join(id(1).as_str());
+    let mut before = create(&sandboxes, &id(1), 1).await;
+    for round in 1..=3 {
+        // What the guest would have written.
+        std::fs::write(directory.join("disk"), format!("disk {round}")).unwrap();
+        std::fs::write(directory.join("memory"), format!("memory {round}")).unwrap();
+        let view = pause(&sandboxes, &id(1), 2 * round).await;
+        assert_eq!((view.observed, view.reason.as_str()), (Observed::Paused, ""));
+        let steps: Vec<_> = view.steps.iter().map(|(name, _)| *name).collect();
+        assert_eq!(steps, ["begin", "quiet", "save", "stopped", "seal"]);
+        // Sent again, it is the same.
+        assert_eq!(pause(&sandboxes, &id(1), 2 * round).await.observed, Observed::Paused);
+        assert!(sandboxes.guest(&id(1)).is_err());
+        assert_eq!(stage.leftovers(), [format!("pool/sandboxes/{}", id(1))]);
+        let entries = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.retain(|name| !name.starts_with("console"));
+        names.sort();
+        assert_eq!(names, [format!("gen-{round:05}"), "state.json".to_owned()]);
+        // The next agent knows it too.
+        sandboxes.stop(Duration::from_secs(5)).await;
+        sandboxes = stage.agent().await;
+        assert_eq!(sandboxes.get(&id(1)).await.unwrap().unwrap().view.observed, Observed::Paused);
+
+        let view = create(&sandboxes, &id(1), 2 * round + 1).await;
+        assert_eq!((view.observed, view.reason.as_str()), (Observed::Running, ""));
+        assert_ne!(view.incarnation, before.incarnation);
+        assert_eq!(std::fs::read_to_string(directory.join("disk")).unwrap(), format!("disk {round}"));
+        assert_eq!(std::fs::read_to_string(directory.join("memory")).unwrap(), format!("memory {round}"));
+        sandboxes.guest(&id(1)).unwrap().health(Duration::from_secs(1)).await.unwrap();
+        before = view;
+    }
+    kill(&sandboxes, &id(1), 8).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_state_that_cannot_be_loaded_stays_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    create(&sandboxes, &id(1), 1).await;
+    pause(&sandboxes, &id(1), 2).await;
+    let device = dir.path().join("pool/sandboxes").join(id(1).as_str()).join("gen-00001/device");
+    let whole = std::fs::read(&device).unwrap();
+    std::fs::write(&device, [whole.as_slice(), b"x"].concat()).unwrap();
+
+    let view = create(&sandboxes, &id(1), 3).await;
+
+    assert_eq!(view.observed, Observed::Paused);
+    assert!(view.reason.contains("damaged"), "{}", view.reason);
+    assert_eq!(stage.leftovers(), [format!("pool/sandboxes/{}", id(1))]);
+    // The same wish is not tried again; a new one is.
+    assert_eq!(create(&sandboxes, &id(1), 3).await.observed, Observed::Paused);
+    std::fs::write(&device, whole).unwrap();
+    assert_eq!(create(&sandboxes, &id(1), 4).await.observed, Observed::Running);
+    kill(&sandboxes, &id(1), 5).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wishes_to_pause_are_taken_as_late_as_they_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    let unknown = sandboxes.ensure_paused(&id(1), fence(1), soon()).await;
+    assert!(matches!(unknown, Err(WishError::UnknownSandbox)), "{unknown:?}");
+    // In the middle of the create: it runs first.
+    let call = sandboxes.clone();
+    let creating = tokio::spawn(async move { call.ensure_running(&id(1), fence(1), spec(), soon()).await });
+    wait(&sandboxes, 1, |view| view.observed == Observed::Starting).await;
+    assert_eq!(pause(&sandboxes, &id(1), 2).await.observed, Observed::Paused);
+    creating.await.unwrap().unwrap();
+    let old = sandboxes.ensure_paused(&id(1), fence(1), soon()).await;
+    assert!(matches!(old, Err(WishError::Refused(Refusal::Stale { .. }))), "{old:?}");
+    // Back and forth without waiting: the last wish stands.
+    let revisions = 3..40;
+    let wishes = revisions.clone().map(|revision| {
+        let sandboxes = sandboxes.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(3 * revision)).await;
+            if revision % 2 == 0 {
+                sandboxes.ensure_paused(&id(1), fence(revision), soon()).await
+            } else {
+                sandboxes.ensure_running(&id(1), fence(revision), spec(), soon()).await
+            }
+        })
+    });
+    for wish in futures::future::join_all(wishes).await {
+        match wish.unwrap() {
+            Ok(_) | Err(WishError::Refused(Refusal::Stale { .. }) | WishError::Busy) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let view = wait(&sandboxes, 1, |view| view.settled && view.fence.revision == 39).await;
+    assert_eq!(view.observed, Observed::Running, "{}", view.reason);
+    // A kill wins over a pause, too.
+    let call = sandboxes.clone();
+    let pausing = tokio::spawn(async move { call.ensure_paused(&id(1), fence(40), soon()).await });
+    tokio::task::yield_now().await;
+    assert_eq!(kill(&sandboxes, &id(1), 41).await.observed, Observed::Killed);
+    let _ = pausing.await.unwrap();
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
 }
 
 async fn wait(

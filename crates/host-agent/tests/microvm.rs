@@ -473,7 +473,11 @@ async fn the_agents_death_leaves_nothing() {
         "kill.microvm.before",
         "kill.network.after",
     ];
-    let points = host_agent::sandbox::points::CRASHPOINTS.iter().filter(|point| all || some.contains(point));
+    // The life below has no pause.
+    let points = host_agent::sandbox::points::CRASHPOINTS.iter().filter(|point| {
+        let is_passed = point.starts_with("create.") || point.starts_with("kill.");
+        is_passed && (all || some.contains(point))
+    });
     let calm = machine.start(&[]).await;
     let before = without_own(objects(&machine.client(&calm)).await);
     let neighbour = create(&machine.client(&calm), 1000, 1).await;

@@ -117,6 +117,42 @@ pub struct Stats {
     pub cpu: Duration,
 }
 
+/// What a saved state was made by. It is loaded by the like alone.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Stamp {
+    pub driver: String,
+    pub version: String,
+    pub isolation: String,
+    /// Of the host's time stamp counter, where the guest sees it as its own; 0 where it does not.
+    pub tsc_khz: u64,
+}
+
+impl Stamp {
+    /// Whether this one loads what `saved` has made; a sentence when it does not.
+    pub fn loads(&self, saved: &Self) -> Result<(), String> {
+        if (&self.driver, &self.version) != (&saved.driver, &saved.version) {
+            return Err(format!(
+                "{} {} made it, and here is {} {}",
+                saved.driver, saved.version, self.driver, self.version
+            ));
+        }
+        if self.isolation != saved.isolation {
+            return Err(format!("it was made under {}, and here is {}", saved.isolation, self.isolation));
+        }
+        // Each boot of a host measures it a little differently.
+        if self.tsc_khz.abs_diff(saved.tsc_khz) > saved.tsc_khz / TSC_TOLERANCE {
+            return Err(format!(
+                "its guest's clock runs at {} kHz, and this host's counter at {}",
+                saved.tsc_khz, self.tsc_khz
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One part in so many. A guest whose clock is off by this much is put right by its clock daemon.
+const TSC_TOLERANCE: u64 = 2000;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the VMM could not be started: {reason}")]
@@ -161,6 +197,16 @@ pub trait Driver: Send + Sync + 'static {
     fn version(&self) -> &str;
     fn isolation(&self) -> Isolation;
 
+    /// What saved states of this driver are made by.
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            driver: self.name().to_owned(),
+            version: self.version().to_owned(),
+            isolation: self.isolation().to_string(),
+            tsc_khz: 0,
+        }
+    }
+
     /// Returns when the VMM answers: a booting guest runs, a loaded one stands still. On an error nothing is left of it.
     async fn start(&self, launch: Launch, start: Start) -> Result<Arc<dyn Microvm>, Error>;
 
@@ -197,4 +243,30 @@ pub const GUEST_MAC: &str = "02:fc:00:00:00:05";
 
 fn path_text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_loads_its_like() {
+        let stamp = |version: &str, isolation: Isolation, tsc_khz| Stamp {
+            driver: "qemu".to_owned(),
+            version: version.to_owned(),
+            isolation: isolation.to_string(),
+            tsc_khz,
+        };
+        let saved = stamp("7.2.22", Isolation::Emulation, 2_600_000);
+        for (here, loads) in [
+            (stamp("7.2.22", Isolation::Emulation, 2_600_000), true),
+            (stamp("7.2.22", Isolation::Emulation, 2_601_000), true),
+            (stamp("7.2.22", Isolation::Emulation, 2_602_000), false),
+            (stamp("7.2.22", Isolation::Emulation, 0), false),
+            (stamp("7.2.22", Isolation::Kvm, 2_600_000), false),
+            (stamp("10.0.2", Isolation::Emulation, 2_600_000), false),
+        ] {
+            assert_eq!(here.loads(&saved).is_ok(), loads, "{here:?}");
+        }
+    }
 }

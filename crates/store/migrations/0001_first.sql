@@ -126,7 +126,7 @@ create index sandboxes_killed on sandboxes (killed_at) where observed = 'killed'
 create table operations (
     id uuid primary key,
     sandbox_id text not null references sandboxes (id) on delete cascade,
-    kind text not null check (kind in ('run', 'kill', 'clean')),
+    kind text not null check (kind in ('run', 'pause', 'resume', 'kill', 'clean')),
     -- The revision of the wish; a newer one supersedes this operation.
     revision bigint not null,
     phase text not null default 'open' check (phase in ('open', 'done', 'failed', 'superseded')),

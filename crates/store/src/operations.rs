@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use model::ids::{HostId, OperationId, SandboxId};
+use model::sandbox::Observed;
 use uuid::Uuid;
 
 use crate::placement::{self, Wanted};
@@ -25,6 +26,8 @@ const PURGE_MAX: i64 = 1000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Run,
+    Pause,
+    Resume,
     Kill,
     /// Ends what a failed run may have left on its host; the sandbox stays failed.
     Clean,
@@ -34,6 +37,8 @@ impl Kind {
     fn as_str(self) -> &'static str {
         match self {
             Self::Run => "run",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
             Self::Kill => "kill",
             Self::Clean => "clean",
         }
@@ -94,6 +99,8 @@ impl TryFrom<Row> for Operation {
             sandbox: row.sandbox_id.parse().map_err(|_| damaged("sandbox_id"))?,
             kind: match row.kind.as_str() {
                 "run" => Kind::Run,
+                "pause" => Kind::Pause,
+                "resume" => Kind::Resume,
                 "kill" => Kind::Kill,
                 "clean" => Kind::Clean,
                 _ => return Err(damaged("kind")),
@@ -316,6 +323,64 @@ impl Store {
         .await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    /// The sandbox is paused.
+    pub async fn finish_pause(&self, operation: &Operation, report: &Report) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let updated = sqlx::query!(
+            "update sandboxes set observed = 'paused', reason = null, steps = $3, absent_since = null, updated_at = now()
+             where id = $1 and revision = $2 and desired = 'paused' and observed not in ('killed', 'failed')",
+            operation.sandbox.as_str(),
+            operation.revision,
+            serde_json::json!(report.steps),
+        )
+        .execute(&mut *tx)
+        .await?;
+        end(&mut tx, operation.id, None).await?;
+        tx.commit().await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+
+    /// The host says that the wish could not be fulfilled and that the sandbox is what it was before: that is what is wished again.
+    pub async fn take_back(
+        &self,
+        operation: &Operation,
+        is: Observed,
+        code: &str,
+        message: &str,
+    ) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let updated = sqlx::query!(
+            "update sandboxes set desired = $3, observed = $3, reason = $4, absent_since = null, updated_at = now()
+             where id = $1 and revision = $2 and desired <> 'killed' and observed not in ('killed', 'failed')",
+            operation.sandbox.as_str(),
+            operation.revision,
+            is.as_str(),
+            message
+        )
+        .execute(&mut *tx)
+        .await?;
+        end(&mut tx, operation.id, Some((code, message))).await?;
+        tx.commit().await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+
+    /// A sandbox that was there has ended by itself. Its host keeps what it keeps of those.
+    pub async fn fail_sandbox(&self, operation: &Operation, code: &str, message: &str) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let updated = sqlx::query!(
+            "update sandboxes set observed = 'failed', reason = $3, absent_since = null, updated_at = now()
+             where id = $1 and revision = $2 and observed not in ('killed', 'failed')",
+            operation.sandbox.as_str(),
+            operation.revision,
+            message
+        )
+        .execute(&mut *tx)
+        .await?;
+        end(&mut tx, operation.id, Some((code, message))).await?;
+        tx.commit().await?;
+        Ok(Update::of(updated.rows_affected()))
     }
 
     /// The sandbox runs.

@@ -27,7 +27,8 @@ pub(crate) async fn choose(tx: &mut Tx, wanted: &Wanted<'_>) -> Result<Option<(H
          where h.state = 'active' and h.last_heartbeat_at > now() - make_interval(secs => $1) and $2 = any(h.templates)
              and h.id <> all($3) and h.memory_mb >= $4 and coalesce(h.disk_free_mb, $5) >= $5
          order by h.memory_mb - coalesce(
-             (select sum(s.memory_mib) from sandboxes s where s.host_id = h.id and s.observed not in ('killed', 'failed')), 0) desc
+             (select sum(s.memory_mib) from sandboxes s
+              where s.host_id = h.id and s.observed not in ('killed', 'failed', 'paused')), 0) desc
          limit $6",
         HOST_SILENCE_MAX.as_secs_f64(),
         wanted.template,
@@ -39,26 +40,38 @@ pub(crate) async fn choose(tx: &mut Tx, wanted: &Wanted<'_>) -> Result<Option<(H
     .fetch_all(&mut **tx)
     .await?;
     for host in candidates {
-        let locked = sqlx::query!(
-            "select epoch, memory_mb, cpu_cores from hosts where id = $1 and state = 'active' for update",
-            host
-        )
-        .fetch_optional(&mut **tx)
-        .await?;
-        let Some(locked) = locked else { continue };
-        // A statement of its own, so that it sees what was committed while the lock was waited for.
-        let sold = sqlx::query!(
-            r#"select coalesce(sum(memory_mib), 0)::bigint as "memory_mib!", coalesce(sum(vcpus), 0)::bigint as "vcpus!"
-               from sandboxes where host_id = $1 and observed not in ('killed', 'failed')"#,
-            host
-        )
-        .fetch_one(&mut **tx)
-        .await?;
-        let has_memory = sold.memory_mib + wanted.memory_mib <= locked.memory_mb.unwrap_or_default();
-        let has_cpu = sold.vcpus + wanted.vcpus <= locked.cpu_cores.unwrap_or_default() * VCPUS_PER_CORE;
-        if has_memory && has_cpu {
-            return Ok(Some((HostId(host), locked.epoch)));
+        if let Some(epoch) = room_on(tx, host, wanted, "active").await? {
+            return Ok(Some((HostId(host), epoch)));
         }
     }
     Ok(None)
+}
+
+/// Whether what is paused on that host has room to run there again, also on one that takes no new ones. The caller's transaction writes
+/// that it does.
+pub(crate) async fn has_room(tx: &mut Tx, host: HostId, wanted: &Wanted<'_>) -> Result<bool, StoreError> {
+    Ok(room_on(tx, host.0, wanted, "draining").await?.is_some())
+}
+
+/// The host's epoch, if it has room when its row is locked. `also`: a state in which it may be beside `active`.
+async fn room_on(tx: &mut Tx, host: Uuid, wanted: &Wanted<'_>, also: &str) -> Result<Option<i64>, StoreError> {
+    let locked = sqlx::query!(
+        "select epoch, memory_mb, cpu_cores from hosts where id = $1 and state in ('active', $2) for update",
+        host,
+        also
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    let Some(locked) = locked else { return Ok(None) };
+    // A statement of its own, so that it sees what was committed while the lock was waited for.
+    let sold = sqlx::query!(
+        r#"select coalesce(sum(memory_mib), 0)::bigint as "memory_mib!", coalesce(sum(vcpus), 0)::bigint as "vcpus!"
+           from sandboxes where host_id = $1 and observed not in ('killed', 'failed', 'paused')"#,
+        host
+    )
+    .fetch_one(&mut **tx)
+    .await?;
+    let has_memory = sold.memory_mib + wanted.memory_mib <= locked.memory_mb.unwrap_or_default();
+    let has_cpu = sold.vcpus + wanted.vcpus <= locked.cpu_cores.unwrap_or_default() * VCPUS_PER_CORE;
+    Ok((has_memory && has_cpu).then_some(locked.epoch))
 }

@@ -100,6 +100,21 @@ pub enum KillWish {
     Missing,
 }
 
+/// What became of the wish that a sandbox pause, or run again.
+pub enum Turned {
+    /// The operation, leased to the caller.
+    Opened(operations::Operation),
+    /// Somebody wished it before.
+    UnderWay(OperationId),
+    /// It is so already.
+    Is,
+    /// Nothing of the kind can be wished in this state.
+    Wrong(Status),
+    /// Its host has no room for it; nothing was written.
+    NoRoom,
+    Missing,
+}
+
 /// What a host says of a sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
@@ -302,6 +317,63 @@ impl Store {
         Ok(())
     }
 
+    /// The wish that a running sandbox be saved with its memory and its microVM end.
+    pub async fn wish_paused(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        lease: &Lease,
+        actor: &Actor,
+    ) -> Result<Turned, StoreError> {
+        let mut tx = self.begin().await?;
+        let Some(sandbox) = locked(&mut tx, team, id).await? else { return Ok(Turned::Missing) };
+        match sandbox.status() {
+            Status::Running | Status::Resuming => {}
+            Status::Pausing => return Ok(Turned::UnderWay(operations::latest(&mut tx, id, Kind::Pause).await?)),
+            Status::Paused => return Ok(Turned::Is),
+            other => return Ok(Turned::Wrong(other)),
+        }
+        let operation = turn(&mut tx, &sandbox, Desired::Paused, Observed::Pausing, Kind::Pause, lease).await?;
+        audit::record(&mut tx, actor, "sandbox.pause", id.as_str(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(Turned::Opened(operation))
+    }
+
+    /// The wish that a paused sandbox run again, where it stood. With it goes the reservation of its room on its host.
+    pub async fn wish_resumed(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        lease: &Lease,
+        actor: &Actor,
+    ) -> Result<Turned, StoreError> {
+        let mut tx = self.begin().await?;
+        let Some(sandbox) = locked(&mut tx, team, id).await? else { return Ok(Turned::Missing) };
+        match sandbox.status() {
+            Status::Paused | Status::Pausing => {}
+            Status::Resuming => return Ok(Turned::UnderWay(operations::latest(&mut tx, id, Kind::Resume).await?)),
+            Status::Running => return Ok(Turned::Is),
+            other => return Ok(Turned::Wrong(other)),
+        }
+        if sandbox.observed == Observed::Paused
+            && let Some(placed) = &sandbox.host
+        {
+            let wanted = Wanted {
+                template: &sandbox.template,
+                vcpus: sandbox.shape.vcpus().into(),
+                memory_mib: sandbox.shape.memory().0.into(),
+                refused: &[],
+            };
+            if !placement::has_room(&mut tx, placed.host, &wanted).await? {
+                return Ok(Turned::NoRoom);
+            }
+        }
+        let operation = turn(&mut tx, &sandbox, Desired::Running, Observed::Resuming, Kind::Resume, lease).await?;
+        audit::record(&mut tx, actor, "sandbox.resume", id.as_str(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(Turned::Opened(operation))
+    }
+
     /// The wish that a sandbox end; open operations for older wishes are superseded.
     pub async fn wish_killed(
         &self,
@@ -362,10 +434,15 @@ impl Store {
     pub async fn reopen_unfulfilled(&self) -> Result<u64, StoreError> {
         let opened = sqlx::query!(
             "insert into operations (id, sandbox_id, kind, revision, deadline)
-             select gen_random_uuid(), s.id, case s.desired when 'killed' then 'kill' else 'run' end, s.revision,
-                 case s.desired when 'killed' then null else now() + make_interval(secs => $2) end
+             select gen_random_uuid(), s.id,
+                 case when s.desired = 'killed' then 'kill' when s.desired = 'paused' then 'pause'
+                     when s.observed = 'starting' then 'run' else 'resume' end,
+                 s.revision,
+                 case when s.desired = 'running' and s.observed = 'starting' then now() + make_interval(secs => $2) end
              from sandboxes s
-             where (s.desired = 'killed' and s.observed <> 'killed' or s.desired = 'running' and s.observed = 'starting')
+             where (s.desired = 'killed' and s.observed <> 'killed'
+                     or s.desired = 'running' and s.observed in ('starting', 'pausing', 'paused', 'resuming')
+                     or s.desired = 'paused' and s.observed in ('running', 'pausing', 'resuming'))
                  and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
              limit $1
              on conflict do nothing",
@@ -433,7 +510,7 @@ impl Store {
         if complete {
             sqlx::query!(
                 "update sandboxes set absent_since = now()
-                 where host_id = $1 and observed = 'running' and absent_since is null and id <> all($2)",
+                 where host_id = $1 and observed in ('running', 'paused') and absent_since is null and id <> all($2)",
                 host.0,
                 &ids
             )
@@ -447,10 +524,10 @@ impl Store {
         Ok(ids.into_iter().filter(|id| !claimed.contains(id)).collect())
     }
 
-    /// Running sandboxes that their hosts did not name, for which nothing is under way.
+    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way.
     pub async fn absent_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError> {
         let rows = sandboxes!(
-            "where s.absent_since is not null and s.observed = 'running' and s.desired = 'running'
+            "where s.absent_since is not null and s.observed in ('running', 'paused') and s.desired <> 'killed'
                  and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
              order by s.absent_since limit $2",
             BATCH_MAX
@@ -470,7 +547,7 @@ impl Store {
     pub async fn sandbox_is_gone(&self, id: &SandboxId, revision: i64, reason: &str) -> Result<Update, StoreError> {
         let updated = sqlx::query!(
             "update sandboxes set observed = 'failed', reason = $3, absent_since = null, updated_at = now()
-             where id = $1 and revision = $2 and observed = 'running' and absent_since is not null",
+             where id = $1 and revision = $2 and observed in ('running', 'paused') and absent_since is not null",
             id.as_str(),
             revision,
             reason
@@ -479,6 +556,38 @@ impl Store {
         .await?;
         Ok(Update::of(updated.rows_affected()))
     }
+}
+
+/// A team's sandbox, that nobody else changes before this transaction ends.
+async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
+    sqlx::query!("select id from sandboxes where id = $1 and team_id = $2 for update", id.as_str(), team.0)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let row = sandboxes!("where s.id = $2 and s.team_id = $3", id.as_str(), team.0).fetch_optional(&mut **tx).await?;
+    row.map(Sandbox::try_from).transpose()
+}
+
+/// Raises the revision to the wish of a pause or of running again.
+async fn turn(
+    tx: &mut Tx,
+    sandbox: &Sandbox,
+    desired: Desired,
+    observed: Observed,
+    kind: Kind,
+    lease: &Lease,
+) -> Result<operations::Operation, StoreError> {
+    let revision = sandbox.revision + 1;
+    sqlx::query!(
+        "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null, updated_at = now() where id = $1",
+        sandbox.id.as_str(),
+        revision,
+        desired.as_str(),
+        observed.as_str()
+    )
+    .execute(&mut **tx)
+    .await?;
+    operations::supersede(tx, &sandbox.id).await?;
+    operations::open(tx, &sandbox.id, kind, revision, Some(lease)).await
 }
 
 /// Raises the revision to the wish of an end.

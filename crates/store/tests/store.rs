@@ -11,7 +11,7 @@ use store::audit::Actor;
 use store::hosts::NewHost;
 use store::operations::{Kind, Lease, Operation, Phase};
 use store::presence::Replica;
-use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting};
+use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting, Turned};
 use store::{Store, Update};
 use testkit::postgres::Database;
 use uuid::Uuid;
@@ -306,4 +306,83 @@ async fn migrations_run_once_whoever_starts_them() {
     let rows = database.sql("select count(*) from _sqlx_migrations where success").await;
     let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap().count();
     assert_eq!(rows.trim(), files.to_string());
+}
+
+#[tokio::test]
+async fn pauses_and_resumes_are_wishes_of_their_own_revisions() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    let actor = Actor::platform("test");
+    let pause = async || bench.store.wish_paused(bench.team, &id, &bench.lease, &actor).await.unwrap();
+    let resume = async || bench.store.wish_resumed(bench.team, &id, &bench.lease, &actor).await.unwrap();
+    let opened = |turned: Turned| match turned {
+        Turned::Opened(operation) => operation,
+        _ => panic!("it was not opened"),
+    };
+    assert!(matches!(pause().await, Turned::Wrong(Status::Starting)));
+    bench.run(&run).await;
+    assert!(matches!(resume().await, Turned::Is));
+    let pausing = opened(pause().await);
+    assert_eq!((pausing.kind, pausing.revision, bench.get(&id).await.status()), (Kind::Pause, 2, Status::Pausing));
+    assert!(matches!(pause().await, Turned::UnderWay(id) if id == pausing.id));
+    assert_eq!(bench.store.finish_pause(&pausing, &report("i1")).await.unwrap(), Update::Changed);
+    assert_eq!((bench.get(&id).await.status(), bench.phase(&pausing).await), (Status::Paused, Phase::Done));
+    assert!(matches!(pause().await, Turned::Is));
+    let resuming = opened(resume().await);
+    assert_eq!((resuming.kind, resuming.revision, bench.get(&id).await.status()), (Kind::Resume, 3, Status::Resuming));
+    // Whoever comes late with the older wish changes nothing.
+    assert_eq!(bench.store.finish_pause(&pausing, &report("i1")).await.unwrap(), Update::Stale);
+    let back = bench.store.take_back(&resuming, Observed::Paused, "no_hosts_available", "no room").await.unwrap();
+    assert_eq!(back, Update::Changed);
+    let paused = bench.get(&id).await;
+    assert_eq!((paused.status(), paused.reason.as_deref()), (Status::Paused, Some("no room")));
+    let failed = Phase::Failed { code: "no_hosts_available".to_owned(), message: "no room".to_owned() };
+    assert_eq!(bench.phase(&resuming).await, failed);
+    let resuming = opened(resume().await);
+    bench.store.finish_run(&resuming, &report("i2")).await.unwrap();
+    let running = bench.get(&id).await;
+    assert_eq!((running.status(), running.incarnation.as_deref()), (Status::Running, Some("i2")));
+    assert_eq!(running.envs["SECRET"], "x", "they are told to the guest again at its next resume");
+    // A pause that does not come about.
+    let pausing = opened(pause().await);
+    bench.store.take_back(&pausing, Observed::Running, "insufficient_storage", "full").await.unwrap();
+    assert_eq!((bench.get(&id).await.status(), bench.get(&id).await.revision), (Status::Running, 5));
+    // A kill supersedes it, and nothing turns a sandbox that ends.
+    let pausing = opened(pause().await);
+    assert!(matches!(bench.kill(&id).await, KillWish::Opened(_)));
+    assert_eq!(bench.phase(&pausing).await, Phase::Superseded);
+    assert_eq!(bench.store.finish_pause(&pausing, &report("i2")).await.unwrap(), Update::Stale);
+    assert!(matches!(pause().await, Turned::Wrong(Status::Stopping)));
+    assert!(matches!(resume().await, Turned::Wrong(Status::Stopping)));
+}
+
+#[tokio::test]
+async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
+    let bench = Bench::new().await;
+    // Room for eight of 512 MiB.
+    let mut made = Vec::new();
+    for _ in 0..8 {
+        let (id, run) = bench.create().await;
+        bench.run(&run).await;
+        made.push(id);
+    }
+    let actor = Actor::platform("test");
+    let Turned::Opened(pausing) =
+        bench.store.wish_paused(bench.team, &made[0], &bench.lease, &actor).await.unwrap()
+    else {
+        panic!("it was not opened")
+    };
+    bench.store.finish_pause(&pausing, &report("i1")).await.unwrap();
+    let (ninth, _) = bench.create().await;
+    let wished = bench.store.wish_resumed(bench.team, &made[0], &bench.lease, &actor).await.unwrap();
+    assert!(matches!(wished, Turned::NoRoom));
+    bench.kill(&ninth).await;
+    bench.database.sql(&format!("update sandboxes set observed = 'killed' where id = '{ninth}'")).await;
+    // A host that names it no more is asked about it; a paused one is no less missed than a running one.
+    let seen: Vec<_> = made[1..].iter().map(|id| sighting(id, Observed::Running, 1)).collect();
+    bench.store.take_sightings(bench.host, &seen, true).await.unwrap();
+    let absent = bench.store.absent_sandboxes().await.unwrap();
+    assert_eq!(absent.iter().map(|sandbox| sandbox.id.clone()).collect::<Vec<_>>(), [made[0].clone()]);
+    bench.store.sandbox_is_gone(&made[0], 2, "the host no longer has it").await.unwrap();
+    assert_eq!(bench.get(&made[0]).await.status(), Status::Error);
 }

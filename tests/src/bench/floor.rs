@@ -1,6 +1,7 @@
 //! The bare microVM, driven by `xtask bare-vmm` with the kernel and the image that the platform itself uses. It boots when it is asked to,
 //! so that bare boots and creates stand on the same load.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +13,16 @@ use whole_machine::platform;
 
 /// A boot with its two restores, after the first one has copied the image.
 const RUN_MAX: Duration = Duration::from_secs(180);
+
+/// In milliseconds; boot and restore to the guest's first answer.
+pub struct Life {
+    pub boot: f64,
+    pub restore: f64,
+    /// Until it is on the disk.
+    pub pause: f64,
+    /// The vCPUs' part of it.
+    pub pause_stopped: f64,
+}
 
 pub struct BareVmm {
     child: Child,
@@ -45,11 +56,22 @@ impl BareVmm {
         Ok(Self { child, asks, answers })
     }
 
-    /// One boot, in milliseconds to the guest's first answer.
-    pub async fn boot(&mut self) -> Result<f64> {
+    /// A boot, and pauses and restores after it.
+    pub async fn life(&mut self) -> Result<Life> {
         self.asks.write_all(b"\n").await.context("ask for a bare boot")?;
         let line = self.line().await?;
-        line.parse().with_context(|| format!("the bare microVM says {line:?}"))
+        let times: BTreeMap<String, Vec<f64>> =
+            serde_json::from_str(&line).with_context(|| format!("the bare microVM says {line:?}"))?;
+        let mean = |name: &str| -> Result<f64> {
+            let all = times.get(name).filter(|all| !all.is_empty()).with_context(|| format!("no {name} in {line}"))?;
+            Ok(all.iter().sum::<f64>() / all.len() as f64)
+        };
+        Ok(Life {
+            boot: mean("boot")?,
+            restore: mean("restore")?,
+            pause: mean("pause_stopped")? + mean("pause_fsync")?,
+            pause_stopped: mean("pause_stopped")?,
+        })
     }
 
     /// It judges its own figures: a slow floor must not flatter.

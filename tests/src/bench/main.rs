@@ -20,7 +20,7 @@ use whole_machine::platform::{Options, Platform};
 use whole_machine::wait;
 
 use direct::Envd;
-use floor::BareVmm;
+use floor::{BareVmm, Life};
 
 /// Cold boots of each, one beside the other: about eight seconds a pair.
 const CREATES: usize = 12;
@@ -32,6 +32,8 @@ const WARM_UP: usize = 10;
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// The defaults of the API, spelled out because the bare microVM gets the same memory.
 const MEMORY_MIB: u32 = 512;
+/// What a guest has written between two pauses.
+const DIRTIED_BYTES: u32 = 16 << 20;
 
 fn main() -> ExitCode {
     match run() {
@@ -73,7 +75,10 @@ fn run() -> Result<bool> {
 #[derive(Default)]
 struct Samples {
     create: Vec<f64>,
-    bare_boot: Vec<f64>,
+    bare: Vec<Life>,
+    pause: Vec<f64>,
+    pause_stopped: Vec<f64>,
+    resume: Vec<f64>,
     control_plane: Vec<f64>,
     command: Vec<f64>,
     direct: Vec<f64>,
@@ -92,18 +97,21 @@ async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
     for round in 0..CREATES {
         // In turns, so that neither always meets what the other left to do.
         if round % 2 == 0 {
-            samples.bare_boot.push(bare.boot().await?);
+            samples.bare.push(bare.life().await?);
         }
         let said = one_life(platform, &mut samples).await?;
         ensure!(said == isolation, "the host says {isolation}, the sandbox {said}");
         if round % 2 == 1 {
-            samples.bare_boot.push(bare.boot().await?);
+            samples.bare.push(bare.life().await?);
         }
         eprintln!(
-            "boot {:>2} of {CREATES}: bare {:.0} ms, create {:.0} ms",
+            "life {:>2} of {CREATES}: boot {:.0} ms and restore {:.0} ms bare; create {:.0} ms, pause {:.0} ms, resume {:.0} ms",
             round + 1,
-            samples.bare_boot[round],
-            samples.create[round]
+            samples.bare[round].boot,
+            samples.bare[round].restore,
+            samples.create[round],
+            samples.pause[round],
+            samples.resume[round]
         );
     }
     bare.finish().await?;
@@ -119,7 +127,7 @@ fn isolation_of_host(platform: &Platform) -> Result<String> {
     Ok(isolation.to_owned())
 }
 
-/// Creates a sandbox, kills it, and counts what is left. Gives its isolation.
+/// Creates a sandbox, pauses and resumes it, kills it, and counts what is left. Gives its isolation.
 async fn one_life(platform: &Platform, samples: &mut Samples) -> Result<String> {
     let before = settled(platform).await;
     let (id, sandbox) = create(platform, samples).await?;
@@ -127,9 +135,33 @@ async fn one_life(platform: &Platform, samples: &mut Samples) -> Result<String> 
     let decided = steps.iter().find(|step| step["name"] == "control_plane").context("no step control_plane")?;
     samples.control_plane.push(decided["ms"].as_f64().context("a step without its time")?);
     weigh(platform, samples)?;
+    turns(platform, &id, samples).await?;
     platform.kill(&id).await;
     samples.left.push(left_over(platform, &before).await);
     Ok(sandbox["isolation"].as_str().unwrap_or("unknown").to_owned())
+}
+
+/// The first pause of a microVM that was booted writes little; what is measured is the second one, of a clone, as they all are from then
+/// on.
+async fn turns(platform: &Platform, id: &str, samples: &mut Samples) -> Result<()> {
+    let turn = async |verb: &str, wanted: &str| -> Result<(f64, Value)> {
+        let began = Instant::now();
+        let (status, sandbox) =
+            platform.call(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=60"), None).await;
+        ensure!(status == 200 && sandbox["status"] == wanted, "the {verb} answers {status}: {sandbox}");
+        Ok((milliseconds(began), sandbox))
+    };
+    turn("pause", "paused").await?;
+    turn("resume", "running").await?;
+    let dirtied = format!("head -c {DIRTIED_BYTES} /dev/urandom >/dev/shm/dirtied");
+    ensure!(platform.shell(id, &dirtied).await.0 == 0, "the guest has no memory to write to");
+    let (took, sandbox) = turn("pause", "paused").await?;
+    let steps = sandbox["steps"].as_array().context("the sandbox has no steps")?;
+    let stopped = steps.iter().find(|step| step["name"] == "stopped").context("no step stopped")?;
+    samples.pause.push(took);
+    samples.pause_stopped.push(stopped["ms"].as_f64().context("a step without its time")?);
+    samples.resume.push(turn("resume", "running").await?.0);
+    Ok(())
 }
 
 async fn create(platform: &Platform, samples: &mut Samples) -> Result<(String, Value)> {
@@ -174,9 +206,17 @@ async fn commands(platform: &Platform, samples: &mut Samples) -> Result<()> {
 }
 
 fn judge(samples: Samples) -> Vec<Judged> {
+    let floor = |part: fn(&Life) -> f64| samples.bare.iter().map(part).collect::<Vec<_>>();
     let overhead = samples.command.iter().zip(&samples.direct).map(|(by_api, by_envd)| by_api - by_envd).collect();
     vec![
-        Figure::of("create_cold", "ms", samples.create).beside(samples.bare_boot).judged(Limit::Ratio(1.15)),
+        Figure::of("create_cold", "ms", samples.create).beside(floor(|life| life.boot)).judged(Limit::Ratio(1.15)),
+        Figure::of("resume", "ms", samples.resume).beside(floor(|life| life.restore)).judged(Limit::Ratio(1.25)),
+        Figure::of("pause_acknowledged", "ms", samples.pause)
+            .beside(floor(|life| life.pause))
+            .judged(Limit::P50(150.0)),
+        Figure::of("pause_stopped", "ms", samples.pause_stopped)
+            .beside(floor(|life| life.pause_stopped))
+            .judged(Limit::P50(30.0)),
         Figure::of("create_control_plane", "ms", samples.control_plane).judged(Limit::P50(10.0)),
         Figure::of("exec", "ms", samples.command).beside(samples.direct).judged(Limit::None),
         Figure::of("exec_overhead", "ms", overhead).judged(Limit::P50(5.0)),

@@ -184,6 +184,20 @@ impl Demo {
         expect("a file out of the sandbox", &said, 0, &content)?;
         self.step("file_read", began, "4 MiB out, the same bytes");
 
+        let marked = ["sandbox", "exec", &id, "--", "sh", "-c", "echo in memory >/dev/shm/mark"];
+        expect("a mark in the sandbox's memory", &self.wrenn(&marked, None).await?, 0, b"")?;
+        let began = Instant::now();
+        let said = self.wrenn(&["sandbox", "pause", &id], None).await?;
+        expect("pausing the sandbox", &said, 0, format!("{id}\n").as_bytes())?;
+        self.step("pause", began, "saved with its memory; its microVM is gone");
+
+        let began = Instant::now();
+        let said = self.wrenn(&["sandbox", "resume", &id], None).await?;
+        expect("resuming the sandbox", &said, 0, format!("{id}\n").as_bytes())?;
+        self.step("resume", began, "it runs again");
+        let looked = ["sandbox", "exec", &id, "--", "cat", "/dev/shm/mark"];
+        expect("the mark in the sandbox's memory", &self.wrenn(&looked, None).await?, 0, b"in memory\n")?;
+
         let began = Instant::now();
         let said = self.wrenn(&["run", "--template", "no-such-template", "--", "true"], None).await?;
         if said.code != 125 || !said.err.contains("no-such-template") {

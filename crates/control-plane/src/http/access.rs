@@ -27,7 +27,7 @@ pub enum Policy {
 use Policy::{Administrator, Host, Open, Team};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 32] = [
+pub const TABLE: [(&str, &str, Policy); 34] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -51,6 +51,8 @@ pub const TABLE: [(&str, &str, Policy); 32] = [
     ("GET", "/v1/sandboxes", Team),
     ("GET", "/v1/sandboxes/{id}", Team),
     ("DELETE", "/v1/sandboxes/{id}", Team),
+    ("POST", "/v1/sandboxes/{id}/pause", Team),
+    ("POST", "/v1/sandboxes/{id}/resume", Team),
     ("POST", "/v1/sandboxes/{id}/exec", Team),
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team),
     ("GET", "/v1/sandboxes/{id}/processes", Team),

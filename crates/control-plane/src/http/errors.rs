@@ -15,7 +15,7 @@ use tracing::error;
 use crate::agents::{AgentError, Refusal};
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 22] = [
+pub const CODES: [(&str, StatusCode); 24] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("unauthorized", StatusCode::UNAUTHORIZED),
     ("forbidden", StatusCode::FORBIDDEN),
@@ -25,6 +25,8 @@ pub const CODES: [(&str, StatusCode); 22] = [
     ("invalid_state", StatusCode::CONFLICT),
     ("conflict", StatusCode::CONFLICT),
     ("host_has_sandboxes", StatusCode::CONFLICT),
+    ("snapshot_incompatible", StatusCode::CONFLICT),
+    ("snapshot_damaged", StatusCode::CONFLICT),
     ("too_large", StatusCode::PAYLOAD_TOO_LARGE),
     ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
     ("idempotency_key_reused", StatusCode::UNPROCESSABLE_ENTITY),

@@ -15,7 +15,7 @@ use crate::app::App;
 pub async fn run(app: App) -> Result<(), StoreError> {
     for sandbox in app.store.absent_sandboxes().await? {
         match look(&app, &sandbox).await {
-            Some(Observed::Running) => app.store.sandbox_is_present(&sandbox.id).await?,
+            Some(Observed::Running | Observed::Paused) => app.store.sandbox_is_present(&sandbox.id).await?,
             None => {}
             Some(_) => {
                 warn!(sandbox.id = %sandbox.id, "the host no longer has sandbox {}", sandbox.id);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use api::host::{EnsureKilledRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState};
+use api::host::{self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState};
 use connectrpc::client::CallOptions;
 use model::sandbox::Observed;
 use store::operations::{Kind, Operation};
@@ -30,6 +30,8 @@ pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Re
     };
     match operation.kind {
         Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
+        Kind::Pause => turn_sandbox(app, operation, &sandbox, &PAUSE).await,
+        Kind::Resume => turn_sandbox(app, operation, &sandbox, &RESUME).await,
         Kind::Kill | Kind::Clean => end_sandbox(app, operation, &sandbox).await,
     }
 }
@@ -137,6 +139,85 @@ fn no_host(operation: &Operation, had_no_room: bool) -> (&'static str, &'static 
     }
 }
 
+/// A wish for a sandbox that is on its host already and can be nowhere else.
+struct Turn {
+    to: Observed,
+    /// What it is when the wish could not be fulfilled.
+    from: Observed,
+    under_way: [Observed; 3],
+    begun: &'static str,
+    finished: &'static str,
+}
+
+const PAUSE: Turn = Turn {
+    to: Observed::Paused,
+    from: Observed::Running,
+    under_way: [Observed::Starting, Observed::Resuming, Observed::Pausing],
+    begun: "cp.pause.begun",
+    finished: "cp.pause.finished",
+};
+const RESUME: Turn = Turn {
+    to: Observed::Running,
+    from: Observed::Paused,
+    under_way: [Observed::Starting, Observed::Resuming, Observed::Pausing],
+    begun: "cp.resume.begun",
+    finished: "cp.resume.finished",
+};
+
+/// Until the host has said what became of it. One that is silent may have done it, and is asked again for as long as that takes.
+async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn: &Turn) -> Result<(), StoreError> {
+    let Some(placed) = &sandbox.host else {
+        app.store.fail_sandbox(operation, "agent_error", "it is on no host").await?;
+        return Ok(());
+    };
+    point(turn.begun).await;
+    let answer = match turn.to {
+        Observed::Paused => ensure_paused(app, operation, placed).await,
+        _ => ensure_running(app, operation, sandbox, placed).await,
+    };
+    let is = answer.as_ref().ok().and_then(|state| state.observed.parse::<Observed>().ok());
+    match (answer, is) {
+        (Ok(state), Some(is)) if is == turn.to => {
+            let report = report(&state, is, None);
+            let update = match is {
+                Observed::Paused => app.store.finish_pause(operation, &report).await?,
+                _ => app.store.finish_run(operation, &report).await?,
+            };
+            if update == Update::Changed {
+                info!(host.id = %placed.host, "sandbox {} is {is}", operation.sandbox);
+            }
+            point(turn.finished).await;
+        }
+        (Ok(state), Some(is)) if is == turn.from => {
+            let reason = if state.reason.is_empty() { "the host did not do it" } else { &state.reason };
+            warn!(host.id = %placed.host, "sandbox {} stays {is}: {reason}", operation.sandbox);
+            app.store.take_back(operation, is, code_of(&state.cause), reason).await?;
+        }
+        (Ok(_), Some(is)) if turn.under_way.contains(&is) => {
+            app.store.put_off(operation, pause(1), "the host works on it").await?;
+        }
+        (Ok(state), _) => {
+            let reason = if state.reason.is_empty() { "the sandbox ended on its host" } else { &state.reason };
+            warn!(host.id = %placed.host, "sandbox {} failed on its host: {reason}", operation.sandbox);
+            app.store.fail_sandbox(operation, "agent_error", reason).await?;
+        }
+        (Err(AgentError::UnknownSandbox), _) => {
+            app.store.fail_sandbox(operation, "agent_error", "the host no longer has it").await?;
+        }
+        (Err(AgentError::NoRoom), _) if turn.from == Observed::Paused => {
+            app.store.take_back(operation, turn.from, "no_hosts_available", "its host has no room for it now").await?;
+        }
+        (Err(AgentError::Refused { message, .. }), _) => {
+            app.store.take_back(operation, turn.from, "agent_error", &message).await?;
+        }
+        (Err(error), _) => {
+            warn!(host.id = %placed.host, "sandbox {} is not {} yet: {error}", operation.sandbox, turn.to);
+            app.store.put_off(operation, pause(operation.attempts), "host_unavailable").await?;
+        }
+    }
+    Ok(())
+}
+
 async fn end_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox) -> Result<(), StoreError> {
     if let Some(placed) = &sandbox.host {
         point("cp.kill.begun").await;
@@ -189,6 +270,18 @@ async fn ensure_running(
     answer.state.into_option().ok_or_else(missing_state)
 }
 
+async fn ensure_paused(app: &App, operation: &Operation, placed: &Placed) -> Result<SandboxState, AgentError> {
+    let request = EnsurePausedRequest {
+        sandbox_id: operation.sandbox.to_string(),
+        fence: fence(operation, placed).into(),
+        ..Default::default()
+    };
+    let agent = app.agents.at(&placed.address)?;
+    let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
+    let answer = agent.ensure_paused_with_options(request, options).await?.into_owned();
+    answer.state.into_option().ok_or_else(missing_state)
+}
+
 async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Result<(), AgentError> {
     let request = EnsureKilledRequest {
         sandbox_id: operation.sandbox.to_string(),
@@ -205,6 +298,17 @@ async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Res
     match answer.state.into_option().ok_or_else(missing_state)?.observed.parse() {
         Ok(Observed::Killed) => Ok(()),
         _ => Err(AgentError::NotReady),
+    }
+}
+
+/// The public code of what a host says.
+fn code_of(cause: &str) -> &'static str {
+    match cause {
+        host::CAUSE_NO_DISK => "insufficient_storage",
+        host::CAUSE_NO_ROOM => "no_hosts_available",
+        host::CAUSE_INCOMPATIBLE => "snapshot_incompatible",
+        host::CAUSE_DAMAGED => "snapshot_damaged",
+        _ => "agent_error",
     }
 }
 

@@ -239,7 +239,7 @@ fn open_if_there(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// A new file that shares all data with the base.
-fn clone(base: &File, disk: &Path, uid: u32) -> io::Result<()> {
+pub(crate) fn clone(base: &File, disk: &Path, uid: u32) -> io::Result<()> {
     durable::remove(disk)?;
     let file = File::options().write(true).create_new(true).mode(0o600).open(disk)?;
     rustix::fs::ioctl_ficlone(&file, base)?;

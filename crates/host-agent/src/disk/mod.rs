@@ -25,6 +25,7 @@ use std::sync::Mutex;
 use tracing::info;
 
 pub use bases::DiskError;
+pub(crate) use bases::clone;
 pub use makings::Makings;
 pub use mounts::{Mount, all as all_mounts, loops};
 use own_xfs::OwnXfs;

@@ -1,9 +1,10 @@
-//! The first words with a guest that boots: wait until envd answers, then tell it who it is.
+//! What only the host says to a guest: the first words when it boots or was restored, and the last before it is saved.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use connectrpc::ErrorCode;
+use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -27,6 +28,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Shorter than the watchdog in the guest, so that the host knows first.
 const INIT_TIME_MAX: Duration = Duration::from_secs(10);
+/// The guest takes 3 s at most for getting ready to be saved.
+const PREPARE_TIME_MAX: Duration = Duration::from_secs(4);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 impl Guest {
@@ -68,8 +71,40 @@ impl Guest {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(Bytes::from(body))).expect("tokens are hex digits of our own making");
-        let (status, version) = self.once(request, HEALTH_TIME_MAX, INIT_TIME_MAX).await?;
-        if status.is_success() { Ok(version) } else { Err(GuestError::Fault(format!("init answers {status}"))) }
+        let (status, headers) = self.once(request, HEALTH_TIME_MAX, INIT_TIME_MAX).await?;
+        match status {
+            status if status.is_success() => Ok(text(&headers, api::guest::VERSION_HEADER)),
+            // Asked again it may do: what it could not set it can perhaps set in a moment.
+            http::StatusCode::INTERNAL_SERVER_ERROR => {
+                Err(GuestError::Fault("it could not take its identity".to_owned()))
+            }
+            http::StatusCode::CONFLICT => Err(GuestError::Refused {
+                code: ErrorCode::Aborted,
+                message: "the guest has another identity already".to_owned(),
+            }),
+            status => Err(GuestError::Fault(format!("init answers {status}"))),
+        }
+    }
+
+    /// Asks the guest to get ready to be saved: its users' processes stand still, its idle connections end, its disk is flushed. False
+    /// when the flush is not over yet. Refused when it cannot get ready.
+    pub async fn prepare(&self, control_token: &str) -> Result<bool, GuestError> {
+        let mut request = Request::post("/snapshot/prepare")
+            .header(http::header::HOST, "guest")
+            .header(api::guest::CONTROL_TOKEN_HEADER, control_token);
+        for (name, value) in self.headers() {
+            request = request.header(name, value);
+        }
+        let request = request.body(Empty::<Bytes>::new()).expect("tokens are hex digits of our own making");
+        let (status, headers) = self.once(request, HEALTH_TIME_MAX, PREPARE_TIME_MAX).await?;
+        match status {
+            status if status.is_success() => Ok(text(&headers, api::guest::DISK_FLUSHED_HEADER) == "yes"),
+            http::StatusCode::INTERNAL_SERVER_ERROR => Err(GuestError::Refused {
+                code: ErrorCode::FailedPrecondition,
+                message: "its processes cannot be made to stand still".to_owned(),
+            }),
+            status => Err(GuestError::Fault(format!("prepare answers {status}"))),
+        }
     }
 
     async fn once<B>(
@@ -77,7 +112,7 @@ impl Guest {
         request: Request<B>,
         connect_at_most: Duration,
         at_most: Duration,
-    ) -> Result<(http::StatusCode, String), GuestError>
+    ) -> Result<(http::StatusCode, HeaderMap), GuestError>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync + 'static,
@@ -90,12 +125,10 @@ impl Guest {
             tokio::pin!(connection);
             let answer = async {
                 let response = sender.send_request(request).await?;
-                let status = response.status();
-                let version = response.headers().get(api::guest::VERSION_HEADER).and_then(|value| value.to_str().ok());
-                let version = printable(version.unwrap_or_default());
+                let (head, body) = response.into_parts();
                 // Read, so that an error text of the guest does not reset the connection under it.
-                let _ = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-                Ok((status, version))
+                let _ = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+                Ok((head.status, head.headers))
             };
             tokio::pin!(answer);
             tokio::select! {
@@ -111,4 +144,9 @@ impl Guest {
             Err(_) => Err(GuestError::Fault("no answer in time".to_owned())),
         }
     }
+}
+
+/// What a header says, fit to be shown.
+fn text(headers: &HeaderMap, name: &str) -> String {
+    printable(headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default())
 }

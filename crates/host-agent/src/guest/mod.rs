@@ -12,7 +12,7 @@ mod faults;
 mod files;
 mod processes;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use connectrpc::client::{ClientBody, ClientConfig, ServiceTransport};
@@ -49,8 +49,8 @@ type HttpClient = Client<Connector, ClientBody>;
 /// One incarnation's envd.
 pub struct Guest {
     connector: Connector,
-    unary: HttpClient,
-    streaming: HttpClient,
+    unary: Pool,
+    streaming: Pool,
     incarnation: Incarnation,
     access_token: HeaderValue,
     streams: Arc<Semaphore>,
@@ -66,21 +66,11 @@ impl std::fmt::Debug for Guest {
 impl Guest {
     pub fn new(dial: Arc<dyn Dial>, incarnation: Incarnation, access_token: &str) -> Self {
         let connector = Connector::new(dial);
-        let client = |idle| {
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIME_MAX)
-                .pool_max_idle_per_host(idle)
-                // A guest that sends endless headers fills at most this.
-                .http1_max_buf_size(256 * 1024)
-                .http1_max_headers(64)
-                .build(connector.clone())
-        };
         let mut access_token = HeaderValue::from_str(access_token).expect("tokens are hex digits of our own making");
         access_token.set_sensitive(true);
         Self {
-            unary: client(UNARY_IDLE_MAX),
-            streaming: client(STREAMING_IDLE_MAX),
+            unary: Pool::new(connector.clone(), UNARY_IDLE_MAX),
+            streaming: Pool::new(connector.clone(), STREAMING_IDLE_MAX),
             connector,
             incarnation,
             access_token,
@@ -94,6 +84,12 @@ impl Guest {
         self.closed.cancel();
     }
 
+    /// Ends the connections on which nothing is under way. What is under way goes on.
+    pub fn close_idle(&self) {
+        self.unary.close_idle();
+        self.streaming.close_idle();
+    }
+
     pub fn is_closed(&self) -> bool {
         self.closed.is_cancelled()
     }
@@ -105,7 +101,11 @@ impl Guest {
 
     /// The only way to the client without a total time; used for every process and file stream.
     fn streaming(&self) -> HttpClient {
-        self.streaming.clone()
+        self.streaming.client()
+    }
+
+    fn unary(&self) -> HttpClient {
+        self.unary.client()
     }
 
     fn transport(&self, client: HttpClient) -> ServiceTransport<HttpClient> {
@@ -139,6 +139,44 @@ impl Guest {
             () = self.closed.cancelled() => Err(GuestError::Gone),
             result = work => result,
         }
+    }
+}
+
+/// A client with the connections that it keeps.
+struct Pool {
+    connector: Connector,
+    idle_max: usize,
+    client: Mutex<HttpClient>,
+}
+
+impl Pool {
+    fn new(connector: Connector, idle_max: usize) -> Self {
+        let client = Mutex::new(Self::make(&connector, idle_max));
+        Self { connector, idle_max, client }
+    }
+
+    fn make(connector: &Connector, idle_max: usize) -> HttpClient {
+        Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIME_MAX)
+            .pool_max_idle_per_host(idle_max)
+            // A guest that sends endless headers fills at most this.
+            .http1_max_buf_size(256 * 1024)
+            .http1_max_headers(64)
+            .build(connector.clone())
+    }
+
+    fn client(&self) -> HttpClient {
+        self.lock().clone()
+    }
+
+    /// Idle connections end with the client that keeps them; those in use do not hang on it.
+    fn close_idle(&self) {
+        *self.lock() = Self::make(&self.connector, self.idle_max);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HttpClient> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

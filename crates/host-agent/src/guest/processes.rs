@@ -124,7 +124,7 @@ impl Guest {
     }
 
     pub async fn processes(&self) -> Result<Vec<Process>, GuestError> {
-        let client = ProcessClient::new(self.transport(self.unary.clone()), self.unary_config());
+        let client = ProcessClient::new(self.transport(self.unary()), self.unary_config());
         let answer = self.alive(async { Ok(client.list(ListRequest::default()).await?) }).await?;
         let list = answer.into_owned().processes;
         if list.len() > PROCESSES_MAX {
@@ -155,7 +155,7 @@ impl Guest {
             signal: signal.into(),
             ..Default::default()
         };
-        let client = ProcessClient::new(self.transport(self.unary.clone()), self.unary_config());
+        let client = ProcessClient::new(self.transport(self.unary()), self.unary_config());
         self.alive(async { Ok(client.send_signal(request).await?) }).await?;
         Ok(())
     }

@@ -15,6 +15,7 @@ pub fn wish(cause: WishError) -> ConnectError {
             host::error(ErrorCode::FailedPrecondition, host::STALE_GENERATION, cause)
         }
         WishError::Refused(Refusal::Invalid(_)) => ConnectError::invalid_argument(cause.to_string()),
+        WishError::UnknownSandbox => host::error(ErrorCode::NotFound, host::UNKNOWN_SANDBOX, cause),
         WishError::UnknownTemplate(_) => host::error(ErrorCode::NotFound, host::UNKNOWN_TEMPLATE, cause),
         WishError::NoRoom(_) => host::error(ErrorCode::ResourceExhausted, host::NO_ROOM, cause),
         WishError::Busy => ConnectError::unavailable(cause.to_string()),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::host::{
-    EnsureKilledRequest, EnsureKilledResponse, EnsureRunningRequest, EnsureRunningResponse, ExecRequest, ExecResponse,
+    EnsureKilledRequest, EnsureKilledResponse, EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest, EnsureRunningResponse, ExecRequest, ExecResponse,
     GetConsoleRequest, GetConsoleResponse, GetHostRequest, GetHostResponse, GetSandboxRequest, GetSandboxResponse,
     HostAgentService, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse,
     ReadFileRequest, ReadFileResponse, SandboxState, SignalProcessRequest, SignalProcessResponse, WriteFileRequest,
@@ -104,6 +104,20 @@ impl HostAgentService for Service {
         let spec = answers::spec(request.spec.into_option())?;
         let view = self.agent.sandboxes.ensure_running(&id, fence, spec, deadline).await.map_err(errors::wish)?;
         Response::ok(EnsureRunningResponse { state: self.state(&view).await.into(), ..Default::default() })
+    }
+
+    async fn ensure_paused<'a>(
+        &'a self,
+        context: RequestContext,
+        request: ServiceRequest<'_, EnsurePausedRequest>,
+    ) -> ServiceResult<impl Encodable<EnsurePausedResponse> + Send + use<'a>> {
+        let deadline = answer_at(&context);
+        let request = request.to_owned_message();
+        self.ready()?;
+        let id = self.id(&request.sandbox_id)?;
+        let fence = answers::fence(request.fence.into_option())?;
+        let view = self.agent.sandboxes.ensure_paused(&id, fence, deadline).await.map_err(errors::wish)?;
+        Response::ok(EnsurePausedResponse { state: self.state(&view).await.into(), ..Default::default() })
     }
 
     async fn ensure_killed<'a>(

@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use super::console::{self, Console};
 use super::fence::{Refusal, Verdict, Wish};
-use super::plan::{Create, Down, Progress, Step, plan};
-use super::state::{Failure, FailureKind, Fence, Spec, View};
+use super::plan::{Create, Down, Pause, Progress, Revert, Step, plan};
+use super::state::{Cause, Failure, FailureKind, Fence, Generation, Spec, View};
 use super::steps::{Body, StepError};
 use crate::control_plane::BackOff;
 use crate::guest::Guest;
@@ -29,6 +29,7 @@ const DOWN_BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
 pub enum Message {
     Run { fence: Fence, spec: Spec, reply: oneshot::Sender<Result<(), Refusal>> },
+    Pause { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
     Kill { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
 }
 
@@ -57,8 +58,10 @@ pub struct Actor {
 struct Mind {
     wish: Wish,
     progress: Progress,
-    /// Begin anew as soon as what failed is taken down.
+    /// Begin anew as soon as what failed, or was paused, is taken down.
     restart: bool,
+    /// Why it runs although a pause was wished.
+    refusal: Option<Failure>,
     /// The wish is newer than what is written down.
     unwritten: bool,
     steps: Vec<(&'static str, Duration)>,
@@ -73,7 +76,8 @@ impl Actor {
         wish: Wish,
         progress: Progress,
     ) -> (Self, watch::Receiver<Published>) {
-        let mind = Mind { wish, progress, restart: false, unwritten: false, steps: Vec::new() };
+        let mind =
+            Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new() };
         let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
         let (published, receiver) = watch::channel(show(&mind, &body, settled));
         (Self { mailbox, published, changed, body, mind }, receiver)
@@ -84,7 +88,7 @@ impl Actor {
         let mut back_off = BackOff::new(DOWN_BACK_OFF_FIRST, DOWN_BACK_OFF_MAX);
         let mut resume_at = None;
         loop {
-            if self.mind.restart && matches!(self.mind.progress, Progress::Failed { .. }) {
+            if self.mind.restart && matches!(self.mind.progress, Progress::Failed { .. } | Progress::Paused { .. }) {
                 self.mind.restart = false;
                 self.mind.progress = Progress::Absent;
             }
@@ -103,10 +107,10 @@ impl Actor {
             match self.perform(step).await {
                 Ok(()) => {
                     back_off.reset();
-                    self.mind.advance(step);
+                    self.mind.advance(step, self.body.generation());
                 }
                 Err(error) => {
-                    if self.mind.stumble(step, &error, self.body.id()) {
+                    if self.mind.stumble(step, &error, self.body.id(), self.body.generation()) {
                         resume_at = Some(Instant::now() + back_off.next(rand::random()));
                     }
                 }
@@ -129,7 +133,7 @@ impl Actor {
                 None => std::future::pending().await,
             }
         };
-        let running = self.mind.progress == Progress::Running;
+        let running = matches!(self.mind.progress, Progress::Running | Progress::Reverting { .. });
         let look = async {
             tokio::time::sleep(console::LOOK_EVERY).await;
             self.body.console_text().await;
@@ -146,7 +150,7 @@ impl Actor {
                 let reason = how;
                 let console = self.body.console_text().await;
                 warn!(sandbox.id = %self.body.id(), console, "sandbox {} failed: {reason}", self.body.id());
-                self.mind.fail(FailureKind::Exited, reason);
+                self.mind.fail(FailureKind::Exited, reason, Cause::Other, None);
             }
             () = sleep => {}
             () = look, if running => {}
@@ -163,18 +167,19 @@ impl Actor {
             self.mind.progress = Progress::Making { done: None, give_up_at: begin + CREATE_TIME_MAX };
             self.publish(false);
         }
+        if step == Step::Pause(Pause::Begin) {
+            self.mind.steps.clear();
+            self.mind.progress = Progress::Pausing { to: self.body.next_generation(), done: None };
+            self.publish(false);
+        }
         let give_up_at = match self.mind.progress {
             Progress::Making { give_up_at, .. } => give_up_at,
             _ => begin + CREATE_TIME_MAX,
         };
         let stop = CancellationToken::new();
-        let wish = self.mind.wish.clone();
-        let failure = match &self.mind.progress {
-            Progress::Failing { failure, .. } => Some(failure.clone()),
-            _ => None,
-        };
+        let (wish, progress) = (self.mind.wish.clone(), self.mind.progress.clone());
         let result = {
-            let work = self.body.perform(step, &wish, failure.as_ref(), give_up_at, &stop);
+            let work = self.body.perform(step, &wish, &progress, give_up_at, &stop);
             tokio::pin!(work);
             loop {
                 tokio::select! {
@@ -192,8 +197,12 @@ impl Actor {
         if let Step::Create(Create::Commit) = step {
             self.mind.unwritten = self.mind.wish.fence != wish.fence;
         }
-        if let Step::Create(_) | Step::Kill(_) = step {
+        if let Step::Create(_) | Step::Pause(_) | Step::Kill(_) = step {
             self.mind.steps.push((step.name(), begin.elapsed()));
+        }
+        if step == Step::Pause(Pause::Save) && result.is_ok() {
+            // A part of it.
+            self.mind.steps.push(("stopped", self.body.stopped()));
         }
         result
     }
@@ -218,17 +227,26 @@ impl Actor {
 }
 
 fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
-    let (observed, reason) = match &mind.progress {
-        Progress::Absent | Progress::Making { .. } => (Observed::Starting, String::new()),
-        Progress::Running => (Observed::Running, String::new()),
-        Progress::Failing { failure, .. } | Progress::Failed { failure } => (Observed::Failed, failure.reason.clone()),
-        Progress::Killing { .. } => (Observed::Killing, String::new()),
-        Progress::Killed => (Observed::Killed, String::new()),
+    let (observed, failure) = match &mind.progress {
+        Progress::Absent | Progress::Making { .. } if body.generation().is_some() => {
+            (Observed::Resuming, None)
+        }
+        Progress::Absent | Progress::Making { .. } => (Observed::Starting, None),
+        Progress::Running => (Observed::Running, mind.refusal.as_ref()),
+        Progress::Pausing { .. } | Progress::Reverting { .. } | Progress::Parking { failure: None, .. } => {
+            (Observed::Pausing, None)
+        }
+        Progress::Parking { failure, .. } => (Observed::Resuming, failure.as_ref()),
+        Progress::Paused { failure, .. } => (Observed::Paused, failure.as_ref()),
+        Progress::Failing { failure, .. } | Progress::Failed { failure } => (Observed::Failed, Some(failure)),
+        Progress::Killing { .. } => (Observed::Killing, None),
+        Progress::Killed => (Observed::Killed, None),
     };
     let view = View {
         id: body.id().clone(),
         observed,
-        reason,
+        reason: failure.map(|failure| failure.reason.clone()).unwrap_or_default(),
+        cause: failure.map(|failure| failure.cause).unwrap_or_default(),
         fence: mind.wish.fence.clone(),
         incarnation: body.incarnation().cloned(),
         steps: mind.steps.clone(),
@@ -254,6 +272,23 @@ impl Mind {
                     Ok(Verdict::Restart) => {
                         self.restart = true;
                         self.wish.spec = spec;
+                        self.wish.desired = Desired::Running;
+                        self.raise(fence);
+                    }
+                    Ok(Verdict::Advance) => {
+                        self.wish.desired = Desired::Running;
+                        self.raise(fence);
+                    }
+                    _ => {}
+                }
+                (verdict, reply)
+            }
+            Message::Pause { fence, reply } => {
+                let verdict = self.wish.judge_pause(&self.progress, &fence);
+                match verdict {
+                    Ok(Verdict::Pause) => {
+                        self.wish.desired = Desired::Paused;
+                        self.restart = false;
                         self.raise(fence);
                     }
                     Ok(Verdict::Advance) => self.raise(fence),
@@ -271,7 +306,8 @@ impl Mind {
                 (verdict, reply)
             }
         };
-        if matches!(verdict, Ok(Verdict::Restart | Verdict::Advance | Verdict::Kill)) {
+        if matches!(verdict, Ok(Verdict::Restart | Verdict::Advance | Verdict::Pause | Verdict::Kill)) {
+            self.refusal = None;
             // Before the caller hears that its wish was taken: else it would take the end of the wish before for the end of its own.
             published.send_modify(|published| {
                 published.view.settled = false;
@@ -287,24 +323,48 @@ impl Mind {
         self.wish.fence = fence;
     }
 
-    fn fail(&mut self, kind: FailureKind, reason: String) {
-        self.progress = Progress::Failing { failure: Failure { kind, reason }, done: None };
+    /// `last`: what failed was to bring that saved state back, and the sandbox is paused in it again.
+    fn fail(&mut self, kind: FailureKind, reason: String, cause: Cause, last: Option<Generation>) {
+        let failure = Failure { kind, reason, cause };
+        self.progress = match last {
+            Some(generation) => {
+                if self.wish.desired == Desired::Running {
+                    self.wish.desired = Desired::Paused;
+                }
+                Progress::Parking { generation, failure: Some(failure), done: None }
+            }
+            None => Progress::Failing { failure, done: None },
+        };
     }
 
-    fn advance(&mut self, step: Step) {
+    fn advance(&mut self, step: Step, last: Option<Generation>) {
+        if step == Step::GiveUp {
+            let reason = format!("it did not run within {} s", CREATE_TIME_MAX.as_secs());
+            return self.fail(FailureKind::Create, reason, Cause::Other, last);
+        }
+        if let (Step::Revert(Revert::Commit), Progress::Reverting { failure, .. }) = (step, &self.progress) {
+            self.refusal = Some(failure.clone());
+        }
         let progress = std::mem::replace(&mut self.progress, Progress::Absent);
         self.progress = match (step, progress) {
             (Step::Create(Create::Commit), _) => Progress::Running,
             (Step::Create(create), Progress::Making { give_up_at, .. }) => {
                 Progress::Making { done: Some(create), give_up_at }
             }
-            (Step::GiveUp, _) => Progress::Failing {
-                failure: Failure {
-                    kind: FailureKind::Create,
-                    reason: format!("it did not run within {} s", CREATE_TIME_MAX.as_secs()),
-                },
-                done: None,
-            },
+            (Step::Pause(Pause::Seal), Progress::Pausing { to, .. }) => {
+                Progress::Parking { generation: to, failure: None, done: None }
+            }
+            (Step::Pause(pause), Progress::Pausing { to, .. }) => Progress::Pausing { to, done: Some(pause) },
+            (Step::Revert(Revert::Commit), _) => Progress::Running,
+            (Step::Revert(revert), Progress::Reverting { to, failure, .. }) => {
+                Progress::Reverting { to, failure, done: Some(revert) }
+            }
+            (Step::Park(Down::Settle), Progress::Parking { generation, failure, .. }) => {
+                Progress::Paused { generation, failure }
+            }
+            (Step::Park(down), Progress::Parking { generation, failure, .. }) => {
+                Progress::Parking { generation, failure, done: Some(down) }
+            }
             (Step::Fail(Down::Settle), Progress::Failing { failure, .. }) => Progress::Failed { failure },
             (Step::Fail(down), Progress::Failing { failure, .. }) => Progress::Failing { failure, done: Some(down) },
             (Step::Kill(Down::Directory), _) => Progress::Killed,
@@ -314,16 +374,37 @@ impl Mind {
     }
 
     /// A step failed. True when it has to be tried again after a pause.
-    fn stumble(&mut self, step: Step, error: &StepError, id: &model::ids::SandboxId) -> bool {
+    fn stumble(
+        &mut self,
+        step: Step,
+        error: &StepError,
+        id: &model::ids::SandboxId,
+        last: Option<Generation>,
+    ) -> bool {
         match step {
+            Step::Pause(_) if self.wish.desired == Desired::Killed => false,
+            Step::Pause(pause) => {
+                warn!(sandbox.id = %id, step = pause.name(), cause = error.causes(), "sandbox {id} is not paused, at {}: {error}", pause.name());
+                if let Progress::Pausing { to, .. } = self.progress {
+                    let failure = Failure { kind: FailureKind::Pause, reason: error.public(), cause: error.cause() };
+                    self.progress = Progress::Reverting { to, failure, done: None };
+                }
+                self.wish.desired = Desired::Running;
+                self.restart = false;
+                false
+            }
+            Step::Revert(revert) => {
+                warn!(sandbox.id = %id, step = revert.name(), cause = error.causes(), "that sandbox {id} goes on will be tried again: {error}");
+                true
+            }
             Step::Create(_) if self.wish.desired == Desired::Killed => false,
             Step::Create(create) => {
                 warn!(sandbox.id = %id, step = create.name(), cause = error.causes(), "sandbox {id} failed at {}: {error}", create.name());
-                self.fail(FailureKind::Create, error.public());
+                self.fail(FailureKind::Create, error.public(), error.cause(), last);
                 false
             }
             // Taking down is repeated until it is done: nothing may be left behind.
-            Step::Fail(down) | Step::Kill(down) => {
+            Step::Park(down) | Step::Fail(down) | Step::Kill(down) => {
                 warn!(sandbox.id = %id, step = down.name(), cause = error.causes(), "taking down sandbox {id} will be tried again: {error}");
                 true
             }

@@ -19,8 +19,9 @@ pub enum Verdict {
     Repeat,
     /// A newer wish for what is there already: only its revision is new.
     Advance,
-    /// What failed begins anew.
+    /// What failed begins anew; what is paused is resumed.
     Restart,
+    Pause,
     Kill,
 }
 
@@ -56,6 +57,13 @@ impl Wish {
         }
         let failure = match progress {
             Progress::Failing { failure, .. } | Progress::Failed { failure } => Some(failure.kind),
+            // A resume that failed is not tried again for the same wish, unless the agent's end was what stopped it.
+            Progress::Parking { failure, .. } | Progress::Paused { failure, .. } if *spec == self.spec => {
+                let interrupted = failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Interrupted);
+                return Ok(if newer || interrupted { Verdict::Restart } else { Verdict::Repeat });
+            }
+            // A wish to run during a pause: it is resumed when it is paused.
+            Progress::Pausing { .. } if newer && *spec == self.spec => return Ok(Verdict::Restart),
             _ => None,
         };
         let same_spec = *spec == self.spec;
@@ -66,6 +74,28 @@ impl Wish {
             _ if !same_spec => Err(Refusal::Invalid("what a sandbox is made of cannot be changed")),
             _ if newer => Ok(Verdict::Advance),
             _ => Ok(Verdict::Repeat),
+        }
+    }
+
+    /// May the sandbox be paused for this call?
+    pub fn judge_pause(&self, progress: &Progress, fence: &Fence) -> Result<Verdict, Refusal> {
+        if fence.epoch < self.fence.epoch || fence.revision < self.fence.revision {
+            return Err(stale(fence, &self.fence));
+        }
+        let newer = fence.revision > self.fence.revision;
+        match (self.desired, progress) {
+            (Desired::Killed, _) => {
+                if newer {
+                    Ok(Verdict::Repeat)
+                } else {
+                    Err(stale(fence, &self.fence))
+                }
+            }
+            (_, Progress::Failing { .. } | Progress::Failed { .. }) if newer => Ok(Verdict::Advance),
+            (_, Progress::Failing { .. } | Progress::Failed { .. }) => Ok(Verdict::Repeat),
+            (Desired::Paused, _) if newer => Ok(Verdict::Advance),
+            (Desired::Paused, _) => Ok(Verdict::Repeat),
+            (Desired::Running, _) => Ok(Verdict::Pause),
         }
     }
 
@@ -105,7 +135,7 @@ mod tests {
     }
 
     fn failed(kind: FailureKind) -> Progress {
-        Progress::Failed { failure: Failure { kind, reason: String::new() } }
+        Progress::Failed { failure: Failure { kind, reason: String::new(), cause: Default::default() } }
     }
 
     #[test]

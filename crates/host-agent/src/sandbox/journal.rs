@@ -11,12 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use model::ids::SandboxId;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tracing::{error, warn};
 
 use super::state::{Record, Tombstone};
 use crate::durable;
+use crate::sealed::{self, Broken};
 
 /// The version of the format that is written, and the only one that is read.
 const FORMAT: u32 = 1;
@@ -85,22 +84,6 @@ pub enum Unreadable {
     Foreign,
     #[error("there are files but no state.json")]
     Missing,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Envelope<'a> {
-    format: u32,
-    /// BLAKE3 of the text of `record`.
-    checksum: String,
-    #[serde(borrow)]
-    record: &'a RawValue,
-}
-
-/// Read first: what stands beside it is another format's business.
-#[derive(Deserialize)]
-struct Head {
-    format: u32,
 }
 
 /// The directory of a pool that holds one directory per sandbox.
@@ -343,25 +326,14 @@ fn owners(directory: &Path) -> BTreeSet<u32> {
 }
 
 fn encode(record: &Record) -> Vec<u8> {
-    let body =
-        serde_json::value::to_raw_value(record).expect("a record has only text, numbers and maps with text keys");
-    let checksum = blake3::hash(body.get().as_bytes()).to_hex().to_string();
-    serde_json::to_vec(&Envelope { format: FORMAT, checksum, record: &body })
-        .expect("an envelope has only text and numbers")
+    sealed::encode(FORMAT, record)
 }
 
 fn decode(bytes: &[u8]) -> Result<Record, Unreadable> {
-    let damaged =
-        |error: serde_json::Error| Unreadable::Damaged(format!("line {} column {}", error.line(), error.column()));
-    let Head { format } = serde_json::from_slice(bytes).map_err(damaged)?;
-    if format != FORMAT {
-        return Err(Unreadable::Format(format));
-    }
-    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(damaged)?;
-    if blake3::hash(envelope.record.get().as_bytes()).to_hex().as_str() != envelope.checksum {
-        return Err(Unreadable::Damaged("the checksum differs".to_owned()));
-    }
-    serde_json::from_str(envelope.record.get()).map_err(damaged)
+    sealed::decode(FORMAT, bytes).map_err(|broken| match broken {
+        Broken::Damaged(why) => Unreadable::Damaged(why),
+        Broken::Format(format) => Unreadable::Format(format),
+    })
 }
 
 #[cfg(test)]
@@ -391,6 +363,7 @@ mod tests {
                     access_token: "t".to_owned(),
                     control_token: "c".to_owned(),
                     process: None,
+                    generation: None,
                     envd_version: String::new(),
                 },
             },

@@ -6,9 +6,11 @@
 pub mod actor;
 pub mod console;
 pub mod fence;
+pub mod generation;
 pub mod journal;
 pub mod plan;
 pub mod points;
+mod pausing;
 mod recovery;
 pub mod state;
 pub mod steps;
@@ -43,6 +45,8 @@ pub enum WishError {
     Refused(#[from] Refusal),
     #[error("the call stands at epoch {epoch}, this host is at {seen}")]
     StaleEpoch { epoch: u64, seen: u64 },
+    #[error("there is no such sandbox on this host")]
+    UnknownSandbox,
     #[error("there is no template {0} on this host")]
     UnknownTemplate(String),
     #[error(transparent)]
@@ -214,6 +218,35 @@ impl Sandboxes {
                     return Ok(settled(handle.published, &fence, deadline).await);
                 }
                 // The actor ended meanwhile; the next look finds a tombstone or its successor.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        Err(WishError::Busy)
+    }
+
+    /// Takes the wish that the sandbox is saved and its microVM ended, and waits until it is so, or has turned out not to be possible, or
+    /// `deadline`.
+    pub async fn ensure_paused(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        fence: Fence,
+        deadline: Instant,
+    ) -> Result<View, WishError> {
+        self.check_epoch(&fence)?;
+        for _ in 0..LOOKUPS_MAX {
+            let Some(handle) = self.handle(id, deadline).await? else {
+                return match self.tombstone(id).await? {
+                    Some(tombstone) => late(&tombstone, &fence),
+                    None => Err(WishError::UnknownSandbox),
+                };
+            };
+            let (reply, answer) = oneshot::channel();
+            self.send(&handle, Message::Pause { fence: fence.clone(), reply })?;
+            match answer.await {
+                Ok(verdict) => {
+                    verdict?;
+                    return Ok(settled(handle.published, &fence, deadline).await);
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
@@ -445,6 +478,7 @@ fn buried(tombstone: &Tombstone) -> Published {
         id: tombstone.id.clone(),
         observed: Observed::Killed,
         reason: String::new(),
+        cause: state::Cause::Other,
         fence: tombstone.fence.clone(),
         incarnation: None,
         steps: Vec::new(),
@@ -455,10 +489,11 @@ fn buried(tombstone: &Tombstone) -> Published {
     Published { view, guest: None, microvm: None, console: None, uid: None }
 }
 
-/// The wish that a record holds.
-fn wish_of(record: &Record) -> Wish {
-    let desired = match record.phase {
-        state::Phase::Killing { .. } => Desired::Killed,
+/// The wish that a record holds, by what is made of it.
+fn wish_of(record: &Record, progress: &Progress) -> Wish {
+    let desired = match progress {
+        Progress::Killing { .. } | Progress::Killed => Desired::Killed,
+        Progress::Parking { .. } | Progress::Paused { .. } => Desired::Paused,
         _ => Desired::Running,
     };
     Wish { desired, fence: record.fence.clone(), spec: record.spec.clone() }

@@ -1,7 +1,10 @@
 //! Decides what to do next for one sandbox: a pure function of what is wished, what is there and the time.
 //!
 //! ```text
-//!  create:  reserve -> network -> cgroup -> disk -> memory -> start -> health -> init -> commit
+//!  create:  reserve -> network -> cgroup -> disk -> memory -> start -> health -> init -> commit     from a saved state: a resume
+//!  pause:   begin -> quiet -> save -> seal                                                          seal is the commit
+//!  revert:  discard -> continue -> thaw -> commit                                                   of a pause that did not come about
+//!  park:    begin -> guest -> microvm -> network -> cgroup -> files -> settle                       after a pause or a failed resume
 //!  fail:    begin -> guest -> microvm -> network -> cgroup -> files -> settle
 //!  kill:    begin -> guest -> microvm -> network -> cgroup -> files -> tombstone -> directory
 //! ```
@@ -12,7 +15,7 @@ use std::time::Instant;
 
 use model::sandbox::Desired;
 
-use super::state::Failure;
+use super::state::{Failure, Generation};
 
 /// The steps of a create, in order. Each may be repeated, and each is undone by the step of the same object in [`Down`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +61,54 @@ impl Create {
     }
 }
 
+/// The steps to a saved state, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pause {
+    /// Looks whether there is room, and writes down that a saved state is being made.
+    Begin,
+    /// The guest and the host let go of each other: idle connections end, users' processes stand still, disks are flushed.
+    Quiet,
+    /// vCPUs stop; device state, memory and disk go into files that are not valid yet.
+    Save,
+    /// They become valid, all at once: from here on the sandbox is paused, whatever happens.
+    Seal,
+}
+
+impl Pause {
+    pub const ALL: [Self; 4] = [Self::Begin, Self::Quiet, Self::Save, Self::Seal];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::Quiet => "quiet",
+            Self::Save => "save",
+            Self::Seal => "seal",
+        }
+    }
+}
+
+/// The steps by which a sandbox goes on running after a pause that did not come about, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Revert {
+    Discard,
+    Continue,
+    Thaw,
+    Commit,
+}
+
+impl Revert {
+    pub const ALL: [Self; 4] = [Self::Discard, Self::Continue, Self::Thaw, Self::Commit];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Discard => "discard",
+            Self::Continue => "continue",
+            Self::Thaw => "thaw",
+            Self::Commit => "commit",
+        }
+    }
+}
+
 /// The steps that take a run down, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Down {
@@ -69,7 +120,7 @@ pub enum Down {
     Network,
     Cgroup,
     Files,
-    /// Failed: writes down that nothing is left but what the customer may want back.
+    /// Failed or paused: writes down that nothing is left but what the customer may want back.
     Settle,
     /// Killed: a small file that outlives the sandbox.
     Tombstone,
@@ -77,7 +128,8 @@ pub enum Down {
 }
 
 impl Down {
-    const FAIL: [Self; 7] =
+    /// Also of a sandbox that is paused.
+    pub const FAIL: [Self; 7] =
         [Self::Begin, Self::Guest, Self::Microvm, Self::Network, Self::Cgroup, Self::Files, Self::Settle];
     pub const KILL: [Self; 8] = [
         Self::Begin,
@@ -110,6 +162,9 @@ pub enum Step {
     Create(Create),
     /// The create took longer than it may: from here on it is taken down.
     GiveUp,
+    Pause(Pause),
+    Revert(Revert),
+    Park(Down),
     Fail(Down),
     Kill(Down),
 }
@@ -119,7 +174,9 @@ impl Step {
         match self {
             Self::Create(create) => create.name(),
             Self::GiveUp => "give_up",
-            Self::Fail(down) | Self::Kill(down) => down.name(),
+            Self::Pause(pause) => pause.name(),
+            Self::Revert(revert) => revert.name(),
+            Self::Park(down) | Self::Fail(down) | Self::Kill(down) => down.name(),
         }
     }
 }
@@ -133,6 +190,28 @@ pub enum Progress {
         give_up_at: Instant,
     },
     Running,
+    /// The saved state `to` is being made.
+    Pausing {
+        to: Generation,
+        done: Option<Pause>,
+    },
+    /// It is to go on running, because of `failure`.
+    Reverting {
+        to: Generation,
+        failure: Failure,
+        done: Option<Revert>,
+    },
+    /// Paused; the run that there was, or that was to be, is taken down.
+    Parking {
+        generation: Generation,
+        failure: Option<Failure>,
+        done: Option<Down>,
+    },
+    Paused {
+        generation: Generation,
+        /// Why it does not run although that was wished.
+        failure: Option<Failure>,
+    },
     /// To be taken down, because of `failure`.
     Failing {
         failure: Failure,
@@ -156,12 +235,17 @@ pub fn plan(desired: Desired, progress: &Progress, now: Instant) -> Vec<Step> {
         (Desired::Killed, _) => Down::KILL.into_iter().map(Step::Kill).collect(),
         // Half of a failed run must be gone before anything else is made of it.
         (_, Progress::Failing { done, .. }) => rest(&Down::FAIL, *done).map(Step::Fail).collect(),
-        // Pausing comes with snapshots; until then no wish of that kind is accepted.
-        (Desired::Paused, _) => Vec::new(),
-        (Desired::Running, Progress::Making { give_up_at, .. }) if now >= *give_up_at => vec![Step::GiveUp],
-        (Desired::Running, Progress::Making { done, .. }) => rest(&Create::ALL, *done).map(Step::Create).collect(),
-        (Desired::Running, Progress::Absent) => Create::ALL.into_iter().map(Step::Create).collect(),
-        (Desired::Running, Progress::Running | Progress::Failed { .. }) => Vec::new(),
+        // Nothing turns back in the middle: neither a pause for a wish to run, nor a start for a wish to pause.
+        (_, Progress::Pausing { done, .. }) => rest(&Pause::ALL, *done).map(Step::Pause).collect(),
+        (_, Progress::Reverting { done, .. }) => rest(&Revert::ALL, *done).map(Step::Revert).collect(),
+        (_, Progress::Parking { done, .. }) => rest(&Down::FAIL, *done).map(Step::Park).collect(),
+        (_, Progress::Making { give_up_at, .. }) if now >= *give_up_at => vec![Step::GiveUp],
+        (_, Progress::Making { done, .. }) => rest(&Create::ALL, *done).map(Step::Create).collect(),
+        (_, Progress::Absent) => Create::ALL.into_iter().map(Step::Create).collect(),
+        (Desired::Paused, Progress::Running) => Pause::ALL.into_iter().map(Step::Pause).collect(),
+        (Desired::Running, Progress::Running) => Vec::new(),
+        // A wish to run what is paused begins with its absence: the actor sees to that, once for each wish.
+        (_, Progress::Paused { .. } | Progress::Failed { .. }) => Vec::new(),
     }
 }
 
@@ -178,7 +262,7 @@ mod tests {
     use super::*;
 
     fn failure() -> Failure {
-        Failure { kind: FailureKind::Create, reason: "x".to_owned() }
+        Failure { kind: FailureKind::Create, reason: "x".to_owned(), cause: Default::default() }
     }
 
     #[test]
@@ -189,8 +273,27 @@ mod tests {
         let failing = |done| Progress::Failing { failure: failure(), done };
         let killing = |done| Progress::Killing { done };
         let failed = Progress::Failed { failure: failure() };
-        use Desired::{Killed, Running};
+        let to = Generation(3);
+        let pausing = |done| Progress::Pausing { to, done };
+        let reverting = |done| Progress::Reverting { to, failure: failure(), done };
+        let parking = |done| Progress::Parking { generation: to, failure: None, done };
+        let paused = Progress::Paused { generation: to, failure: None };
+        use Desired::{Killed, Paused, Running};
         for (desired, progress, first, count) in [
+            (Paused, Progress::Absent, Some(Step::Create(Create::Reserve)), 9),
+            (Paused, making(None), Some(Step::Create(Create::Reserve)), 9),
+            (Paused, Progress::Running, Some(Step::Pause(Pause::Begin)), 4),
+            (Paused, pausing(Some(Pause::Quiet)), Some(Step::Pause(Pause::Save)), 2),
+            (Running, pausing(None), Some(Step::Pause(Pause::Begin)), 4),
+            (Paused, reverting(None), Some(Step::Revert(Revert::Discard)), 4),
+            (Running, reverting(Some(Revert::Continue)), Some(Step::Revert(Revert::Thaw)), 2),
+            (Paused, parking(None), Some(Step::Park(Down::Begin)), 7),
+            (Running, parking(Some(Down::Files)), Some(Step::Park(Down::Settle)), 1),
+            (Paused, paused.clone(), None, 0),
+            (Running, paused.clone(), None, 0),
+            (Killed, paused, Some(Step::Kill(Down::Begin)), 8),
+            (Killed, pausing(Some(Pause::Save)), Some(Step::Kill(Down::Begin)), 8),
+            (Killed, parking(Some(Down::Begin)), Some(Step::Kill(Down::Begin)), 8),
             (Running, Progress::Absent, Some(Step::Create(Create::Reserve)), 9),
             (Running, making(None), Some(Step::Create(Create::Reserve)), 9),
             (Running, making(Some(Create::Disk)), Some(Step::Create(Create::Memory)), 5),

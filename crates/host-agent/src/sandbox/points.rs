@@ -1,6 +1,6 @@
-//! The crash points around the steps: `create.<step>.before`, `create.<step>.after`, `kill.<step>.before`, `kill.<step>.after`.
+//! The crash points around the steps: `create.<step>.before`, `create.<step>.after`, and so for `pause`, `park` and `kill`.
 
-use super::plan::{Create, Down, Step};
+use super::plan::{Create, Down, Pause, Step};
 
 pub fn hit(name: &'static str) -> Result<(), crashpoint::Injected> {
     if name.is_empty() { Ok(()) } else { crashpoint::hit(name) }
@@ -15,7 +15,7 @@ macro_rules! points {
                 _ => ["", ""],
             }
         })+
-        /// Every crash point of a create and a kill, in the order in which they are reached.
+        /// Every crash point of a life, in the order in which they are reached.
         pub const CRASHPOINTS: &[&str] = &[
             $($(concat!($phase, ".", $step, ".before"), concat!($phase, ".", $step, ".after"),)+)+
         ];
@@ -26,6 +26,13 @@ points! {
     create_points(Create, "create") {
         Reserve = "reserve", Network = "network", Cgroup = "cgroup", Disk = "disk", Memory = "memory", Start = "start",
         Health = "health", Init = "init", Commit = "commit",
+    }
+    pause_points(Pause, "pause") {
+        Begin = "begin", Quiet = "quiet", Save = "save", Seal = "seal",
+    }
+    park_points(Down, "park") {
+        Begin = "begin", Guest = "guest", Microvm = "microvm", Network = "network", Cgroup = "cgroup", Files = "files",
+        Settle = "settle",
     }
     kill_points(Down, "kill") {
         Begin = "begin", Guest = "guest", Microvm = "microvm", Network = "network", Cgroup = "cgroup", Files = "files",
@@ -38,6 +45,8 @@ pub fn around(step: Step) -> [&'static str; 2] {
     match step {
         Step::Create(create) => create_points(create),
         Step::Fail(down) | Step::Kill(down) => kill_points(down),
-        Step::GiveUp => ["", ""],
+        Step::Pause(pause) => pause_points(pause),
+        Step::Park(down) => park_points(down),
+        Step::GiveUp | Step::Revert(_) => ["", ""],
     }
 }

@@ -1,8 +1,11 @@
 //! Takes up what an earlier agent left: adopts what runs, undoes what was half made, finishes what was to be killed.
 //!
 //! ```text
-//!  Making   -> everything undone, then failed "interrupted"; the same wish, sent again, starts anew under a new incarnation
+//!  Making   -> everything undone, then failed "interrupted", or paused again; the same wish, sent again, starts anew under a new
+//!              incarnation
 //!  Running  -> adopted when its process is the one that was written down and answers; else failed
+//!  Pausing  -> when the saved state is whole: paused; else adopted, and it goes on running
+//!  Paused   -> what is left of its last run is taken down
 //!  Failed   -> what is left of it is taken down
 //!  Killing  -> goes on
 //! ```
@@ -18,9 +21,10 @@ use tracing::{error, info, warn};
 
 use super::journal::{Found, JournalError, Unreadable};
 use super::plan::Progress;
-use super::state::{Failure, FailureKind, Phase, Record};
+use super::state::{Cause, Failure, FailureKind, Phase, Record};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
+use super::generation;
 
 /// Whose the slot is that a record names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +71,6 @@ impl Sandboxes {
 
     async fn take_up(self: &Arc<Self>, record: Record, claim: Claim) {
         let id = record.id.clone();
-        let wish = wish_of(&record);
         if let Some(run) = record.phase.run()
             && !self.context.ground.claim_slot(run.slot)
             && claim == Claim::New
@@ -85,11 +88,53 @@ impl Sandboxes {
         }
         let mut body = Body::new(self.context.clone(), id.clone());
         let failing =
-            |kind, reason: &str| Progress::Failing { failure: Failure { kind, reason: reason.to_owned() }, done: None };
+            |kind, reason: &str| Progress::Failing { failure: failure(kind, reason), done: None };
+        let record_of = record.clone();
         let progress = match record.phase {
             Phase::Making { run } => {
+                let begun_with = run.generation;
                 body.take_run(run);
-                failing(FailureKind::Interrupted, "interrupted: the host agent ended while the sandbox was being made")
+                match begun_with {
+                    Some(generation) => {
+                        let reason = "interrupted: the host agent ended while the sandbox was being resumed";
+                        let failure = failure(FailureKind::Interrupted, reason);
+                        Progress::Parking { generation, failure: Some(failure), done: None }
+                    }
+                    None => failing(
+                        FailureKind::Interrupted,
+                        "interrupted: the host agent ended while the sandbox was being made",
+                    ),
+                }
+            }
+            Phase::Pausing { run, to } => {
+                self.context.admission.remember(&id, record.spec.need());
+                let directory = self.context.journal.directory(&id);
+                if blocking(move || generation::is_sealed(&directory, to)).await.unwrap_or(false) {
+                    body.take_run(run);
+                    body.keep(to);
+                    Progress::Parking { generation: to, failure: None, done: None }
+                } else {
+                    match body.adopt(run).await {
+                        Ok(()) => {
+                            let reason = "the host agent ended while the sandbox was being saved";
+                            Progress::Reverting { to, failure: failure(FailureKind::Pause, reason), done: None }
+                        }
+                        Err(error) => {
+                            warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");
+                            failing(FailureKind::Exited, "the microVM ended while the host agent was away")
+                        }
+                    }
+                }
+            }
+            Phase::Paused { generation, failure, leftovers } => {
+                body.keep(generation);
+                match leftovers {
+                    Some(run) => {
+                        body.take_run(run);
+                        Progress::Parking { generation, failure, done: None }
+                    }
+                    None => Progress::Paused { generation, failure },
+                }
             }
             Phase::Running { run } => {
                 self.context.admission.remember(&id, record.spec.need());
@@ -115,6 +160,7 @@ impl Sandboxes {
                 Progress::Killing { done: Some(super::plan::Down::Begin) }
             }
         };
+        let wish = wish_of(&record_of, &progress);
         self.spawn(&mut self.lock(), &id, body, wish, progress);
     }
 
@@ -133,4 +179,8 @@ impl Sandboxes {
         self.context.changed.notify_one();
         Ok(())
     }
+}
+
+fn failure(kind: FailureKind, reason: &str) -> Failure {
+    Failure { kind, reason: reason.to_owned(), cause: Cause::Other }
 }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  (nothing) -> Making -> Running -> Failed          every arrow is a durable write, made before what it announces
-//!      ^           |         |         |
-//!      |           +-> Failed <--------+ (again Making, if it never ran)
-//!      |           |         |         |
-//!      +-----------+---------+---------+-> Killing -> (a tombstone)
+//!      ^         ^ |       ^ | |       |
+//!      |         | +-> Failed <--------+ (again Making, if it never ran)
+//!      |         |         v |
+//!      |       Paused <- Pausing                       the commit of a pause is the rename of its generation, between the two
+//!      |         |           |         |
+//!      +---------+-----------+---------+-> Killing -> (a tombstone)
 //! ```
 //!
 //! All names of a run's objects follow from its slot, the sandbox's id, the incarnation and the agent's tag, so one write of
@@ -63,6 +65,11 @@ impl Spec {
     }
 }
 
+/// The number of a saved state of one sandbox. They are counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
 /// One run of the microVM: everything that names what it has on the host.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -76,6 +83,9 @@ pub struct Run {
     pub control_token: String,
     /// Absent until the VMM was started.
     pub process: Option<microvm::ProcessRecord>,
+    /// The saved state that it began with; none when it was booted.
+    #[serde(default)]
+    pub generation: Option<Generation>,
     /// What envd said of itself at `/init`.
     #[serde(default)]
     pub envd_version: String,
@@ -94,6 +104,35 @@ pub struct Failure {
     pub kind: FailureKind,
     /// A sentence for a person; no host paths, no secrets.
     pub reason: String,
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// What programs can tell apart of why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    #[default]
+    Other,
+    NoDisk,
+    NoRoom,
+    /// The saved state is whole and does not fit this host.
+    Incompatible,
+    /// The saved state is not whole.
+    Damaged,
+}
+
+impl Cause {
+    /// A word of the contract with the control plane.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Other => "",
+            Self::NoDisk => api::host::CAUSE_NO_DISK,
+            Self::NoRoom => api::host::CAUSE_NO_ROOM,
+            Self::Incompatible => api::host::CAUSE_INCOMPATIBLE,
+            Self::Damaged => api::host::CAUSE_DAMAGED,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +144,8 @@ pub enum FailureKind {
     Create,
     /// It ran and its microVM ended. It never comes back as a fresh guest under the same id.
     Exited,
+    /// A pause did not come about, and the sandbox goes on running.
+    Pause,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -116,6 +157,18 @@ pub enum Phase {
     },
     Running {
         run: Run,
+    },
+    /// The saved state `to` is being made. Where it is whole, the sandbox is paused.
+    Pausing {
+        run: Run,
+        to: Generation,
+    },
+    /// With `leftovers`, what they name may still exist.
+    Paused {
+        generation: Generation,
+        /// Why it does not run although that was wished.
+        failure: Option<Failure>,
+        leftovers: Option<Run>,
     },
     /// With `leftovers`, what they name may still exist.
     Failed {
@@ -130,8 +183,10 @@ pub enum Phase {
 impl Phase {
     pub fn run(&self) -> Option<&Run> {
         match self {
-            Self::Making { run } | Self::Running { run } => Some(run),
-            Self::Failed { leftovers: run, .. } | Self::Killing { run } => run.as_ref(),
+            Self::Making { run } | Self::Running { run } | Self::Pausing { run, .. } => Some(run),
+            Self::Paused { leftovers: run, .. } | Self::Failed { leftovers: run, .. } | Self::Killing { run } => {
+                run.as_ref()
+            }
         }
     }
 }
@@ -162,6 +217,7 @@ pub struct View {
     pub id: SandboxId,
     pub observed: Observed,
     pub reason: String,
+    pub cause: Cause,
     pub fence: Fence,
     pub incarnation: Option<Incarnation>,
     pub steps: Vec<(&'static str, Duration)>,

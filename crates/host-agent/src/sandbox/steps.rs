@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
-use microvm::Microvm;
+use microvm::{Microvm, Start};
 use model::ids::{Incarnation, SandboxId};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::console::Console;
 use super::fence::Wish;
 use super::journal::{Journal, JournalError};
-use super::plan::{Create, Down, Step};
+use super::generation::{self, GenerationError};
+use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
-use super::state::{Failure, FailureKind, Phase, Record, Run, Tombstone};
+use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
 use crate::admission::{Admission, NoRoom, Room};
 use crate::durable;
 use crate::ground::{Ground, GroundError, Places};
@@ -59,6 +60,12 @@ pub enum StepError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    #[error("a saved state may take {wanted} MiB and {left} MiB of disk are left on the host")]
+    NoDisk { wanted: u64, left: u64 },
+    #[error("the guest does not let itself be saved")]
+    Prepare(#[source] GuestError),
     #[error("the guest did not take its identity")]
     Init(#[source] GuestError),
     #[error("the guest did not answer in time")]
@@ -82,8 +89,21 @@ impl StepError {
     pub fn public(&self) -> String {
         match self {
             Self::Journal(error) if error.is_full() => "the host's disk is full".to_owned(),
+            Self::Generation(error) if error.is_full() => "the host's disk is full".to_owned(),
             Self::Journal(_) | Self::Files(_) | Self::NoRun => "the host could not write its files".to_owned(),
             other => other.to_string(),
+        }
+    }
+
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::NoDisk { .. } => Cause::NoDisk,
+            Self::NoRoom(_) => Cause::NoRoom,
+            Self::Journal(error) if error.is_full() => Cause::NoDisk,
+            Self::Generation(error) if error.is_full() => Cause::NoDisk,
+            Self::Generation(GenerationError::Incompatible(_)) => Cause::Incompatible,
+            Self::Generation(GenerationError::Damaged(_) | GenerationError::Read(_)) => Cause::Damaged,
+            _ => Cause::Other,
         }
     }
 
@@ -99,24 +119,78 @@ impl StepError {
     }
 }
 
+/// What becomes of a sandbox whose run is taken down.
+enum Fate {
+    /// It stays known, and its saved state, if it has one.
+    Paused(Generation, Option<Failure>),
+    /// It stays known, and its disk too if it ever ran.
+    Failed(Failure),
+    Killed,
+}
+
+impl Fate {
+    fn phase(&self, leftovers: Option<Run>) -> Phase {
+        match self {
+            Self::Paused(generation, failure) => {
+                Phase::Paused { generation: *generation, failure: failure.clone(), leftovers }
+            }
+            Self::Failed(failure) => Phase::Failed { failure: failure.clone(), leftovers },
+            Self::Killed => Phase::Killing { run: leftovers },
+        }
+    }
+}
+
 /// What a sandbox has on the host, and the hands that make and remove it.
 pub struct Body {
     context: Arc<Context>,
     id: SandboxId,
     run: Option<Run>,
+    /// The last saved state; none before the first pause.
+    generation: Option<Generation>,
     guest: Option<Arc<Guest>>,
     microvm: Option<Arc<dyn Microvm>>,
     console: Arc<Console>,
+    /// How long the vCPUs of the last save stood still for it.
+    stopped: Duration,
 }
 
 impl Body {
     pub fn new(context: Arc<Context>, id: SandboxId) -> Self {
         let console = Arc::new(Console::new(context.journal.directory(&id)));
-        Self { context, id, run: None, guest: None, microvm: None, console }
+        Self { context, id, run: None, generation: None, guest: None, microvm: None, console, stopped: Duration::ZERO }
     }
 
     pub fn id(&self) -> &SandboxId {
         &self.id
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    pub(super) fn directory(&self) -> PathBuf {
+        self.context.journal.directory(&self.id)
+    }
+
+    pub(super) fn run(&self) -> Result<&Run, StepError> {
+        self.run.as_ref().ok_or(StepError::NoRun)
+    }
+
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    pub fn stopped(&self) -> Duration {
+        self.stopped
+    }
+
+    pub(super) fn note_stopped(&mut self, stopped: Duration) {
+        self.stopped = stopped;
+    }
+
+    /// From now on that is the last saved state.
+    pub fn keep(&mut self, generation: Generation) {
+        self.generation = Some(generation);
     }
 
     pub fn incarnation(&self) -> Option<&Incarnation> {
@@ -149,13 +223,14 @@ impl Body {
 
     /// A run that a journal names; whether anything of it exists is not known.
     pub fn take_run(&mut self, run: Run) {
+        self.generation = self.generation.or(run.generation);
         self.run = Some(run);
     }
 
     /// Takes over a running microVM. The guest is not asked and not stopped.
     pub async fn adopt(&mut self, run: Run) -> Result<(), StepError> {
         let process = run.process.clone();
-        self.run = Some(run);
+        self.take_run(run);
         let microvm = self.context.machines.adopt(&process.ok_or(StepError::NoRun)?).await?;
         self.microvm = Some(microvm);
         self.open_guest();
@@ -186,7 +261,7 @@ impl Body {
         &mut self,
         step: Step,
         wish: &Wish,
-        failure: Option<&Failure>,
+        progress: &Progress,
         give_up_at: Instant,
         stop: &CancellationToken,
     ) -> Result<(), StepError> {
@@ -195,13 +270,31 @@ impl Body {
         match step {
             Step::Create(create) => self.create(create, wish, give_up_at, stop).await?,
             Step::GiveUp => {}
-            Step::Fail(down) => {
-                let failure = failure
-                    .cloned()
-                    .unwrap_or_else(|| Failure { kind: FailureKind::Create, reason: "unknown".to_owned() });
-                self.down(down, wish, Some(failure)).await?;
+            Step::Pause(pause) => {
+                let to = match progress {
+                    Progress::Pausing { to, .. } => *to,
+                    _ => self.next_generation(),
+                };
+                self.pause(pause, to, wish).await?;
             }
-            Step::Kill(down) => self.down(down, wish, None).await?,
+            Step::Revert(revert) => {
+                if let Progress::Reverting { to, .. } = progress {
+                    self.revert(revert, *to, wish).await?;
+                }
+            }
+            Step::Park(down) => {
+                if let Progress::Parking { generation, failure, .. } = progress {
+                    self.down(down, wish, &Fate::Paused(*generation, failure.clone())).await?;
+                }
+            }
+            Step::Fail(down) => {
+                let failure = match progress {
+                    Progress::Failing { failure, .. } => failure.clone(),
+                    _ => Failure { kind: FailureKind::Create, reason: "unknown".to_owned(), cause: Cause::Other },
+                };
+                self.down(down, wish, &Fate::Failed(failure)).await?;
+            }
+            Step::Kill(down) => self.down(down, wish, &Fate::Killed).await?,
         }
         hit(after)?;
         Ok(())
@@ -224,18 +317,28 @@ impl Body {
             Create::Reserve => {}
             Create::Network => ground.ensure_network(run.slot).await?,
             Create::Cgroup => ground.ensure_cgroup(&self.id, &wish.spec).await?,
-            Create::Disk => {
-                unless_stopped(ground.ensure_base(&wish.spec), give_up_at, stop).await?;
-                ground.make_disk(&wish.spec, &places, run.uid).await?;
-            }
+            Create::Disk => match run.generation {
+                Some(from) => self.restore_disk(from, &run, &places).await?,
+                None => {
+                    unless_stopped(ground.ensure_base(&wish.spec), give_up_at, stop).await?;
+                    ground.make_disk(&wish.spec, &places, run.uid).await?;
+                }
+            },
             Create::Memory => {
-                ground.make_memory(&wish.spec, &places, run.uid).await?;
+                match run.generation {
+                    Some(from) => self.restore_memory(from, &run, &places).await?,
+                    None => ground.make_memory(&wish.spec, &places, run.uid).await?,
+                }
                 self.context.admission.made(&self.id);
             }
             Create::Start => {
                 let directory = places.run.clone();
                 blocking(move || std::fs::create_dir_all(directory)).await.map_err(StepError::Files)?;
-                let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places };
+                let load = match run.generation {
+                    Some(from) => Some(self.load(from, wish).await?),
+                    None => None,
+                };
+                let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places, load };
                 // A start that is given up half way leaves no process.
                 let microvm = unless_stopped(self.context.machines.start(order), give_up_at, stop).await?;
                 let record = microvm.record().clone();
@@ -244,9 +347,14 @@ impl Body {
                 let run = Run { process: Some(record), ..run };
                 self.run = Some(run.clone());
                 // The guest boots meanwhile.
+                let is_restored = run.generation.is_some();
                 self.write(wish, Phase::Making { run }).await?;
                 self.open_guest();
+                if let (true, Some(microvm)) = (is_restored, &self.microvm) {
+                    microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
+                }
             }
+            Create::Health if run.generation.is_some() => {}
             Create::Health => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let healthy = async { guest.wait_healthy().await.map_err(|_| StepError::Stopped) };
@@ -255,7 +363,12 @@ impl Body {
             Create::Init => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let init = self.init(wish, &run)?;
-                let known = async { guest.init(&init).await.map_err(StepError::Init) };
+                let known = async {
+                    match run.generation {
+                        Some(_) => self.introduce_restored(&init).await,
+                        None => guest.init(&init).await.map_err(StepError::Init),
+                    }
+                };
                 let envd_version = self.unless_ended(known, give_up_at, stop).await?;
                 self.run = Some(Run { envd_version, ..run });
             }
@@ -276,6 +389,7 @@ impl Body {
             access_token: token()?,
             control_token: token()?,
             process: None,
+            generation: self.generation,
             envd_version: String::new(),
         };
         // Kept first: if the write fails, the slot must be given back.
@@ -312,7 +426,7 @@ impl Body {
         result
     }
 
-    fn init(&self, wish: &Wish, run: &Run) -> Result<api::guest::Init, StepError> {
+    pub(super) fn init(&self, wish: &Wish, run: &Run) -> Result<api::guest::Init, StepError> {
         use base64::Engine as _;
         Ok(api::guest::Init {
             incarnation: run.incarnation.to_string(),
@@ -337,15 +451,11 @@ impl Body {
         }
     }
 
-    /// Takes down one kind of thing. With a failure the sandbox stays known, and its disk too if it ever ran.
-    async fn down(&mut self, step: Down, wish: &Wish, failure: Option<Failure>) -> Result<(), StepError> {
+    /// Takes down one kind of thing.
+    async fn down(&mut self, step: Down, wish: &Wish, fate: &Fate) -> Result<(), StepError> {
         match step {
             Down::Begin => {
-                let run = self.run.clone();
-                let phase = match failure {
-                    Some(failure) => Phase::Failed { failure, leftovers: run },
-                    None => Phase::Killing { run },
-                };
+                let phase = fate.phase(self.run.clone());
                 match self.write(wish, phase).await {
                     // A kill is what makes room; the wish comes again if we die before its end.
                     Err(StepError::Journal(error)) if error.is_full() => {
@@ -360,7 +470,7 @@ impl Body {
                 }
             }
             Down::Microvm => {
-                if failure.is_some() {
+                if matches!(fate, Fate::Failed(_) | Fate::Paused(_, Some(_))) {
                     // The sandbox stays known, and its last words are what people ask for; a VMM that no longer speaks has none.
                     let _ = tokio::time::timeout(LAST_WORDS_TIME_MAX, self.console_text()).await;
                 }
@@ -384,19 +494,20 @@ impl Body {
             }
             Down::Cgroup => self.context.ground.release_cgroup(&self.id).await?,
             Down::Files => {
-                let keeps_disk = failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Exited);
-                let directory = self.context.journal.directory(&self.id);
+                let keeps_disk = matches!(fate, Fate::Failed(failure) if failure.kind == FailureKind::Exited);
+                let kept = self.generation.filter(|_| matches!(fate, Fate::Paused(..)));
+                let directory = self.directory();
                 blocking(move || {
                     durable::remove_tree(&directory.join("run"))?;
                     durable::remove(&directory.join("memory"))?;
+                    kept.map_or(Ok(()), |kept| generation::keep_only(&directory, kept))?;
                     if keeps_disk { Ok(()) } else { durable::remove(&directory.join("disk")) }
                 })
                 .await
                 .map_err(StepError::Files)?;
             }
             Down::Settle => {
-                let failure = failure.ok_or(StepError::NoRun)?;
-                self.write(wish, Phase::Failed { failure, leftovers: None }).await?;
+                self.write(wish, fate.phase(None)).await?;
                 self.run = None;
                 self.context.admission.release(&self.id);
             }
@@ -415,7 +526,7 @@ impl Body {
         Ok(())
     }
 
-    async fn write(&self, wish: &Wish, phase: Phase) -> Result<(), StepError> {
+    pub(super) async fn write(&self, wish: &Wish, phase: Phase) -> Result<(), StepError> {
         let record = Record {
             id: self.id.clone(),
             tag: self.context.tag.to_string(),
@@ -427,7 +538,7 @@ impl Body {
         Ok(blocking(move || journal.write(&record)).await?)
     }
 
-    fn places(&self, run: &Run) -> Places {
+    pub(super) fn places(&self, run: &Run) -> Places {
         Places::new(&self.context.journal.directory(&self.id), run)
     }
 }

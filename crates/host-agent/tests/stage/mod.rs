@@ -41,6 +41,7 @@ pub fn fake_envd() {
         use axum::routing::{get, post};
         let app = axum::Router::new()
             .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+            .route("/snapshot/prepare", post(|| async { ([("x-disk-flushed", "yes")], StatusCode::NO_CONTENT) }))
             .route("/init", post(|| async { ([("x-envd-version", "test")], StatusCode::NO_CONTENT) }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -186,6 +187,10 @@ pub async fn create(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -
     sandboxes.ensure_running(id, fence(revision), spec(), soon()).await.unwrap()
 }
 
+pub async fn pause(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -> View {
+    sandboxes.ensure_paused(id, fence(revision), soon()).await.unwrap()
+}
+
 pub async fn kill(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -> View {
     sandboxes.ensure_killed(id, fence(revision), soon()).await.unwrap()
 }
@@ -287,6 +292,11 @@ impl Ground for FileGround {
     async fn make_memory(&self, _: &Spec, places: &Places, _: u32) -> Result<(), GroundError> {
         std::fs::create_dir_all(&places.run).map_err(failed)?;
         std::fs::write(&places.memory, "memory").map_err(failed)
+    }
+
+    async fn clone_file(&self, from: &Path, to: &Path, uid: u32) -> Result<(), GroundError> {
+        std::fs::copy(from, to).map_err(failed)?;
+        std::os::unix::fs::chown(to, Some(uid), Some(uid)).map_err(failed)
     }
 
     async fn sweep(&self, uid: u32) -> Result<(), GroundError> {

@@ -16,6 +16,8 @@ const PAGE: u64 = 4096;
 const PIECE: u64 = 1 << 20;
 /// linux/fs.h: _IOW(0x94, 9, int)
 const FICLONE: libc::c_ulong = 0x4004_9409;
+/// linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
+const FICLONERANGE: libc::c_ulong = 0x4020_940d;
 /// admin-guide/mm/pagemap: bit 63 present, bit 62 swapped, bit 61 file-backed or shared.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -32,11 +34,12 @@ pub fn write(record: &ProcessRecord, target: &Path) -> Result<(u64, File), Error
         .mode(0o600)
         .open(target)
         .map_err(Error::io("create the saved memory"))?;
-    clone(&source, &target).map_err(Error::io("clone the memory file"))?;
     if !record.memory_private {
-        // The guest has written into the file itself.
+        // The guest has written into the file itself, which has all its room reserved: what was never written stays behind.
+        clone_written(&source, &target).map_err(Error::io("clone the memory file"))?;
         return Ok((0, target));
     }
+    clone(&source, &target).map_err(Error::io("clone the memory file"))?;
     let copied = copy_own_pages(record.pid, &source, &target).map_err(Error::io("copy the microVM's own pages"))?;
     Ok((copied, target))
 }
@@ -62,6 +65,36 @@ fn clone(source: &File, target: &File) -> io::Result<()> {
         at = end;
     }
     Ok(())
+}
+
+/// The same content, without the room that is reserved and not written to.
+fn clone_written(source: &File, target: &File) -> io::Result<()> {
+    let size = source.metadata()?.len();
+    target.set_len(size)?;
+    let mut at = 0;
+    while let Some((begin, end)) = next_data(source, at, size)? {
+        let range = FileCloneRange {
+            src_fd: i64::from(source.as_raw_fd()),
+            src_offset: begin,
+            src_length: end - begin,
+            dest_offset: begin,
+        };
+        // SAFETY: both descriptors are open; the call reads the structure.
+        if unsafe { libc::ioctl(target.as_raw_fd(), FICLONERANGE, &raw const range) } != 0 {
+            return clone(source, target);
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+/// linux/fs.h: struct file_clone_range
+#[repr(C)]
+struct FileCloneRange {
+    src_fd: i64,
+    src_offset: u64,
+    src_length: u64,
+    dest_offset: u64,
 }
 
 fn next_data(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, u64)>> {

@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::process::{ExitCause, Process, ProcessRecord};
-use crate::{Driver, Error, Isolation, KernelImage, Launch, Microvm, SaveTarget, Saved, Start, Stats};
+use crate::{Driver, Error, Isolation, KernelImage, Launch, Microvm, SaveTarget, Saved, Stamp, Start, Stats};
 pub use command::Accelerator;
 use qmp::Qmp;
 
@@ -90,6 +90,17 @@ impl Driver for Qemu {
         match self.accelerator {
             Accelerator::Kvm => Isolation::Kvm,
             Accelerator::Tcg => Isolation::Emulation,
+        }
+    }
+
+    fn stamp(&self) -> Stamp {
+        // With KVM the guest's counter is scaled where the rates differ.
+        let tsc_khz = if self.accelerator == Accelerator::Tcg { self.tsc_khz } else { 0 };
+        Stamp {
+            driver: self.name().to_owned(),
+            version: self.version.clone(),
+            isolation: self.isolation().to_string(),
+            tsc_khz,
         }
     }
 

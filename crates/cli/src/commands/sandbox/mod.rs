@@ -1,4 +1,4 @@
-//! `wrenn sandbox`: one file for each verb.
+//! `wrenn sandbox`: one file for each verb, and one for the two that turn a sandbox off and on.
 
 pub mod cp;
 pub mod create;
@@ -7,6 +7,7 @@ mod get;
 pub mod kill;
 mod list;
 mod logs;
+mod turn;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,10 @@ pub enum Command {
     Exec(exec::Arguments),
     /// Copy a file into a sandbox or out of one: `cp LOCAL ID:PATH`, `cp ID:PATH LOCAL`; `-` is standard input or output.
     Cp(cp::Arguments),
+    /// Save sandboxes with their memory and end their microVMs: they take disk and no memory until they are resumed.
+    Pause(turn::Arguments),
+    /// Let paused sandboxes run again, where they stood.
+    Resume(turn::Arguments),
     /// End sandboxes for good.
     Kill(kill::Arguments),
     /// What a sandbox's console shows: the last part of its kernel's and its init's messages.
@@ -41,6 +46,8 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Get(arguments) => get::run(&arguments, options, format).await,
         Command::Exec(arguments) => exec::run(arguments, options, format).await,
         Command::Cp(arguments) => cp::run(&arguments, options, format).await,
+        Command::Pause(arguments) => turn::run(turn::Turn::Pause, &arguments, options, format).await,
+        Command::Resume(arguments) => turn::run(turn::Turn::Resume, &arguments, options, format).await,
         Command::Kill(arguments) => kill::run(&arguments, options, format).await,
         Command::Logs(arguments) => logs::run(&arguments, options, format).await,
     }

@@ -9,13 +9,18 @@ mod files_write;
 mod get;
 mod kill;
 mod list;
+mod pause;
 mod processes;
+mod resume;
 mod signal;
 mod view;
 
+use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::Status;
-use store::sandboxes::Sandbox;
+use store::operations::Phase;
+use store::sandboxes::{Sandbox, Turned};
+use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -28,6 +33,8 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(create::create, list::list))
         .routes(routes!(get::get, kill::kill))
+        .routes(routes!(pause::pause))
+        .routes(routes!(resume::resume))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))
@@ -41,6 +48,34 @@ pub fn router() -> OpenApiRouter<App> {
 
 async fn find(app: &App, caller: &Caller, id: &SandboxId) -> Result<Sandbox, ApiError> {
     app.store.sandbox(caller.team, id).await?.ok_or_else(|| ApiError::not_found("sandbox"))
+}
+
+/// The answer to a wish that a sandbox pause, or run again, when it is fulfilled or `deadline` has come: 200 and 202.
+async fn turned(
+    app: &App,
+    caller: &Caller,
+    id: &SandboxId,
+    turned: Turned,
+    wished: Status,
+    deadline: Instant,
+) -> Result<(StatusCode, axum::Json<api::v1::sandboxes::Sandbox>), ApiError> {
+    let operation = match turned {
+        Turned::Opened(operation) => Some(operation.id),
+        Turned::UnderWay(operation) => Some(operation),
+        Turned::Is => None,
+        Turned::Wrong(status) => return Err(ApiError::invalid_state(status)),
+        Turned::NoRoom => return Err(ApiError::no_hosts_available()),
+        Turned::Missing => return Err(ApiError::not_found("sandbox")),
+    };
+    if let Some(operation) = operation {
+        let ended = app.outcomes.wait(operation, deadline).await?;
+        if let Some(Phase::Failed { code, message }) = ended.map(|operation| operation.phase) {
+            return Err(ApiError::of_operation(&code, &message).with("sandbox_id", id.to_string()));
+        }
+    }
+    let sandbox = find(app, caller, id).await?;
+    let status = if sandbox.status() == wished { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, axum::Json(view::shown(sandbox))))
 }
 
 /// The agent of a sandbox that runs; its use is noted.

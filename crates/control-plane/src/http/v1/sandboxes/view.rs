@@ -1,17 +1,15 @@
 //! A sandbox as clients see it.
 
 use api::v1::sandboxes::{Sandbox, Step};
-use model::sandbox::{Observed, Status};
+use model::sandbox::Observed;
 
 pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
     let status = sandbox.status();
     let is_silent = sandbox.host.as_ref().is_some_and(|placed| placed.is_silent);
-    let reason = match status {
-        // The last state stays: silence is not news about a sandbox.
-        Status::Running | Status::Paused if is_silent => Some("host_silent".to_owned()),
-        Status::Running | Status::Paused => None,
-        _ if is_silent && sandbox.observed != Observed::Killed => Some("host_silent".to_owned()),
-        _ => sandbox.reason,
+    // The last state stays: silence is not news about a sandbox.
+    let reason = match is_silent && sandbox.observed != Observed::Killed {
+        true => Some("host_silent".to_owned()),
+        false => sandbox.reason,
     };
     // What the host runs it with; the user's own names win.
     let mut metadata = sandbox.versions;

@@ -1,0 +1,308 @@
+//! A saved state of one sandbox: memory, device state and disk as flat files, and a manifest that says what they are. Valid as a whole or
+//! not at all: it is made beside its place and renamed into it.
+//!
+//! ```text
+//!  <sandbox>/gen-00007.tmp/   being made, or left by a pause that did not come about
+//!  <sandbox>/gen-00007/       manifest, memory, device, disk: never written to again
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use microvm::{SaveTarget, Stamp};
+use serde::{Deserialize, Serialize};
+
+use super::state::{Generation, Spec};
+use crate::durable;
+use crate::sealed::{self, Broken};
+
+/// The version of the manifest that is written, and the only one that is read.
+const FORMAT: u32 = 1;
+const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
+/// A device state has some hundred KiB.
+const DEVICE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    #[error("make the saved state")]
+    Make(#[source] io::Error),
+    #[error("read the saved state")]
+    Read(#[source] io::Error),
+    #[error("the saved state is damaged: {0}")]
+    Damaged(String),
+    /// It is whole, and untouched.
+    #[error("the saved state does not fit this host: {0}")]
+    Incompatible(String),
+}
+
+impl GenerationError {
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Make(cause) if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub generation: Generation,
+    /// The one that its run had begun with.
+    pub parent: Option<Generation>,
+    pub made_at: DateTime<Utc>,
+    pub vmm: Stamp,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub disk_mib: u32,
+    pub template: String,
+    pub envd_version: String,
+    /// Bytes, and BLAKE3 of all of them. It is read before every load.
+    pub device: Content,
+    /// Their sizes alone are compared before a load: reading gigabytes is not what a resume waits for.
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    pub bytes: u64,
+    pub blake3: String,
+}
+
+/// What a manifest says beside what its files say themselves.
+pub struct About<'a> {
+    pub parent: Option<Generation>,
+    pub vmm: Stamp,
+    pub spec: &'a Spec,
+    pub envd_version: &'a str,
+}
+
+/// The files of one generation, wherever they lie.
+#[derive(Debug, Clone)]
+pub struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    pub fn memory(&self) -> PathBuf {
+        self.directory.join("memory")
+    }
+
+    pub fn device(&self) -> PathBuf {
+        self.directory.join("device")
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk")
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.directory.join("manifest")
+    }
+
+    pub fn save_target(&self) -> SaveTarget {
+        SaveTarget { memory: self.memory(), device: self.device() }
+    }
+}
+
+pub fn sealed_files(sandbox: &Path, generation: Generation) -> Files {
+    Files { directory: sandbox.join(name(generation)) }
+}
+
+fn name(generation: Generation) -> String {
+    format!("gen-{:05}", generation.0)
+}
+
+fn making(sandbox: &Path, generation: Generation) -> PathBuf {
+    sandbox.join(format!("{}{}", name(generation), durable::TEMPORARY_SUFFIX))
+}
+
+/// An empty place for a generation; what an earlier attempt left there goes.
+pub fn begin(sandbox: &Path, generation: Generation) -> Result<Files, GenerationError> {
+    let directory = making(sandbox, generation);
+    let made = durable::remove_tree(&directory).and_then(|()| fs::DirBuilder::new().mode(0o700).create(&directory));
+    made.map_err(GenerationError::Make)?;
+    Ok(Files { directory })
+}
+
+/// Removes what was being made, also if it became valid. Repeatable.
+pub fn discard(sandbox: &Path, generation: Generation) -> io::Result<()> {
+    let (sealed, making) = (sandbox.join(name(generation)), making(sandbox, generation));
+    if sealed.try_exists()? {
+        // Not valid from one instant to the next: half a generation must never bear its name.
+        durable::remove_tree(&making)?;
+        fs::rename(&sealed, &making)?;
+        durable::sync_directory(sandbox)?;
+    }
+    durable::remove_tree(&making)
+}
+
+/// Whether the generation is valid: its name is there. What is in it is looked at when it is loaded.
+pub fn is_sealed(sandbox: &Path, generation: Generation) -> io::Result<bool> {
+    sandbox.join(name(generation)).try_exists()
+}
+
+/// Makes the generation valid. Its memory and device state are on the disk already; everything else is when this returns.
+pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result<(), GenerationError> {
+    let files = Files { directory: making(sandbox, generation) };
+    let sealed = || -> io::Result<()> {
+        let size = |path: &Path| fs::metadata(path).map(|meta| meta.len());
+        let manifest = Manifest {
+            generation,
+            parent: about.parent,
+            made_at: Utc::now(),
+            vmm: about.vmm.clone(),
+            vcpus: about.spec.vcpus,
+            memory_mib: about.spec.memory_mib,
+            disk_mib: about.spec.disk_mib,
+            template: about.spec.template.to_string(),
+            envd_version: about.envd_version.to_owned(),
+            device: content(&files.device())?,
+            memory_bytes: size(&files.memory())?,
+            disk_bytes: size(&files.disk())?,
+        };
+        File::open(files.disk())?.sync_all()?;
+        durable::write(&files.manifest(), &sealed::encode(FORMAT, &manifest), 0o600)?;
+        fs::rename(&files.directory, sandbox.join(name(generation)))?;
+        durable::sync_directory(sandbox)
+    };
+    sealed().map_err(GenerationError::Make)
+}
+
+/// The files of a generation that can be loaded here, as far as that is known before it is tried.
+pub fn verified(
+    sandbox: &Path,
+    generation: Generation,
+    spec: &Spec,
+    vmm: &Stamp,
+) -> Result<(Files, Manifest), GenerationError> {
+    let files = sealed_files(sandbox, generation);
+    let bytes = durable::read(&files.manifest(), MANIFEST_BYTES_MAX).map_err(GenerationError::Read)?;
+    let manifest: Manifest = sealed::decode(FORMAT, &bytes).map_err(|broken| match broken {
+        Broken::Format(_) => GenerationError::Incompatible(format!("its manifest says: {broken}")),
+        Broken::Damaged(_) => GenerationError::Damaged(format!("its manifest: {broken}")),
+    })?;
+    vmm.loads(&manifest.vmm).map_err(GenerationError::Incompatible)?;
+    if (manifest.vcpus, manifest.memory_mib, manifest.disk_mib) != (spec.vcpus, spec.memory_mib, spec.disk_mib) {
+        return Err(GenerationError::Incompatible("it is of a machine of another shape".to_owned()));
+    }
+    if manifest.generation != generation {
+        return Err(GenerationError::Damaged("its manifest is of another one".to_owned()));
+    }
+    for (what, path, bytes) in
+        [("memory", files.memory(), manifest.memory_bytes), ("disk", files.disk(), manifest.disk_bytes)]
+    {
+        let found = fs::metadata(path).map_err(GenerationError::Read)?.len();
+        if found != bytes {
+            return Err(GenerationError::Damaged(format!("its {what} has {found} bytes instead of {bytes}")));
+        }
+    }
+    if content(&files.device()).map_err(GenerationError::Read)? != manifest.device {
+        return Err(GenerationError::Damaged("its device state differs from its digest".to_owned()));
+    }
+    Ok((files, manifest))
+}
+
+/// Removes every other generation than this one, whole or not.
+pub fn keep_only(sandbox: &Path, generation: Generation) -> io::Result<()> {
+    let kept = name(generation);
+    for entry in fs::read_dir(sandbox)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with("gen-") && name != kept) {
+            durable::remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn content(path: &Path) -> io::Result<Content> {
+    let bytes = durable::read(path, DEVICE_BYTES_MAX)?;
+    Ok(Content { bytes: bytes.len() as u64, blake3: blake3::hash(&bytes).to_hex().to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEVEN: Generation = Generation(7);
+
+    fn spec() -> Spec {
+        Spec { vcpus: 1, memory_mib: 256, disk_mib: 1024, ..Spec::unknown() }
+    }
+
+    fn stamp() -> Stamp {
+        Stamp { driver: "qemu".to_owned(), version: "7.2".to_owned(), isolation: "emulation".to_owned(), tsc_khz: 0 }
+    }
+
+    fn made(sandbox: &Path) {
+        let files = begin(sandbox, SEVEN).unwrap();
+        for (path, text) in [(files.memory(), "memory"), (files.device(), "device"), (files.disk(), "disk")] {
+            fs::write(path, text).unwrap();
+        }
+        let about = About { parent: Some(Generation(6)), vmm: stamp(), spec: &spec(), envd_version: "1" };
+        seal(sandbox, SEVEN, &about).unwrap();
+    }
+
+    #[test]
+    fn a_generation_is_whole_or_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox = dir.path();
+        assert!(!is_sealed(sandbox, SEVEN).unwrap());
+        begin(sandbox, SEVEN).unwrap();
+        assert!(!is_sealed(sandbox, SEVEN).unwrap());
+        discard(sandbox, SEVEN).unwrap();
+        discard(sandbox, SEVEN).unwrap();
+        made(sandbox);
+        discard(sandbox, SEVEN).unwrap();
+        assert_eq!(fs::read_dir(sandbox).unwrap().count(), 0);
+        made(sandbox);
+        assert!(is_sealed(sandbox, SEVEN).unwrap());
+        let (_, manifest) = verified(sandbox, SEVEN, &spec(), &stamp()).unwrap();
+        assert_eq!((manifest.parent, manifest.memory_bytes), (Some(Generation(6)), 6));
+        begin(sandbox, Generation(8)).unwrap();
+        fs::create_dir(sandbox.join("gen-00006")).unwrap();
+        keep_only(sandbox, SEVEN).unwrap();
+        assert_eq!(fs::read_dir(sandbox).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_damaged_or_of_another_machine_is_not_loaded() {
+        let refusal = |harm: &dyn Fn(&Path), spec: &Spec, stamp: &Stamp| {
+            let dir = tempfile::tempdir().unwrap();
+            made(dir.path());
+            harm(&dir.path().join("gen-00007"));
+            match verified(dir.path(), SEVEN, spec, stamp).unwrap_err() {
+                GenerationError::Damaged(_) => "damaged",
+                GenerationError::Incompatible(_) => "incompatible",
+                GenerationError::Read(_) => "unreadable",
+                GenerationError::Make(_) => "unmade",
+            }
+        };
+        let nothing = |_: &Path| {};
+        let flip = |file: &'static str| {
+            move |at: &Path| {
+                let mut bytes = fs::read(at.join(file)).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                fs::write(at.join(file), bytes).unwrap();
+            }
+        };
+        let cut = |file: &'static str| move |at: &Path| fs::write(at.join(file), "x").unwrap();
+        let gone = |file: &'static str| move |at: &Path| fs::remove_file(at.join(file)).unwrap();
+        assert_eq!(refusal(&flip("manifest"), &spec(), &stamp()), "damaged");
+        assert_eq!(refusal(&cut("manifest"), &spec(), &stamp()), "damaged");
+        assert_eq!(refusal(&flip("device"), &spec(), &stamp()), "damaged");
+        assert_eq!(refusal(&cut("memory"), &spec(), &stamp()), "damaged");
+        assert_eq!(refusal(&cut("disk"), &spec(), &stamp()), "damaged");
+        for file in ["manifest", "device", "memory", "disk"] {
+            assert_eq!(refusal(&gone(file), &spec(), &stamp()), "unreadable", "{file}");
+        }
+        assert_eq!(refusal(&nothing, &Spec { vcpus: 2, ..spec() }, &stamp()), "incompatible");
+        assert_eq!(refusal(&nothing, &spec(), &Stamp { version: "8".to_owned(), ..stamp() }), "incompatible");
+        let newer = |at: &Path| {
+            let text = fs::read_to_string(at.join("manifest")).unwrap();
+            fs::write(at.join("manifest"), text.replacen("\"format\":1", "\"format\":2", 1)).unwrap();
+        };
+        assert_eq!(refusal(&newer, &spec(), &stamp()), "incompatible");
+    }
+}

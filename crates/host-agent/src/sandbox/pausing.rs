@@ -1,0 +1,146 @@
+//! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
+
+use std::time::{Duration, Instant};
+
+use microvm::{Stamp, Start};
+
+use super::fence::Wish;
+use super::generation::{self, About};
+use super::plan::{Pause, Revert};
+use super::state::{Generation, Phase, Run};
+use super::steps::{Body, StepError, blocking};
+use crate::ground::{GroundError, Places};
+use crate::guest::GuestError;
+use crate::machines::MachineError;
+
+/// What a saved state may take beside the pages that the microVM has changed.
+const SLACK_MIB: u64 = 64;
+/// A guest that was restored answers at once, unless its host is far overloaded.
+const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(15);
+const INIT_AGAIN: Duration = Duration::from_millis(20);
+
+impl Body {
+    /// The number that the next saved state gets.
+    pub fn next_generation(&self) -> Generation {
+        Generation(self.generation().map_or(1, |last| last.0 + 1))
+    }
+
+    pub(super) async fn pause(&mut self, step: Pause, to: Generation, wish: &Wish) -> Result<(), StepError> {
+        let run = self.run()?.clone();
+        let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
+        let directory = self.directory();
+        match step {
+            Pause::Begin => {
+                let room = (self.context().room)().await;
+                let own = microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20;
+                if room.disk_free_mib < own + SLACK_MIB {
+                    return Err(StepError::NoDisk { wanted: own + SLACK_MIB, left: room.disk_free_mib });
+                }
+                self.write(wish, Phase::Pausing { run, to }).await?;
+            }
+            Pause::Quiet => {
+                if let Some(guest) = self.guest() {
+                    // First, so that their ends have reached the guest before it stands still.
+                    guest.close_idle();
+                    match guest.prepare(&run.control_token).await {
+                        Ok(true) => {}
+                        Ok(false) => tracing::warn!(sandbox.id = %self.id(), "the guest has not flushed its disk in time"),
+                        // It cannot let its processes stand still: resumed, they would run with another's clock and random numbers.
+                        Err(error @ GuestError::Refused { .. }) => return Err(StepError::Prepare(error)),
+                        Err(error) => {
+                            tracing::warn!(sandbox.id = %self.id(), "the guest does not take part in its pause: {error}");
+                        }
+                    }
+                }
+                // What is written now is not written while the vCPUs stand still.
+                let disk = self.places(&run).disk;
+                blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
+            }
+            Pause::Save => {
+                let files = blocking(move || generation::begin(&directory, to)).await?;
+                let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
+                self.context().ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.note_stopped(saved.stopped);
+                tracing::info!(
+                    sandbox.id = %self.id(),
+                    copied_bytes = saved.copied_bytes,
+                    stopped_ms = saved.stopped.as_millis(),
+                    "saved the state of sandbox {}", self.id()
+                );
+            }
+            Pause::Seal => {
+                // Of the VMM that runs, which may be older than the one that is installed.
+                let version = microvm.record().vmm_version.clone();
+                let vmm = Stamp { version, ..self.context().machines.stamp().await? };
+                let spec = wish.spec.clone();
+                blocking(move || {
+                    let about = About { parent: run.generation, vmm, spec: &spec, envd_version: &run.envd_version };
+                    generation::seal(&directory, to, &about)
+                })
+                .await?;
+                self.keep(to);
+            }
+        }
+        Ok(())
+    }
+
+    /// Each step does what it can: the sandbox runs, or its microVM's end is noticed as ever.
+    pub(super) async fn revert(&mut self, step: Revert, to: Generation, wish: &Wish) -> Result<(), StepError> {
+        let run = self.run()?.clone();
+        match step {
+            Revert::Discard => {
+                let directory = self.directory();
+                blocking(move || generation::discard(&directory, to)).await.map_err(StepError::Files)?;
+            }
+            Revert::Continue => {
+                let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
+                microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
+            }
+            Revert::Thaw => {
+                let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
+                if let Err(error) = guest.init(&self.init(wish, &run)?).await {
+                    // Its own watchdog lets users' processes go on within seconds.
+                    tracing::warn!(sandbox.id = %self.id(), "the guest was not told to go on: {error}");
+                }
+            }
+            Revert::Commit => {
+                if let Err(error) = self.write(wish, Phase::Running { run }).await {
+                    // What stands there instead says that the pause was under way: the next start takes it back as this one did.
+                    tracing::warn!(sandbox.id = %self.id(), "that the sandbox goes on was not written down: {error}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Clones of the saved disk, for the VMM's user alone.
+    pub(super) async fn restore_disk(&self, from: Generation, run: &Run, places: &Places) -> Result<(), GroundError> {
+        let files = generation::sealed_files(&places.directory, from);
+        self.context().ground.clone_file(&files.disk(), &places.disk, run.uid).await
+    }
+
+    pub(super) async fn restore_memory(&self, from: Generation, run: &Run, places: &Places) -> Result<(), GroundError> {
+        let files = generation::sealed_files(&places.directory, from);
+        self.context().ground.clone_file(&files.memory(), &places.memory, run.uid).await
+    }
+
+    /// How a microVM begins with a saved state, if that is one for this host.
+    pub(super) async fn load(&self, from: Generation, wish: &Wish) -> Result<Start, StepError> {
+        let vmm: Stamp = self.context().machines.stamp().await?;
+        let (directory, spec) = (self.directory(), wish.spec.clone());
+        let (files, _) = blocking(move || generation::verified(&directory, from, &spec, &vmm)).await?;
+        Ok(Start::Load { device: files.device() })
+    }
+
+    /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.
+    pub(super) async fn introduce_restored(&self, init: &api::guest::Init) -> Result<String, StepError> {
+        let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
+        let give_up_at = Instant::now() + INIT_TRIES_TIME_MAX;
+        loop {
+            match guest.init(init).await {
+                Err(GuestError::Fault(_)) if Instant::now() < give_up_at => tokio::time::sleep(INIT_AGAIN).await,
+                answer => return answer.map_err(StepError::Init),
+            }
+        }
+    }
+}

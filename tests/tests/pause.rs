@@ -1,0 +1,199 @@
+//! A sandbox that was said to be paused comes back where it stood: its memory, its disk, its processes; with a new identity and the
+//! present time. And one that could not be paused goes on running.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use whole_machine::objects;
+use whole_machine::platform::{Options, Platform};
+
+/// Fills, zeroes and refills its memory and a file, step by step, and says what both hold.
+const CANARY: &str = r#"
+import hashlib, http.server, os, time
+size = 24 << 20
+memory = bytearray(size)
+born = time.monotonic()
+path = '/root/canary'
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        words = self.path.strip('/').split('/')
+        if words[0] == 'step':
+            n = int(words[1])
+            page = 4096
+            for at in range((n % 3) * page, size, 3 * page):
+                memory[at:at + page] = bytes(page) if n % 2 else bytes([n % 251 + 1]) * page
+            with open(path, 'r+b' if os.path.exists(path) else 'w+b') as file:
+                file.seek((n % 5) << 20)
+                file.write(bytes([n % 251]) * (1 << 20))
+                file.flush()
+                os.fsync(file.fileno())
+        disk = hashlib.sha256(open(path, 'rb').read()).hexdigest() if os.path.exists(path) else ''
+        said = f'{os.getpid()} {hashlib.sha256(memory).hexdigest()} {disk}\n'.encode()
+        self.send_response(200)
+        self.send_header('content-length', str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(('127.0.0.1', 9000), Handler).serve_forever()
+"#;
+
+async fn canary(platform: &Platform, id: &str, path: &str) -> String {
+    let (code, said) = platform.shell(id, &format!("curl -sS --max-time 20 http://127.0.0.1:9000/{path}")).await;
+    assert_eq!(code, 0, "{said}");
+    said
+}
+
+async fn turn(platform: &Platform, id: &str, verb: &str) -> (StatusCode, Value) {
+    platform.call(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=60"), None).await
+}
+
+/// The state in which nothing but itself tells two guests apart.
+async fn identity(platform: &Platform, id: &str) -> [String; 3] {
+    let mut said = Vec::new();
+    for script in ["cat /etc/machine-id", "cat /proc/sys/kernel/random/uuid", "head -c 16 /dev/urandom | od -An -tx1"] {
+        said.push(platform.shell(id, script).await.1);
+    }
+    said.try_into().unwrap()
+}
+
+async fn generations(count: u32) {
+    let platform = Platform::start();
+    let before = platform.objects();
+    let id = platform.create().await;
+    platform
+        .shell(
+            &id,
+            &format!("cat >/root/canary.py <<'X'\n{CANARY}X\nsetsid python3 /root/canary.py >/root/canary.log 2>&1 &"),
+        )
+        .await;
+    whole_machine::wait::until("the canary", Duration::from_secs(30), || async {
+        let (code, _) = platform.shell(&id, "curl -s http://127.0.0.1:9000/hash").await;
+        (code == 0).then_some(())
+    })
+    .await;
+    let mut incarnations = vec![platform.get(&id).await["incarnation"].clone()];
+    let mut identities = vec![identity(&platform, &id).await];
+    let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
+    for n in 1..=count {
+        let expected = canary(&platform, &id, &format!("step/{n}")).await;
+
+        let began = Instant::now();
+        let (status, paused) = turn(&platform, &id, "pause").await;
+        pauses.push(began.elapsed().as_millis());
+        assert_eq!((status.as_u16(), paused["status"].as_str()), (200, Some("paused")), "generation {n}: {paused}");
+
+        // It costs no memory and nothing in the kernel, and does nothing.
+        assert!(objects::microvms(&platform.dir).is_empty());
+        let left = platform.objects();
+        let kept: Vec<_> = left.iter().filter(|(kind, n)| **n > before.get(*kind).copied().unwrap_or(0)).collect();
+        assert_eq!(kept, [(&"sandbox_dirs", &1)], "generation {n}");
+        if n == 1 {
+            let (status, refused) = platform
+                .call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(serde_json::json!({"cmd": "true"})))
+                .await;
+            assert_eq!((status.as_u16(), refused["error"]["code"].as_str()), (409, Some("invalid_state")), "{refused}");
+            let (status, again) = turn(&platform, &id, "pause").await;
+            assert_eq!((status.as_u16(), again["status"].as_str()), (200, Some("paused")), "{again}");
+        }
+        if n == 2 {
+            // Whoever dies meanwhile: it is paused.
+            platform.kill_9("wrenn-agent");
+            platform.kill_9("wrenn-cp");
+            platform.wait_ready().await;
+            assert_eq!(platform.get(&id).await["status"], "paused");
+        }
+
+        let began = Instant::now();
+        let (status, running) = turn(&platform, &id, "resume").await;
+        resumes.push(began.elapsed().as_millis());
+        assert_eq!((status.as_u16(), running["status"].as_str()), (200, Some("running")), "generation {n}: {running}");
+        assert_eq!(canary(&platform, &id, "hash").await, expected, "generation {n}: pid, memory and disk");
+        // The time is the present one, though the guest has slept.
+        let said = platform.shell(&id, "date +%s.%N").await.1;
+        let there: f64 = said.trim().parse().unwrap_or_else(|e| panic!("{said:?}: {e}"));
+        let here = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!((here - there).abs() < 1.0, "generation {n}: the guest's clock is {:.3} s behind", here - there);
+        incarnations.push(running["incarnation"].clone());
+        identities.push(identity(&platform, &id).await);
+    }
+    let differ = |all: &[String]| all.iter().collect::<std::collections::BTreeSet<_>>().len() == all.len();
+    assert!(differ(&incarnations.iter().map(ToString::to_string).collect::<Vec<_>>()), "{incarnations:?}");
+    for part in 0..3 {
+        let all: Vec<_> = identities.iter().map(|identity| identity[part].clone()).collect();
+        assert!(differ(&all), "{all:?}");
+    }
+    println!("milliseconds of pauses {pauses:?}, of resumes {resumes:?}");
+    platform.kill(&id).await;
+    platform.expect_objects(&before).await;
+    assert_eq!(platform.finish(), Default::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_generations_keep_memory_disk_and_processes() {
+    generations(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: make check-long"]
+async fn a_hundred_generations_keep_memory_disk_and_processes() {
+    generations(100).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_pool_leaves_a_sandbox_running() {
+    let platform = Platform::start_with(&Options { pool_mib: Some(2560), ..Options::default() });
+    let id = platform.create().await;
+    let filler = platform.dir.join("pool/filler");
+    let status = std::process::Command::new("sh")
+        .args(["-c", "fallocate -l $(( $(df --output=avail -B1 \"$1\" | tail -1) - (16 << 20) )) \"$1/filler\"", "sh"])
+        .arg(platform.dir.join("pool"))
+        .status();
+    assert!(status.is_ok_and(|status| status.success()));
+
+    let (status, refused) = turn(&platform, &id, "pause").await;
+
+    assert_eq!((status.as_u16(), refused["error"]["code"].as_str()), (507, Some("insufficient_storage")), "{refused}");
+    assert!(refused["error"]["message"].as_str().is_some_and(|message| message.contains("disk")), "{refused}");
+    let sandbox = platform.get(&id).await;
+    assert_eq!(sandbox["status"], "running", "{sandbox}");
+    assert!(sandbox["reason"].as_str().is_some_and(|reason| reason.contains("disk")), "{sandbox}");
+    assert_eq!(platform.shell(&id, "echo on").await, (0, "on\n".to_owned()));
+    std::fs::remove_file(filler).unwrap();
+    let (status, paused) = turn(&platform, &id, "pause").await;
+    assert_eq!((status.as_u16(), paused["status"].as_str()), (200, Some("paused")), "{paused}");
+    // By the CLI, and in vain for what there is not.
+    let output = platform.wrenn(&["sandbox", "resume", &id]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(platform.shell(&id, "echo back").await, (0, "back\n".to_owned()));
+    assert!(platform.wrenn(&["sandbox", "pause", &id]).status.success());
+    assert!(!platform.wrenn(&["sandbox", "pause", "sb0000000000000000000000"]).status.success());
+    platform.kill(&id).await;
+    let (status, gone) = turn(&platform, &id, "resume").await;
+    assert_eq!((status.as_u16(), gone["error"]["code"].as_str()), (409, Some("invalid_state")), "{gone}");
+    assert_eq!(platform.finish(), Default::default());
+}
+
+/// Clients that leave in the middle, and many wishes at once: the last one stands and the sandbox is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn wishes_back_and_forth_end_in_the_last_one() {
+    let platform = Platform::start();
+    let id = platform.create().await;
+    platform.shell(&id, "echo kept >/dev/shm/kept").await;
+    for round in 0..6u64 {
+        for verb in ["pause", "resume", "pause", "resume"] {
+            let url = format!("{}/v1/sandboxes/{id}/{verb}?wait_sec=60", platform.api);
+            let request = platform.http.post(url).header("X-API-Key", &platform.api_key).send();
+            // Its client leaves before the answer.
+            let _ = tokio::time::timeout(Duration::from_millis(40 * round), request).await;
+        }
+        platform.wait_status(&id, "running", Duration::from_secs(30)).await;
+        assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()), "round {round}");
+    }
+    // A kill wins over both.
+    let pausing = platform.call(Method::POST, &format!("/v1/sandboxes/{id}/pause?wait_sec=0"), None);
+    assert_eq!(pausing.await.0, 202);
+    platform.kill(&id).await;
+    assert_eq!(platform.finish(), Default::default());
+}
