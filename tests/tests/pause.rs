@@ -192,8 +192,8 @@ async fn wishes_back_and_forth_end_in_the_last_one() {
         assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()), "round {round}");
     }
     // A kill wins over both.
-    let pausing = platform.call(Method::POST, &format!("/v1/sandboxes/{id}/pause?wait_sec=0"), None);
-    assert_eq!(pausing.await.0, 202);
+    let path = format!("/v1/sandboxes/{id}/pause?wait_sec=0");
+    assert_eq!(platform.call(Method::POST, &path, None).await.0, 202);
     platform.kill(&id).await;
     assert_eq!(platform.finish(), Default::default());
 }

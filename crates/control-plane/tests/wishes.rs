@@ -168,7 +168,8 @@ async fn a_pause_waits_for_the_word_of_its_host() {
     // A kill ends the wait.
     let killed = replica.as_team(Method::DELETE, &format!("/v1/sandboxes/{id}?wait_sec=0"), None).await;
     assert_eq!(killed.status, 202);
-    assert_eq!(replica.rows("operations where phase = 'open' and kind <> 'kill'").await, 0);
+    let open = format!("operations where phase = 'open' and kind <> 'kill' and sandbox_id = '{id}'");
+    assert_eq!(replica.rows(&open).await, 0);
     for verb in ["pause", "resume"] {
         assert_eq!(turn(verb).await.error(), (409, "invalid_state"), "{verb}");
     }

@@ -339,7 +339,7 @@ impl Ground for RealGround {
 
     async fn clone_file(&self, from: &Path, to: &Path, uid: u32) -> Result<(), GroundError> {
         let (from, to) = (from.to_owned(), to.to_owned());
-        let cloned = blocking(move || disk::clone(&std::fs::File::open(from)?, &to, uid)).await;
+        let cloned = blocking(move || crate::disk::clone(&std::fs::File::open(from)?, &to, uid)).await;
         cloned.map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => GroundError::new(FULL, error),
             _ => GroundError::new("the host could not clone a file of the sandbox", error),

@@ -142,7 +142,9 @@ fn the_agents_death_at_any_point_leaves_nothing() {
             if is_half && nth == 2 || point.starts_with("park.") || point == "pause.seal.after" {
                 let found = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
                 assert_eq!(found.observed, Observed::Paused, "{point} {nth}: {}", found.reason);
-                assert_eq!(found.reason.contains("interrupted"), is_half, "{point}: {}", found.reason);
+                // Of a resume that was not written down yet nothing was cut off.
+                let is_told = is_half && point != "create.reserve.before";
+                assert_eq!(found.reason.contains("interrupted"), is_told, "{point}: {}", found.reason);
                 // The wish that was cut off, sent again; or a new one.
                 let again = create(&sandboxes, &id(1), if is_half { 5 } else { 6 }).await;
                 assert_eq!(again.observed, Observed::Running, "{point}: {}", again.reason);

@@ -122,10 +122,14 @@ async fn a_caller_that_leaves_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::new(dir.path());
     let sandboxes = stage.agent().await;
+    // Held in the middle, else it might be over before anybody looks.
+    let hold = dir.path().join(stage::SLOW_BASE);
+    std::fs::write(&hold, "").unwrap();
     let call = sandboxes.clone();
     let task = tokio::spawn(async move { create(&call, &id(1), 1).await });
     wait(&sandboxes, 1, |view| view.observed == Observed::Starting).await;
     task.abort();
+    std::fs::remove_file(hold).unwrap();
     wait(&sandboxes, 1, |view| view.observed == Observed::Running).await;
     kill(&sandboxes, &id(1), 2).await;
     assert_eq!(stage.leftovers(), Vec::<String>::new());
@@ -290,10 +294,16 @@ async fn wishes_to_pause_are_taken_as_late_as_they_come() {
     let unknown = sandboxes.ensure_paused(&id(1), fence(1), soon()).await;
     assert!(matches!(unknown, Err(WishError::UnknownSandbox)), "{unknown:?}");
     // In the middle of the create: it runs first.
+    let hold = dir.path().join(stage::SLOW_BASE);
+    std::fs::write(&hold, "").unwrap();
     let call = sandboxes.clone();
     let creating = tokio::spawn(async move { call.ensure_running(&id(1), fence(1), spec(), soon()).await });
     wait(&sandboxes, 1, |view| view.observed == Observed::Starting).await;
-    assert_eq!(pause(&sandboxes, &id(1), 2).await.observed, Observed::Paused);
+    let call = sandboxes.clone();
+    let pausing = tokio::spawn(async move { pause(&call, &id(1), 2).await });
+    wait(&sandboxes, 1, |view| view.fence.revision == 2).await;
+    std::fs::remove_file(hold).unwrap();
+    assert_eq!(pausing.await.unwrap().observed, Observed::Paused);
     creating.await.unwrap().unwrap();
     let old = sandboxes.ensure_paused(&id(1), fence(1), soon()).await;
     assert!(matches!(old, Err(WishError::Refused(Refusal::Stale { .. }))), "{old:?}");

@@ -68,7 +68,15 @@ impl Driver for Fake {
             missing("open the kernel", &kernel.vmlinux)?;
         }
         let mut command = (self.body)(&launch);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A session of its own: in the caller's, the kernel would send it SIGHUP when it stands still while the caller dies.
+        // SAFETY: setsid is async-signal-safe, and of a child that leads no group yet it cannot fail.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                Ok(())
+            })
+        };
         let child = command.spawn().map_err(|cause| Error::Start { reason: "spawn".to_owned(), cause })?;
         let pid = i32::try_from(child.id()).expect("a pid fits");
         let unborn = Unborn::of_child(pid).map_err(Error::io("hold the process"))?;

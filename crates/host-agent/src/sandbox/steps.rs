@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
-use microvm::{Microvm, Start};
+use microvm::Microvm;
 use model::ids::{Incarnation, SandboxId};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
