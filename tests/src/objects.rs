@@ -49,10 +49,12 @@ fn holds(pid: i32, dir: &str) -> bool {
 }
 
 fn sandbox_dirs(dir: &Path) -> usize {
-    // A tombstone is a small file; what counts is a directory with data.
-    fs::read_dir(dir.join("pool/sandboxes"))
-        .map(|entries| entries.flatten().filter(|entry| entry.path().join("disk").exists()).count())
-        .unwrap_or(0)
+    // A tombstone is a small file; what counts is a directory with data: a disk, or a saved state, whole or not.
+    let has_data = |entry: &fs::DirEntry| {
+        let names = fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.into_iter().any(|name| name == "disk" || name.to_string_lossy().starts_with("gen-"))
+    };
+    fs::read_dir(dir.join("pool/sandboxes")).map(|entries| entries.flatten().filter(has_data).count()).unwrap_or(0)
 }
 
 fn mounts_of(dir: &Path) -> usize {

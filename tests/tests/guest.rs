@@ -54,7 +54,8 @@ async fn a_guest_does_all_that_its_clients_ask_for() {
     // Output of every byte, in order.
     let script = "import sys\nfor n in range(200): sys.stdout.buffer.write(bytes((n*7+i)%256 for i in range(256))*160)";
     let ran = client.start_process("python3", &["-c", script]).await.outcome().await;
-    let expected = (0..200).flat_map(|n| (0..256).map(move |i| ((n * 7 + i) % 256) as u8).collect::<Vec<_>>().repeat(160));
+    let expected =
+        (0..200).flat_map(|n| (0..256).map(move |i| ((n * 7 + i) % 256) as u8).collect::<Vec<_>>().repeat(160));
     assert!(ran.stdout.iter().copied().eq(expected), "{} bytes", ran.stdout.len());
 
     // A terminal, its size and its input.
@@ -181,7 +182,8 @@ async fn envd_outlives_what_users_do_to_their_guest() {
 
     // The disk full: an upload says so, and leaves nothing.
     let octets = [("content-type", "application/octet-stream")];
-    client.sh("dd if=/dev/zero of=/root/big bs=1M 2>/dev/null").await;
+    let fill = "fallocate -l $(($(df --output=avail -B1 / | tail -1) - 65536)) /root/big";
+    assert_eq!(client.sh(fill).await.exit_code(), 0);
     let (status, _, body) = client.exchange("POST", "/files?path=/root/more", &octets, vec![7; 4 << 20]).await;
     assert_eq!(status, 507, "{}", String::from_utf8_lossy(&body));
     let ran = client.sh("rm /root/big; ls -A /root | grep -c more").await;

@@ -11,7 +11,7 @@ use whole_machine::platform::{Options, Platform};
 /// Fills, zeroes and refills its memory and a file, step by step, and says what both hold.
 const CANARY: &str = r#"
 import hashlib, http.server, os, time
-size = 24 << 20
+size = 8 << 20
 memory = bytearray(size)
 born = time.monotonic()
 path = '/root/canary'
@@ -24,8 +24,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for at in range((n % 3) * page, size, 3 * page):
                 memory[at:at + page] = bytes(page) if n % 2 else bytes([n % 251 + 1]) * page
             with open(path, 'r+b' if os.path.exists(path) else 'w+b') as file:
-                file.seek((n % 5) << 20)
-                file.write(bytes([n % 251]) * (1 << 20))
+                file.seek((n % 5) << 18)
+                file.write(bytes([n % 251]) * (1 << 18))
                 file.flush()
                 os.fsync(file.fileno())
         disk = hashlib.sha256(open(path, 'rb').read()).hexdigest() if os.path.exists(path) else ''
@@ -51,11 +51,10 @@ async fn turn(platform: &Platform, id: &str, verb: &str) -> (StatusCode, Value) 
 
 /// The state in which nothing but itself tells two guests apart.
 async fn identity(platform: &Platform, id: &str) -> [String; 3] {
-    let mut said = Vec::new();
-    for script in ["cat /etc/machine-id", "cat /proc/sys/kernel/random/uuid", "head -c 16 /dev/urandom | od -An -tx1"] {
-        said.push(platform.shell(id, script).await.1);
-    }
-    said.try_into().unwrap()
+    let script = "cat /etc/machine-id /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1";
+    let said = platform.shell(id, script).await.1;
+    let parts: Vec<String> = said.lines().map(str::to_owned).collect();
+    parts.try_into().unwrap_or_else(|_| panic!("{said:?}"))
 }
 
 async fn generations(count: u32) {
@@ -188,6 +187,10 @@ async fn wishes_back_and_forth_end_in_the_last_one() {
             // Its client leaves before the answer.
             let _ = tokio::time::timeout(Duration::from_millis(40 * round), request).await;
         }
+        // What was on its way has arrived by then.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let (status, answer) = turn(&platform, &id, "resume").await;
+        assert_eq!(status, 200, "round {round}: {answer}");
         platform.wait_status(&id, "running", Duration::from_secs(30)).await;
         assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()), "round {round}");
     }

@@ -145,9 +145,8 @@ async fn a_pause_waits_for_the_word_of_its_host() {
     let replica = Replica::start().await;
     let host = replica.host(1024).await;
     let id = replica.sandbox(host).await;
-    let turn = async |verb: &str| {
-        replica.as_team(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=1"), None).await
-    };
+    let turn =
+        async |verb: &str| replica.as_team(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=1"), None).await;
     for _ in 0..2 {
         let pausing = turn("pause").await;
         assert_eq!((pausing.status.as_u16(), pausing.body["status"].as_str()), (202, Some("pausing")));
@@ -156,7 +155,10 @@ async fn a_pause_waits_for_the_word_of_its_host() {
     wait(|| async { replica.rows("sandboxes where reason = 'host_unavailable'").await == 1 }).await;
     // What is paused gives its room to others, and needs it again.
     replica.database.sql("update operations set phase = 'done'; update sandboxes set observed = 'paused'").await;
-    assert_eq!((turn("pause").await.status.as_u16(), turn("pause").await.body["status"].as_str()), (200, Some("paused")));
+    assert_eq!(
+        (turn("pause").await.status.as_u16(), turn("pause").await.body["status"].as_str()),
+        (200, Some("paused"))
+    );
     let body = Some(json!({"memory_mb": 1024}));
     assert_eq!(replica.as_team(Method::POST, "/v1/sandboxes?wait_sec=0", body).await.status, 202);
     assert_eq!(turn("resume").await.error(), (503, "no_hosts_available"));

@@ -209,7 +209,9 @@ mod tests {
         let Some((_, root)) =
             root.iter().find(|(at, root)| at.join("cgroup.controllers").exists() && fs::create_dir(root).is_ok())
         else {
-            eprintln!("skipped: no cgroup2 that may be written is mounted here; the whole-machine tests do it in a guest");
+            eprintln!(
+                "skipped: no cgroup2 that may be written is mounted here; the whole-machine tests do it in a guest"
+            );
             return;
         };
         let freezer = Freezer::below(root);

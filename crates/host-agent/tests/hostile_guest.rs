@@ -146,7 +146,7 @@ async fn silence_has_an_end() {
     is_fault(exec(&quiet).await).unwrap();
     is_fault(read(&quiet).await).unwrap();
     is_fault(quiet.health(Duration::from_secs(1)).await).unwrap();
-    is_fault(quiet.init(&Init::default()).await).unwrap();
+    is_fault(quiet.init(&Init::default(), "").await).unwrap();
     assert!(quiet.processes().await.is_err());
     // In the middle of an output, too.
     let start = http("200 OK\r\ncontent-type: application/connect+proto", &frame(0, 6, b"\x0a\x04\x0a\x02\x08\x07"));

@@ -367,8 +367,7 @@ async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
         made.push(id);
     }
     let actor = Actor::platform("test");
-    let Turned::Opened(pausing) =
-        bench.store.wish_paused(bench.team, &made[0], &bench.lease, &actor).await.unwrap()
+    let Turned::Opened(pausing) = bench.store.wish_paused(bench.team, &made[0], &bench.lease, &actor).await.unwrap()
     else {
         panic!("it was not opened")
     };

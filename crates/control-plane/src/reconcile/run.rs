@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use api::host::{self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState};
+use api::host::{
+    self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState,
+};
 use connectrpc::client::CallOptions;
 use model::sandbox::Observed;
 use store::operations::{Kind, Operation};

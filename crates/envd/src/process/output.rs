@@ -351,8 +351,11 @@ pub async fn pump(
     let mut patience = GRANDCHILDREN_TIME;
     while others > 0 {
         let began = Instant::now();
-        let read =
-            if own > 0 { Ok(read(&mut pipe, &mut buffer).await) } else { timeout(patience, read(&mut pipe, &mut buffer)).await };
+        let read = if own > 0 {
+            Ok(read(&mut pipe, &mut buffer).await)
+        } else {
+            timeout(patience, read(&mut pipe, &mut buffer)).await
+        };
         let Ok(Ok(count @ 1..)) = read else { return };
         if own > 0 {
             own = own.saturating_sub(count);

@@ -60,13 +60,14 @@ impl Guest {
         if status.is_success() { Ok(()) } else { Err(GuestError::Fault(format!("health answers {status}"))) }
     }
 
-    /// Gives the guest its identity. Answers envd's version.
-    pub async fn init(&self, init: &api::guest::Init) -> Result<String, GuestError> {
+    /// Gives the guest its identity. Answers envd's version. `known_by`: the control token that the guest knows, which of one that was
+    /// restored is not the one that `init` brings.
+    pub async fn init(&self, init: &api::guest::Init, known_by: &str) -> Result<String, GuestError> {
         let body = serde_json::to_vec(init).expect("an init has only text and maps with text keys");
         let mut request = Request::post("/init")
             .header(http::header::HOST, "guest")
             .header(http::header::CONTENT_TYPE, "application/json")
-            .header(api::guest::CONTROL_TOKEN_HEADER, &init.control_token);
+            .header(api::guest::CONTROL_TOKEN_HEADER, known_by);
         for (name, value) in self.headers() {
             request = request.header(name, value);
         }

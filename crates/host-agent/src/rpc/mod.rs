@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::host::{
-    EnsureKilledRequest, EnsureKilledResponse, EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest, EnsureRunningResponse, ExecRequest, ExecResponse,
-    GetConsoleRequest, GetConsoleResponse, GetHostRequest, GetHostResponse, GetSandboxRequest, GetSandboxResponse,
-    HostAgentService, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse,
-    ReadFileRequest, ReadFileResponse, SandboxState, SignalProcessRequest, SignalProcessResponse, WriteFileRequest,
-    WriteFileResponse,
+    EnsureKilledRequest, EnsureKilledResponse, EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest,
+    EnsureRunningResponse, ExecRequest, ExecResponse, GetConsoleRequest, GetConsoleResponse, GetHostRequest,
+    GetHostResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService, ListProcessesRequest,
+    ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, ReadFileRequest, ReadFileResponse,
+    SandboxState, SignalProcessRequest, SignalProcessResponse, WriteFileRequest, WriteFileResponse,
 };
 use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,

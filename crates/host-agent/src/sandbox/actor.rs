@@ -76,8 +76,7 @@ impl Actor {
         wish: Wish,
         progress: Progress,
     ) -> (Self, watch::Receiver<Published>) {
-        let mind =
-            Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new() };
+        let mind = Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new() };
         let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
         let (published, receiver) = watch::channel(show(&mind, &body, settled));
         (Self { mailbox, published, changed, body, mind }, receiver)
@@ -228,9 +227,7 @@ impl Actor {
 
 fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
     let (observed, failure) = match &mind.progress {
-        Progress::Absent | Progress::Making { .. } if body.generation().is_some() => {
-            (Observed::Resuming, None)
-        }
+        Progress::Absent | Progress::Making { .. } if body.generation().is_some() => (Observed::Resuming, None),
         Progress::Absent | Progress::Making { .. } => (Observed::Starting, None),
         Progress::Running => (Observed::Running, mind.refusal.as_ref()),
         Progress::Pausing { .. } | Progress::Reverting { .. } | Progress::Parking { failure: None, .. } => {
@@ -374,13 +371,7 @@ impl Mind {
     }
 
     /// A step failed. True when it has to be tried again after a pause.
-    fn stumble(
-        &mut self,
-        step: Step,
-        error: &StepError,
-        id: &model::ids::SandboxId,
-        last: Option<Generation>,
-    ) -> bool {
+    fn stumble(&mut self, step: Step, error: &StepError, id: &model::ids::SandboxId, last: Option<Generation>) -> bool {
         match step {
             Step::Pause(_) if self.wish.desired == Desired::Killed => false,
             Step::Pause(pause) => {

@@ -44,7 +44,7 @@ impl GenerationError {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub generation: Generation,
     /// The one that its run had begun with.
@@ -56,6 +56,8 @@ pub struct Manifest {
     pub disk_mib: u32,
     pub template: String,
     pub envd_version: String,
+    /// By what the guest in it knows its host. Resumed, it learns another one.
+    pub control_token: String,
     /// Bytes, and BLAKE3 of all of them. It is read before every load.
     pub device: Content,
     /// Their sizes alone are compared before a load: reading gigabytes is not what a resume waits for.
@@ -75,6 +77,7 @@ pub struct About<'a> {
     pub vmm: Stamp,
     pub spec: &'a Spec,
     pub envd_version: &'a str,
+    pub control_token: &'a str,
 }
 
 /// The files of one generation, wherever they lie.
@@ -157,6 +160,7 @@ pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result
             disk_mib: about.spec.disk_mib,
             template: about.spec.template.to_string(),
             envd_version: about.envd_version.to_owned(),
+            control_token: about.control_token.to_owned(),
             device: content(&files.device())?,
             memory_bytes: size(&files.memory())?,
             disk_bytes: size(&files.disk())?,
@@ -239,7 +243,8 @@ mod tests {
         for (path, text) in [(files.memory(), "memory"), (files.device(), "device"), (files.disk(), "disk")] {
             fs::write(path, text).unwrap();
         }
-        let about = About { parent: Some(Generation(6)), vmm: stamp(), spec: &spec(), envd_version: "1" };
+        let about =
+            About { parent: Some(Generation(6)), vmm: stamp(), spec: &spec(), envd_version: "1", control_token: "c" };
         seal(sandbox, SEVEN, &about).unwrap();
     }
 
@@ -271,7 +276,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             made(dir.path());
             harm(&dir.path().join("gen-00007"));
-            match verified(dir.path(), SEVEN, spec, stamp).unwrap_err() {
+            match verified(dir.path(), SEVEN, spec, stamp).err().unwrap() {
                 GenerationError::Damaged(_) => "damaged",
                 GenerationError::Incompatible(_) => "incompatible",
                 GenerationError::Read(_) => "unreadable",

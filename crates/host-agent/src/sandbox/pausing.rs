@@ -44,7 +44,9 @@ impl Body {
                     guest.close_idle();
                     match guest.prepare(&run.control_token).await {
                         Ok(true) => {}
-                        Ok(false) => tracing::warn!(sandbox.id = %self.id(), "the guest has not flushed its disk in time"),
+                        Ok(false) => {
+                            tracing::warn!(sandbox.id = %self.id(), "the guest has not flushed its disk in time")
+                        }
                         // It cannot let its processes stand still: resumed, they would run with another's clock and random numbers.
                         Err(error @ GuestError::Refused { .. }) => return Err(StepError::Prepare(error)),
                         Err(error) => {
@@ -74,7 +76,13 @@ impl Body {
                 let vmm = Stamp { version, ..self.context().machines.stamp().await? };
                 let spec = wish.spec.clone();
                 blocking(move || {
-                    let about = About { parent: run.generation, vmm, spec: &spec, envd_version: &run.envd_version };
+                    let about = About {
+                        parent: run.generation,
+                        vmm,
+                        spec: &spec,
+                        envd_version: &run.envd_version,
+                        control_token: &run.control_token,
+                    };
                     generation::seal(&directory, to, &about)
                 })
                 .await?;
@@ -98,7 +106,7 @@ impl Body {
             }
             Revert::Thaw => {
                 let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
-                if let Err(error) = guest.init(&self.init(wish, &run)?).await {
+                if let Err(error) = guest.init(&self.init(wish, &run)?, &run.control_token).await {
                     // Its own watchdog lets users' processes go on within seconds.
                     tracing::warn!(sandbox.id = %self.id(), "the guest was not told to go on: {error}");
                 }
@@ -125,10 +133,11 @@ impl Body {
     }
 
     /// How a microVM begins with a saved state, if that is one for this host.
-    pub(super) async fn load(&self, from: Generation, wish: &Wish) -> Result<Start, StepError> {
+    pub(super) async fn load(&mut self, from: Generation, wish: &Wish) -> Result<Start, StepError> {
         let vmm: Stamp = self.context().machines.stamp().await?;
         let (directory, spec) = (self.directory(), wish.spec.clone());
-        let (files, _) = blocking(move || generation::verified(&directory, from, &spec, &vmm)).await?;
+        let (files, manifest) = blocking(move || generation::verified(&directory, from, &spec, &vmm)).await?;
+        self.note_known_by(manifest.control_token);
         Ok(Start::Load { device: files.device() })
     }
 
@@ -137,7 +146,7 @@ impl Body {
         let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
         let give_up_at = Instant::now() + INIT_TRIES_TIME_MAX;
         loop {
-            match guest.init(init).await {
+            match guest.init(init, self.known_by()).await {
                 Err(GuestError::Fault(_)) if Instant::now() < give_up_at => tokio::time::sleep(INIT_AGAIN).await,
                 answer => return answer.map_err(StepError::Init),
             }

@@ -19,12 +19,12 @@ use std::sync::atomic::Ordering;
 use model::ids::SandboxId;
 use tracing::{error, info, warn};
 
+use super::generation;
 use super::journal::{Found, JournalError, Unreadable};
 use super::plan::Progress;
 use super::state::{Cause, Failure, FailureKind, Phase, Record};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
-use super::generation;
 
 /// Whose the slot is that a record names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +87,7 @@ impl Sandboxes {
             return;
         }
         let mut body = Body::new(self.context.clone(), id.clone());
-        let failing =
-            |kind, reason: &str| Progress::Failing { failure: failure(kind, reason), done: None };
+        let failing = |kind, reason: &str| Progress::Failing { failure: failure(kind, reason), done: None };
         let record_of = record.clone();
         let progress = match record.phase {
             Phase::Making { run } => {

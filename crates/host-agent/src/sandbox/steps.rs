@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::console::Console;
 use super::fence::Wish;
-use super::journal::{Journal, JournalError};
 use super::generation::{self, GenerationError};
+use super::journal::{Journal, JournalError};
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
 use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
@@ -152,12 +152,24 @@ pub struct Body {
     console: Arc<Console>,
     /// How long the vCPUs of the last save stood still for it.
     stopped: Duration,
+    /// By which control token a guest that is being resumed still knows its host.
+    known_by: String,
 }
 
 impl Body {
     pub fn new(context: Arc<Context>, id: SandboxId) -> Self {
         let console = Arc::new(Console::new(context.journal.directory(&id)));
-        Self { context, id, run: None, generation: None, guest: None, microvm: None, console, stopped: Duration::ZERO }
+        Self {
+            context,
+            id,
+            run: None,
+            generation: None,
+            guest: None,
+            microvm: None,
+            console,
+            stopped: Duration::ZERO,
+            known_by: String::new(),
+        }
     }
 
     pub fn id(&self) -> &SandboxId {
@@ -178,6 +190,14 @@ impl Body {
 
     pub fn generation(&self) -> Option<Generation> {
         self.generation
+    }
+
+    pub(super) fn known_by(&self) -> &str {
+        &self.known_by
+    }
+
+    pub(super) fn note_known_by(&mut self, control_token: String) {
+        self.known_by = control_token;
     }
 
     pub fn stopped(&self) -> Duration {
@@ -366,7 +386,7 @@ impl Body {
                 let known = async {
                     match run.generation {
                         Some(_) => self.introduce_restored(&init).await,
-                        None => guest.init(&init).await.map_err(StepError::Init),
+                        None => guest.init(&init, &run.control_token).await.map_err(StepError::Init),
                     }
                 };
                 let envd_version = self.unless_ended(known, give_up_at, stop).await?;
