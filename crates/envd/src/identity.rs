@@ -12,6 +12,7 @@ use base64::Engine as _;
 use chrono::{DateTime, Utc};
 
 use crate::console::say;
+use crate::ports;
 use crate::session::{Identity, Session};
 
 /// Of the JSON body: environment (32 KiB at most by the public API) and everything else, with room.
@@ -107,15 +108,21 @@ impl Hello {
         session.identity().is_none_or(|identity| identity.incarnation != self.init.incarnation)
     }
 
-    /// Clock, random numbers, names: on a thread of its own, because a path of the guest may hang.
+    /// Clock, random numbers, names, and the end of connections to peers that are gone: on a thread of its own, because a path of the guest
+    /// may hang, and on one for all of it, because a guest that was just restored is slow at everything that it does for the first time.
     pub async fn apply(self, session: &Session) -> Result<Self, NotApplied> {
         if session.standalone {
             return Ok(self);
         }
         let is_new = self.is_new(session);
+        let is_restored = is_new && session.identity().is_some();
         let (answer, applied) = tokio::sync::oneshot::channel();
         let work = move || {
-            let _ = answer.send(self.take_steps(is_new).map(|()| self));
+            let taken = self.take_steps(is_new);
+            if is_restored && taken.is_ok() {
+                ports::end_lost_connections();
+            }
+            let _ = answer.send(taken.map(|()| self));
         };
         let thread = std::thread::Builder::new().name("identity".to_owned()).stack_size(256 * 1024).spawn(work);
         thread.map_err(|e| NotApplied::Step("start a thread", e))?;
@@ -228,6 +235,10 @@ fn set_host_name(name: &str) -> io::Result<()> {
     if name.is_empty() {
         return Ok(());
     }
+    if nix::unistd::gethostname().is_ok_and(|present| present == name) {
+        // As it was left: a sandbox keeps its name, and its hosts file is the user's own business.
+        return Ok(());
+    }
     nix::unistd::sethostname(name)?;
     let hosts = read_bounded("/etc/hosts").unwrap_or_default();
     let mut lines: Vec<&str> = hosts.lines().filter(|line| !line.starts_with("127.0.1.1")).collect();
@@ -241,7 +252,18 @@ fn set_machine_id(incarnation: &str) -> io::Result<()> {
     use sha2::Digest as _;
     let digest = sha2::Sha256::digest(incarnation.as_bytes());
     let id: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    replace("/etc/machine-id", &format!("{id}\n"))
+    let content = format!("{id}\n");
+    // Nobody reads it meanwhile, so it need not be exchanged: that costs a directory two changes.
+    match is_as_long("/etc/machine-id", content.len()) {
+        true => overwrite("/etc/machine-id", &content),
+        false => replace("/etc/machine-id", &content),
+    }
+}
+
+/// Whether it is a regular file of one name and of this length.
+fn is_as_long(path: &str, length: usize) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.nlink() == 1 && meta.len() == length as u64)
 }
 
 /// The guest's root may have put anything there: what is no regular file or too large is not read, and nothing is waited for.

@@ -195,7 +195,7 @@ async fn commands(platform: &Platform, samples: &mut Samples) -> Result<()> {
         }
     }
     weigh(platform, samples)?;
-    let script = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" = envd ] && sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' $p/status; done; true";
+    let script = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" = envd ] && sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' $p/status; done; true";
     let (_, said) = platform.shell(&id, script).await;
     let kib: f64 = said.trim().parse().with_context(|| format!("the guest says of envd's memory {said:?}"))?;
     samples.envd_mib.push(kib / 1024.0);

@@ -29,23 +29,13 @@ const CONNECTIONS_MAX: usize = 16 * 1024;
 const TIME_MAX: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 32 * 1024;
 
-/// Ends them, on a thread of its own. A kernel that cannot do that keeps them: they end by their own timeouts.
-pub async fn end_lost_connections() {
-    let (answer, ended) = tokio::sync::oneshot::channel();
-    let work = move || {
-        let own = own_addresses();
-        let _ = answer.send(end(|id| id.local_port != api::guest::PORT && id.is_outside(&own)));
-    };
-    let thread = std::thread::Builder::new().name("connections".to_owned()).stack_size(256 * 1024).spawn(work);
-    let ended = match thread {
-        Ok(_) => tokio::time::timeout(TIME_MAX, ended).await,
-        Err(e) => return say(format_args!("end lost connections: {e}")),
-    };
-    match ended {
-        Ok(Ok(Ok(0))) => {}
-        Ok(Ok(Ok(count))) => say(format_args!("ended {count} connections of before")),
-        Ok(Ok(Err(e))) => say(format_args!("end lost connections: {e}")),
-        Ok(Err(_)) | Err(_) => say(format_args!("lost connections are still being ended")),
+/// Ends them. Blocks for a moment. A kernel that cannot do that keeps them: they end by their own timeouts.
+pub fn end_lost_connections() {
+    let own = own_addresses();
+    match end(|id| id.local_port != api::guest::PORT && id.is_outside(&own)) {
+        Ok(0) => {}
+        Ok(count) => say(format_args!("ended {count} connections of before")),
+        Err(e) => say(format_args!("end lost connections: {e}")),
     }
 }
 
@@ -121,7 +111,9 @@ fn open() -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a new descriptor, nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(TIME_MAX))?;
+    Ok(socket)
 }
 
 fn send(socket: &OwnedFd, kind: u16, flags: libc::c_int, family: u8, id: &[u8; ID_BYTES]) -> io::Result<()> {

@@ -24,7 +24,7 @@ use super::bodies::{BodyError, Counted};
 use super::registry::{Busy, Connection};
 use super::{Guest, sync};
 use crate::ports::{activity, list};
-use crate::{access, files, identity, ports};
+use crate::{access, files, identity};
 
 pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 pub type Answer = Response<AnswerBody>;
@@ -178,16 +178,12 @@ async fn introduce(guest: Arc<Guest>, connection: Arc<Connection>, local: IpAddr
         // Users' processes stay frozen: they would run with the clock, the random numbers or the id of another.
         Err(e) => return fault(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
     };
-    let is_restore = guest.session.identity().is_some();
     let is_new = identity::assume(&guest.session, &hello);
     guest.ports.reached_at(local);
     connection.show(hello.incarnation());
     if is_new {
         guest.registry.reset_strangers(hello.incarnation(), connection.id);
         guest.ports.restored();
-    }
-    if is_new && is_restore && !guest.session.standalone {
-        ports::end_lost_connections().await;
     }
     sync::end(&guest);
     let mut answer = empty(StatusCode::NO_CONTENT);
