@@ -63,7 +63,10 @@ async fn turned(
         Turned::Opened(operation) => Some(operation.id),
         Turned::UnderWay(operation) => Some(operation),
         Turned::Is => None,
-        Turned::Wrong(status) => return Err(ApiError::invalid_state(status)),
+        Turned::Wrong(status) => {
+            let message = "only a running sandbox can be paused, and only a paused one resumed";
+            return Err(ApiError::wrong_state(message, status));
+        }
         Turned::NoRoom => return Err(ApiError::no_hosts_available()),
         Turned::Missing => return Err(ApiError::not_found("sandbox")),
     };
