@@ -118,8 +118,9 @@ impl Hello {
         let is_restored = is_new && session.identity().is_some();
         let (answer, applied) = tokio::sync::oneshot::channel();
         let work = move || {
-            let taken = self.take_steps(is_new);
-            if is_restored && taken.is_ok() {
+            let taken = self.take_steps(is_new, &|| answer.is_closed());
+            // One that was given up must not end what has begun since.
+            if is_restored && taken.is_ok() && !answer.is_closed() {
                 ports::end_lost_connections();
             }
             let _ = answer.send(taken.map(|()| self));
@@ -132,16 +133,21 @@ impl Hello {
         }
     }
 
-    fn take_steps(&self, is_new: bool) -> Result<(), NotApplied> {
+    /// A thread that was given up does nothing more: another one may have done it since.
+    fn take_steps(&self, is_new: bool, is_given_up: &dyn Fn() -> bool) -> Result<(), NotApplied> {
+        let go_on = || if is_given_up() { Err(NotApplied::Hangs) } else { Ok(()) };
         if is_new {
             add_entropy(&self.entropy).map_err(|e| NotApplied::Step("reseed the random numbers", e))?;
         }
+        go_on()?;
         if let Some(time) = self.time {
             set_clock(time, is_new).map_err(|e| NotApplied::Step("set the clock", e))?;
         }
+        go_on()?;
         if is_new {
             set_machine_id(&self.init.incarnation).map_err(|e| NotApplied::Step("write the machine id", e))?;
         }
+        go_on()?;
         // Nobody runs wrong with the name of before.
         if let Err(e) = set_host_name(&self.init.hostname) {
             say(format_args!("host name: {e}"));

@@ -337,7 +337,10 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, None).await?;
+        // Somebody else who worked on it has said how it ended: nothing of this is kept.
+        if !end(&mut tx, operation.id, None).await? {
+            return Ok(Update::Stale);
+        }
         tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }
@@ -361,7 +364,10 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, Some((code, message))).await?;
+        // Somebody else who worked on it has said how it ended: nothing of this is kept.
+        if !end(&mut tx, operation.id, Some((code, message))).await? {
+            return Ok(Update::Stale);
+        }
         tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }
@@ -378,7 +384,10 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, Some((code, message))).await?;
+        // Somebody else who worked on it has said how it ended: nothing of this is kept.
+        if !end(&mut tx, operation.id, Some((code, message))).await? {
+            return Ok(Update::Stale);
+        }
         tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }

@@ -198,6 +198,11 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
         (Ok(_), Some(is)) if turn.under_way.contains(&is) => {
             app.store.put_off(operation, pause(1), "the host works on it").await?;
         }
+        (Ok(state), None) => {
+            // A word of a newer agent: what it means cannot be guessed.
+            warn!(host.id = %placed.host, "the host says of sandbox {} that it is {:?}", operation.sandbox, state.observed);
+            app.store.put_off(operation, pause(operation.attempts), "the host says what this control plane does not know").await?;
+        }
         (Ok(state), _) => {
             let reason = if state.reason.is_empty() { "the sandbox ended on its host" } else { &state.reason };
             warn!(host.id = %placed.host, "sandbox {} failed on its host: {reason}", operation.sandbox);
@@ -253,6 +258,7 @@ async fn ensure_running(
     let request = EnsureRunningRequest {
         sandbox_id: sandbox.id.to_string(),
         fence: fence(operation, placed).into(),
+        must_exist: operation.kind == Kind::Resume,
         spec: SandboxSpec {
             template: sandbox.template.clone(),
             vcpus: shape.vcpus().into(),

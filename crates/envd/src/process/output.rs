@@ -171,9 +171,10 @@ impl State {
         self.listening().any(|place| self.ring.behind(place.piece) > BEHIND_MAX)
     }
 
-    /// Gives up listeners that have kept others waiting for too long. One that is alone may take its time, until another comes.
+    /// Gives up listeners that have kept others waiting for too long. While nobody waits each may take its time.
     fn cut_off(&mut self) -> bool {
-        if self.listening().count() < 2 {
+        let is_waited_for = self.listening().any(|place| self.ring.get(place.piece).is_none());
+        if !is_waited_for {
             return false;
         }
         let ring = &self.ring;

@@ -102,6 +102,9 @@ impl HostAgentService for Service {
         let id = self.id(&request.sandbox_id)?;
         let fence = answers::fence(request.fence.into_option())?;
         let spec = answers::spec(request.spec.into_option())?;
+        if request.must_exist && self.agent.sandboxes.get(&id).await.map_err(errors::wish)?.is_none() {
+            return Err(errors::unknown_sandbox());
+        }
         let view = self.agent.sandboxes.ensure_running(&id, fence, spec, deadline).await.map_err(errors::wish)?;
         Response::ok(EnsureRunningResponse { state: self.state(&view).await.into(), ..Default::default() })
     }

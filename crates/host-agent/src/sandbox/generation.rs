@@ -207,12 +207,16 @@ pub fn verified(
     Ok((files, manifest))
 }
 
-/// Removes every other generation than this one, whole or not.
-pub fn keep_only(sandbox: &Path, generation: Generation) -> io::Result<()> {
-    let kept = name(generation);
-    for entry in fs::read_dir(sandbox)? {
+/// Removes every other generation than this one, or all of them, whole or not.
+pub fn keep_only(sandbox: &Path, generation: Option<Generation>) -> io::Result<()> {
+    let kept = generation.map(name);
+    let entries = match fs::read_dir(sandbox) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with("gen-") && name != kept) {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with("gen-") && Some(name) != kept.as_deref()) {
             durable::remove_tree(&entry.path())?;
         }
     }
@@ -266,8 +270,11 @@ mod tests {
         assert_eq!((manifest.parent, manifest.memory_bytes), (Some(Generation(6)), 6));
         begin(sandbox, Generation(8)).unwrap();
         fs::create_dir(sandbox.join("gen-00006")).unwrap();
-        keep_only(sandbox, SEVEN).unwrap();
+        keep_only(sandbox, Some(SEVEN)).unwrap();
         assert_eq!(fs::read_dir(sandbox).unwrap().count(), 1);
+        keep_only(sandbox, None).unwrap();
+        assert_eq!(fs::read_dir(sandbox).unwrap().count(), 0);
+        keep_only(&sandbox.join("none"), None).unwrap();
     }
 
     #[test]

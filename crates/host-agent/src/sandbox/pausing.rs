@@ -1,6 +1,6 @@
 //! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use microvm::{Stamp, Start};
 
@@ -15,8 +15,9 @@ use crate::machines::MachineError;
 
 /// What a saved state may take beside the pages that the microVM has changed.
 const SLACK_MIB: u64 = 64;
-/// A guest that was restored answers at once, unless its host is far overloaded.
-const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(15);
+/// For `/init` of a guest that was restored, repeated or not. Shorter than the watchdog in the guest, which lets users' processes go on
+/// after 15 s: they must not run as who they were.
+const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(10);
 const INIT_AGAIN: Duration = Duration::from_millis(20);
 
 impl Body {
@@ -39,6 +40,9 @@ impl Body {
                 self.write(wish, Phase::Pausing { run, to }).await?;
             }
             Pause::Quiet => {
+                // What is written now is not written while the guest waits.
+                let disk = self.places(&run).disk;
+                blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
                 if let Some(guest) = self.guest() {
                     // First, so that their ends have reached the guest before it stands still.
                     guest.close_idle();
@@ -54,9 +58,6 @@ impl Body {
                         }
                     }
                 }
-                // What is written now is not written while the vCPUs stand still.
-                let disk = self.places(&run).disk;
-                blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
             }
             Pause::Save => {
                 let files = blocking(move || generation::begin(&directory, to)).await?;
@@ -144,12 +145,16 @@ impl Body {
     /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.
     pub(super) async fn introduce_restored(&self, init: &api::guest::Init) -> Result<String, StepError> {
         let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
-        let give_up_at = Instant::now() + INIT_TRIES_TIME_MAX;
-        loop {
-            match guest.init(init, self.known_by()).await {
-                Err(GuestError::Fault(_)) if Instant::now() < give_up_at => tokio::time::sleep(INIT_AGAIN).await,
-                answer => return answer.map_err(StepError::Init),
+        // A guest that took the first one, whose answer was lost, knows its host by the new token.
+        let mut tokens = [self.known_by(), &init.control_token].into_iter().cycle();
+        let mut told = async || {
+            loop {
+                match guest.init(init, tokens.next().expect("it has no end")).await {
+                    Err(GuestError::Fault(_)) => tokio::time::sleep(INIT_AGAIN).await,
+                    answer => return answer.map_err(StepError::Init),
+                }
             }
-        }
+        };
+        tokio::time::timeout(INIT_TRIES_TIME_MAX, told()).await.unwrap_or(Err(StepError::Silent))
     }
 }

@@ -515,12 +515,18 @@ impl Body {
             Down::Cgroup => self.context.ground.release_cgroup(&self.id).await?,
             Down::Files => {
                 let keeps_disk = matches!(fate, Fate::Failed(failure) if failure.kind == FailureKind::Exited);
-                let kept = self.generation.filter(|_| matches!(fate, Fate::Paused(..)));
+                let (is_paused, is_killed) = (matches!(fate, Fate::Paused(..)), matches!(fate, Fate::Killed));
+                let generation = self.generation;
                 let directory = self.directory();
                 blocking(move || {
                     durable::remove_tree(&directory.join("run"))?;
                     durable::remove(&directory.join("memory"))?;
-                    kept.map_or(Ok(()), |kept| generation::keep_only(&directory, kept))?;
+                    if is_paused && generation.is_some() {
+                        generation::keep_only(&directory, generation)?;
+                    } else if is_killed {
+                        // Before the tombstone is written: on a full disk this is what makes room for it.
+                        generation::keep_only(&directory, None)?;
+                    }
                     if keeps_disk { Ok(()) } else { durable::remove(&directory.join("disk")) }
                 })
                 .await
