@@ -146,7 +146,7 @@ impl Body {
     pub(super) async fn introduce_restored(&self, init: &api::guest::Init) -> Result<String, StepError> {
         let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
         // A guest that took the first one, whose answer was lost, knows its host by the new token.
-        let mut tokens = [self.known_by(), &init.control_token].into_iter().cycle();
+        let mut tokens = [self.known_by(), init.control_token.as_str()].into_iter().cycle();
         let mut told = async || {
             loop {
                 match guest.init(init, tokens.next().expect("it has no end")).await {
