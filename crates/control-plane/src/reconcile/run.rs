@@ -201,7 +201,9 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
         (Ok(state), None) => {
             // A word of a newer agent: what it means cannot be guessed.
             warn!(host.id = %placed.host, "the host says of sandbox {} that it is {:?}", operation.sandbox, state.observed);
-            app.store.put_off(operation, pause(operation.attempts), "the host says what this control plane does not know").await?;
+            app.store
+                .put_off(operation, pause(operation.attempts), "the host says what this control plane does not know")
+                .await?;
         }
         (Ok(state), _) => {
             let reason = if state.reason.is_empty() { "the sandbox ended on its host" } else { &state.reason };
