@@ -126,8 +126,9 @@ bench: setup ## figures into builds/bench.json, each beside the bare VMM's of th
 	@mkdir -p builds
 	$(TARGET)/debug/bench
 
-bench-envd: build-envd ## figures of envd outside a sandbox into builds/bench-envd.json, each beside its floor
+bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)
+	@$(MAKE) --no-print-directory images
 	$(TARGET)/debug/bench-envd
 
 clean-host: ## remove what test runs that were killed left on this machine

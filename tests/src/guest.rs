@@ -15,6 +15,7 @@ const PORT: u16 = 49983;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 pub struct Guest {
+    pub way: Way,
     /// It shows the sandbox's token and its present incarnation.
     pub client: Client,
     pub access_token: String,
@@ -33,27 +34,41 @@ pub fn of(dir: &Path, tag: &str, sandbox: &str) -> Result<Guest> {
         run[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in the sandbox's state"))
     };
     let slot = run["slot"].as_u64().and_then(|slot| u16::try_from(slot).ok()).context("no slot in its state")?;
-    let [high, low] = slot.to_be_bytes();
-    let guest = SocketAddr::from((Ipv4Addr::new(10, 11, high, low), PORT));
-    let namespace = format!("/run/netns/wrn-{tag}");
-    let connect = move || {
-        let namespace = namespace.clone();
-        let connecting = tokio::task::spawn_blocking(move || connect_inside(&namespace, guest));
-        let stream = async { TcpStream::from_std(connecting.await.map_err(std::io::Error::other)??) };
-        Box::pin(stream) as _
-    };
+    let way = Way { namespace: format!("/run/netns/wrn-{tag}"), slot };
     let (access_token, incarnation) = (text("access_token")?, text("incarnation")?);
+    let connect = {
+        let way = way.clone();
+        move || {
+            let way = way.clone();
+            let connecting = tokio::task::spawn_blocking(move || way.connect());
+            let stream = async {
+                let stream = connecting.await.map_err(std::io::Error::other)??;
+                stream.set_nonblocking(true)?;
+                TcpStream::from_std(stream)
+            };
+            Box::pin(stream) as _
+        }
+    };
     let client = Client::new(connect, &[("x-access-token", &access_token), ("x-incarnation", &incarnation)]);
-    Ok(Guest { client, access_token, control_token: text("control_token")?, incarnation })
+    Ok(Guest { way, client, access_token, control_token: text("control_token")?, incarnation })
 }
 
-/// The connection belongs to the namespace that its socket was made in; the thread that went there must do nothing else.
-fn connect_inside(namespace: &str, guest: SocketAddr) -> std::io::Result<std::net::TcpStream> {
-    let connect = || {
-        setns(File::open(namespace)?, CloneFlags::CLONE_NEWNET)?;
-        let stream = std::net::TcpStream::connect_timeout(&guest, CONNECT_MAX)?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
-    };
-    std::thread::scope(|scope| scope.spawn(connect).join()).expect("connecting does not panic")
+/// How to reach a guest.
+#[derive(Clone)]
+pub struct Way {
+    namespace: String,
+    slot: u16,
+}
+
+impl Way {
+    /// The connection belongs to the namespace that its socket was made in; the thread that went there must do nothing else.
+    pub fn connect(&self) -> std::io::Result<std::net::TcpStream> {
+        let [high, low] = self.slot.to_be_bytes();
+        let guest = SocketAddr::from((Ipv4Addr::new(10, 11, high, low), PORT));
+        let connect = || {
+            setns(File::open(&self.namespace)?, CloneFlags::CLONE_NEWNET)?;
+            std::net::TcpStream::connect_timeout(&guest, CONNECT_MAX)
+        };
+        std::thread::scope(|scope| scope.spawn(connect).join()).expect("connecting does not panic")
+    }
 }

@@ -107,6 +107,10 @@ async fn a_guest_does_all_that_its_clients_ask_for() {
     until("the server is reachable", reachable).await;
     let (_, _, ports) = client.exchange("GET", "/ports", &[], "").await;
     let ports: Vec<Value> = serde_json::from_slice(&ports).unwrap();
+    // The kernel ends connections when it is asked to: those to peers that a restore has made strangers.
+    let asks = "import socket,subprocess as s\nl=socket.create_server(('',8124)); c=socket.create_connection(('169.254.0.21',8124))\ns.run(['ss','-K','dport','=','8124'])\ntry: print(c.recv(1))\nexcept ConnectionAbortedError: print('ended')";
+    let ran = client.start_process("python3", &["-c", asks]).await.outcome().await;
+    assert!(ran.text().ends_with("ended\n"), "{ran:?}");
     let listed = ports.iter().find(|it| it["port"] == 8123).unwrap_or_else(|| panic!("{ports:?}"));
     assert_eq!((listed["process"].as_str(), &listed["isForwarded"]), (Some("python3"), &json!(true)));
     platform.kill(&id).await;
@@ -143,6 +147,22 @@ async fn prepare_stops_users_processes_and_init_lets_them_go_on() {
     list(client, "/process.Process/SendSignal", kill).await;
     // The API's way to the guest is as it was.
     assert_eq!(platform.shell(&id, "echo on").await, (0, "on\n".to_owned()));
+
+    // A guest that cannot take on its new identity keeps the old one, and its users' processes stand still until it can.
+    let mut counting = client.start_process("/bin/sh", &["-c", script]).await;
+    counting.pid().await;
+    assert_eq!(client.sh("mount --bind /dev/full /etc/machine-id").await.exit_code(), 0);
+    assert_eq!(client.exchange("POST", "/snapshot/prepare", &control, "").await.0, 204);
+    let stopped = count().await;
+    let other = json!({"incarnation": "another", "accessToken": guest.access_token}).to_string();
+    let (status, _, body) = client.exchange("POST", "/init", &[control[0], JSON[0]], other).await;
+    assert_eq!(status, 500, "{}", String::from_utf8_lossy(&body));
+    assert!(String::from_utf8_lossy(&body).contains("machine id"), "{}", String::from_utf8_lossy(&body));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(count().await, stopped, "a frozen process has counted");
+    let init = json!({"incarnation": guest.incarnation, "accessToken": guest.access_token}).to_string();
+    assert_eq!(client.exchange("POST", "/init", &[control[0], JSON[0]], init).await.0, 204);
+    until("it counts on", async || count().await > stopped + 5).await;
     platform.kill(&id).await;
 }
 

@@ -9,6 +9,14 @@ use envd::server;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Hyper's buffers are of 8 KiB. By default each is a slab of its own, with 128 bytes of bookkeeping and more; here eight share one.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_OPTIONS: Option<&'static std::ffi::c_char> = Some({
+    let options = c"slab_sizes:8192-8192:16";
+    // SAFETY: it points to the text's first byte, and the text is static.
+    unsafe { &*options.as_ptr() }
+});
+
 struct Arguments {
     port: u16,
     standalone: bool,

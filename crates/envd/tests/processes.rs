@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use guest::{CONNECT, Envd, START, basic, until};
 use serde_json::json;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn output_and_exit_codes() {
@@ -388,4 +389,59 @@ async fn silence_is_filled_with_keepalives() {
     stream.pid().await;
     assert!(stream.event().await["keepalive"].is_object());
     assert_eq!(stream.outcome().await.exit_code(), 0);
+}
+
+/// A file system whose server never answers: who enters it waits until it is taken away.
+struct HungMount {
+    at: tempfile::TempDir,
+    _server: std::fs::File,
+}
+
+impl HungMount {
+    fn new() -> Result<Self, String> {
+        use std::os::fd::AsRawFd as _;
+        let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").map_err(|e| e.to_string())?;
+        let at = tempfile::tempdir().unwrap();
+        let options = format!("fd={},rootmode=40755,user_id=0,group_id=0", server.as_raw_fd());
+        nix::mount::mount(Some("hung"), at.path(), Some("fuse"), nix::mount::MsFlags::empty(), Some(options.as_str()))
+            .map_err(|e| format!("mount FUSE: {e}"))?;
+        Ok(Self { at, _server: server })
+    }
+}
+
+impl Drop for HungMount {
+    fn drop(&mut self) {
+        nix::mount::umount2(self.at.path(), nix::mount::MntFlags::MNT_FORCE | nix::mount::MntFlags::MNT_DETACH)
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_hangs_holds_up_nobody_else() {
+    let hung = match HungMount::new() {
+        Ok(hung) => hung,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let envd = Envd::start();
+    let path = hung.at.path().to_str().unwrap();
+    let hanging = async {
+        let process = json!({"process": {"cmd": "true", "cwd": format!("{path}/x")}});
+        let began = Instant::now();
+        let ran = envd.stream(START, &[], process).await.outcome().await;
+        assert_eq!(ran.error.as_deref(), Some("unavailable"));
+        began.elapsed()
+    };
+    let others = async {
+        let looking = envd.call("/filesystem.Filesystem/ListDir", json!({"path": path}));
+        assert!(timeout(Duration::from_millis(500), looking).await.is_err(), "it does not hang");
+        for n in 0..20 {
+            let began = Instant::now();
+            let ran = envd.sh(&format!("exit {n}")).await;
+            assert_eq!(ran.exit_code(), n);
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+            assert_eq!(envd.exchange("GET", "/metrics", &[], "").await.0, 200);
+        }
+    };
+    let (given_up, ()) = tokio::join!(hanging, others);
+    assert!(given_up < Duration::from_secs(15), "{given_up:?}");
 }

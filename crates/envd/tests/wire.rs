@@ -207,12 +207,13 @@ async fn pages_may_read_every_answer_that_is_not_the_hosts() {
         ("/metrics", &[token], 200),
         ("/no.Service/Method", &[], 401),
     ] {
-        let (answered, headers, _) = envd.exchange("GET", path, headers, "").await;
-        assert_eq!(
-            (answered.as_u16(), headers["access-control-allow-origin"].as_bytes()),
-            (status, &b"*"[..]),
-            "{path}"
-        );
+        for origin in [None, Some(("origin", "https://page.test"))] {
+            let asked = headers.iter().copied().chain(origin).collect::<Vec<_>>();
+            let (answered, headers, _) = envd.exchange("GET", path, &asked, "").await;
+            assert_eq!(answered, status, "{path}");
+            let allowed = headers.get("access-control-allow-origin").map(|allowed| allowed.as_bytes());
+            assert_eq!(allowed, origin.map(|_| &b"*"[..]), "{path}");
+        }
     }
 }
 

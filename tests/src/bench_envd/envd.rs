@@ -41,11 +41,7 @@ impl Envd {
     }
 
     pub fn connect(&self) -> Result<Client> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).context("connect to envd")?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        stream.set_write_timeout(Some(ANSWER_MAX))?;
-        Ok(Client { stream: BufReader::with_capacity(PIECE, stream) })
+        Client::of(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).context("connect to envd")?, "")
     }
 
     pub fn resident_mib(&self) -> Result<f64> {
@@ -67,6 +63,8 @@ impl Drop for Envd {
 /// One kept connection.
 pub struct Client {
     stream: BufReader<TcpStream>,
+    /// Sent with each request.
+    headers: String,
 }
 
 /// The head of an answer; its body is read from it, to its end.
@@ -85,6 +83,13 @@ pub enum Codec {
 }
 
 impl Client {
+    pub fn of(stream: TcpStream, headers: &str) -> Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(ANSWER_MAX))?;
+        stream.set_write_timeout(Some(ANSWER_MAX))?;
+        Ok(Self { stream: BufReader::with_capacity(PIECE, stream), headers: headers.to_owned() })
+    }
+
     pub fn ask(&mut self, method: &str, target: &str, headers: &str, body: &[u8]) -> Result<Answer<'_>> {
         let length = body.len() as u64;
         self.ask_with(method, target, headers, length, |stream| stream.write_all(body).context("send a body"))
@@ -99,7 +104,9 @@ impl Client {
         length: u64,
         send: impl FnOnce(&mut TcpStream) -> Result<()>,
     ) -> Result<Answer<'_>> {
-        let head = format!("{method} {target} HTTP/1.1\r\nhost: envd\r\ncontent-length: {length}\r\n{headers}\r\n");
+        let own = &self.headers;
+        let head =
+            format!("{method} {target} HTTP/1.1\r\nhost: envd\r\ncontent-length: {length}\r\n{own}{headers}\r\n");
         self.stream.get_mut().write_all(head.as_bytes()).context("send a request")?;
         send(self.stream.get_mut())?;
         let (mut is_chunked, mut left) = (false, 0);

@@ -1,10 +1,11 @@
-//! `make bench-envd`: figures of envd outside a sandbox into builds/bench-envd.json, each beside the floor of the same run, and judged.
+//! `make bench-envd`: figures of envd into builds/bench-envd.json, each beside the floor of the same run, and judged.
 //!
-//! It runs the static program that goes into guests, by its own wire, on this machine's kernel: what the microVM costs is not in it
-//! (`make bench` measures that). Like that one it writes its file anew, and fails after writing it when a limit is broken.
+//! It runs the static program that goes into guests, by its own wire, on this machine's kernel, and at last a process in a guest. What the
+//! microVM itself costs is measured by `make bench`. Like that one it writes its file anew, and fails after writing it when a limit is broken.
 
 mod envd;
 mod floor;
+mod inside;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,7 +31,12 @@ const FILE_BYTES: u64 = 512 << 20;
 const STREAMS: usize = 1000;
 
 fn main() -> ExitCode {
-    match run() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["floor", runs] => runs.parse().context("floor RUNS").and_then(inside::print_floor).map(|()| true),
+        _ => run(),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -55,6 +61,7 @@ fn run() -> Result<bool> {
     let dir = tempfile::tempdir_in("/var/tmp").context("make a scratch directory")?;
     all.extend(output(&program, dir.path())?);
     all.extend(files(&program, dir.path())?);
+    all.extend(inside::processes()?);
     figures::write(&place, &all, "outside a sandbox")?;
     println!("\nfigures: {}", place.display());
     Ok(all.iter().all(Judged::is_fine))

@@ -502,4 +502,27 @@ mod tests {
         drop(slow);
         assert!(kept(&listeners).0 <= RING_COST_MAX);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_for_whom_others_wait_too_long_is_cut_off() {
+        let listeners = Arc::new(Listeners::default());
+        let [mut stuck, mut lively] = [listeners.listen(0), listeners.listen(0)];
+        let text = "x".repeat(PIECE);
+        let saying = tokio::spawn({
+            let (listeners, text) = (listeners.clone(), text.clone());
+            async move {
+                for _ in 0..100 {
+                    say(&listeners, &text).await;
+                }
+            }
+        });
+        let began = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(lively.hear().await, Some(piece(&text)));
+        }
+        saying.await.unwrap();
+        let waited = began.elapsed();
+        assert!((LISTENER_PATIENCE..2 * LISTENER_PATIENCE).contains(&waited), "{waited:?}");
+        assert_eq!(stuck.hear().await, None);
+    }
 }

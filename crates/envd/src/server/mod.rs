@@ -11,10 +11,12 @@ pub mod sync;
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -185,26 +187,22 @@ async fn converse(guest: Arc<Guest>, rpc: routes::Rpc, connection: Arc<Connectio
             .max_buf_size(BUFFER_BYTES_MAX)
             .serve_connection(TokioIo::new(Stream::new(stream, connection.clone(), HEAD_TIME_MAX)), service)
     );
-    let mut orders = connection.orders();
-    // An order may have come before there was anybody to hear it.
-    orders.mark_changed();
-    loop {
-        tokio::select! {
-            biased;
-            changed = orders.changed() => match changed.map(|()| *orders.borrow_and_update()) {
-                Ok(Order::Serve) => {}
-                Ok(Order::FinishAndClose) => serving.as_mut().graceful_shutdown(),
-                Ok(Order::Reset) => {
-                    // SAFETY: `serving` still owns the stream, so the descriptor is open and that of this connection.
-                    let _ = reset_at_close(&unsafe { BorrowedFd::borrow_raw(socket) });
-                    break;
-                }
-                Err(_) => break,
-            },
-            // How a conversation ends is the peer's business: a broken pipe is no event here.
-            _ = serving.as_mut() => break,
+    let mut heard = Order::Serve;
+    poll_fn(|context| {
+        let order = connection.listen(context.waker());
+        if order > heard {
+            heard = order;
+            if order == Order::Reset {
+                // SAFETY: `serving` still owns the stream, so the descriptor is open and that of this connection.
+                let _ = reset_at_close(&unsafe { BorrowedFd::borrow_raw(socket) });
+                return Poll::Ready(());
+            }
+            serving.as_mut().graceful_shutdown();
         }
-    }
+        // How a conversation ends is the peer's business: a broken pipe is no event here.
+        serving.as_mut().poll(context).map(drop)
+    })
+    .await;
 }
 
 /// A conversation's place in the registry, given back however it ends.

@@ -12,7 +12,10 @@ use api::guest::{DISK_FLUSHED_HEADER, Fault, INCARNATION_HEADER, VERSION, VERSIO
 use bytes::Bytes;
 use connectrpc::{ConnectRpcService, Limits};
 use futures::FutureExt as _;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ORIGIN,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -32,6 +35,8 @@ pub type Rpc = ConnectRpcService;
 
 /// Largest single message of a call: input and file names, with room. Files have their own routes.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a page may read of an answer's head.
+const EXPOSED: &str = "Location, Cache-Control, Content-Disposition, Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Connect-Content-Encoding, X-Output-From";
 /// A whole body of one message: its envelope, and a second one that is refused as such.
 const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 1024;
 
@@ -56,6 +61,9 @@ pub async fn answer(
     if let Some(shown) = request.headers().get(INCARNATION_HEADER).and_then(|value| value.to_str().ok()) {
         connection.show(shown);
     }
+    // Browsers may call a sandbox's envd from any page: the token is what protects it.
+    let is_from_a_page =
+        request.headers().contains_key(ORIGIN) && !matches!(request.uri().path(), "/init" | "/snapshot/prepare");
     let work = AssertUnwindSafe(route(&guest, rpc, &connection, local, request));
     // A mistake of ours costs one request its answer, nobody else anything.
     let mut answer = work.catch_unwind().await.unwrap_or_else(|_| {
@@ -64,6 +72,14 @@ pub async fn answer(
     if guest.quiet.is_on() {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if is_from_a_page {
+        answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        answer.headers_mut().insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    }
+    // The connection keeps this map for as long as the answer lasts: without the room that it has grown beyond need.
+    let mut headers = HeaderMap::with_capacity(answer.headers().len());
+    headers.extend(std::mem::take(answer.headers_mut()));
+    *answer.headers_mut() = headers;
     answer.map(|body| UnsyncBoxBody::new(While { body, _busy: busy }))
 }
 
@@ -75,15 +91,14 @@ async fn route(
     request: Request<Incoming>,
 ) -> Answer {
     let path = request.uri().path();
-    let is_everybodys = !matches!(path, "/health" | "/init" | "/snapshot/prepare");
-    if is_everybodys && !guest.registry.admits(connection) {
+    if !matches!(path, "/health" | "/init" | "/snapshot/prepare") && !guest.registry.admits(connection) {
         let mut answer = fault(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        return with_cors(answer);
+        return answer;
     }
     match (request.method(), path) {
-        (&Method::OPTIONS, _) => cors(),
-        (&Method::GET | &Method::HEAD, "/health") => with_cors(health()),
+        (&Method::OPTIONS, _) => preflight(),
+        (&Method::GET | &Method::HEAD, "/health") => health(),
         (&Method::POST, "/init" | "/snapshot/prepare") => {
             if let Err(denied) = access::host(&guest.session, connection.peer.ip(), local, request.headers()) {
                 return fault(StatusCode::UNAUTHORIZED, &denied.to_string());
@@ -95,23 +110,23 @@ async fn route(
                 prepare(guest, connection).await
             }
         }
-        (&Method::GET | &Method::HEAD, "/files") => with_cors(files::download::answer(guest, request).await),
-        (&Method::POST, "/files") => with_cors(files::upload::answer(guest, request).await),
+        (&Method::GET | &Method::HEAD, "/files") => files::download::answer(guest, request).await,
+        (&Method::POST, "/files") => files::upload::answer(guest, request).await,
         (
             method,
             "/health" | "/init" | "/snapshot/prepare" | "/files" | "/metrics" | "/envs" | "/ports" | "/activity",
-        ) if method != Method::GET => with_cors(fault(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")),
+        ) if method != Method::GET => fault(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
         _ => {
             if let Err(denied) = access::user(&guest.session, request.headers()) {
-                return with_cors(fault(StatusCode::UNAUTHORIZED, &denied.to_string()));
+                return fault(StatusCode::UNAUTHORIZED, &denied.to_string());
             }
-            with_cors(match path {
+            match path {
                 "/metrics" => json(StatusCode::OK, &guest.sampler.sample()),
                 "/envs" => json(StatusCode::OK, &guest.session.envs()),
                 "/ports" => json(StatusCode::OK, &list::open_ports(guest.ports.forwarded()).await),
                 "/activity" => json(StatusCode::OK, &activity::sample(guest)),
                 _ => call(guest, rpc, request).await,
-            })
+            }
         }
     }
 }
@@ -226,23 +241,16 @@ pub fn whole(bytes: Bytes) -> AnswerBody {
     UnsyncBoxBody::new(Full::new(bytes).map_err(|never| match never {}))
 }
 
-/// Browsers may call a sandbox's envd from any page: the token is what protects it.
-fn cors() -> Answer {
-    let mut answer = with_cors(empty(StatusCode::NO_CONTENT));
+/// To a page's browser that asks before it asks.
+fn preflight() -> Answer {
+    let mut answer = empty(StatusCode::NO_CONTENT);
     for (name, value) in [
-        (http::header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-        (http::header::ACCESS_CONTROL_ALLOW_HEADERS, "*, Authorization"),
-        (http::header::ACCESS_CONTROL_MAX_AGE, "7200"),
+        (ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+        (ACCESS_CONTROL_ALLOW_HEADERS, "*, Authorization"),
+        (ACCESS_CONTROL_MAX_AGE, "7200"),
     ] {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));
     }
-    answer
-}
-
-fn with_cors(mut answer: Answer) -> Answer {
-    answer.headers_mut().insert(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    let exposed = "Location, Cache-Control, Content-Disposition, Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Connect-Content-Encoding, X-Output-From";
-    answer.headers_mut().insert(http::header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     answer
 }
 

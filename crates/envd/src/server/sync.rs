@@ -84,10 +84,18 @@ pub async fn prepare(guest: &Arc<Guest>, own_connection: u64) -> io::Result<bool
 }
 
 /// Flushes the disk, on a thread of its own: one that hangs (a mount whose server is gone) takes nobody's place but its own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flush {
     /// The flush under way, and whether it has ended.
     last: Mutex<Option<watch::Receiver<bool>>>,
+    flush: fn(),
+}
+
+impl Default for Flush {
+    fn default() -> Self {
+        // SAFETY: sync takes and changes nothing of ours.
+        Self { last: Mutex::default(), flush: || unsafe { libc::sync() } }
+    }
 }
 
 impl Flush {
@@ -110,9 +118,9 @@ impl Flush {
             return (under_way.clone(), false);
         }
         let (end, ended) = watch::channel(false);
+        let flush = self.flush;
         let thread = std::thread::Builder::new().name("flush".to_owned()).stack_size(64 * 1024).spawn(move || {
-            // SAFETY: sync takes and changes nothing of ours.
-            unsafe { libc::sync() };
+            flush();
             end.send_replace(true);
         });
         if let Err(e) = thread {
@@ -144,5 +152,33 @@ async fn watch_over(guest: Arc<Guest>) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_flush_that_hangs_takes_one_thread_and_the_next_is_whole() {
+        static BEGUN: AtomicUsize = AtomicUsize::new(0);
+        static HANGS: AtomicBool = AtomicBool::new(true);
+        fn slow() {
+            BEGUN.fetch_add(1, Ordering::SeqCst);
+            while HANGS.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let flush = Flush { last: Mutex::default(), flush: slow };
+        for _ in 0..3 {
+            assert!(timeout(Duration::from_millis(50), flush.whole()).await.is_err());
+        }
+        assert_eq!(BEGUN.load(Ordering::SeqCst), 1);
+        HANGS.store(false, Ordering::SeqCst);
+        // The one that hung may have passed by what was written since: it counts for nobody who came later.
+        timeout(Duration::from_secs(10), flush.whole()).await.unwrap();
+        assert_eq!(BEGUN.load(Ordering::SeqCst), 2);
     }
 }
