@@ -15,11 +15,7 @@ missing /dev/pts && mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/p
 missing /dev/shm && mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
 missing /run && mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run
 missing /tmp && mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp
-# Without favordynmods (Linux 6.0) each process that enters its group waits 20 ms for the kernel's readers.
-missing /sys/fs/cgroup && {
-    mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate,favordynmods cgroup2 /sys/fs/cgroup 2>/dev/null ||
-        mount -t cgroup2 cgroup2 /sys/fs/cgroup
-}
+missing /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup
 
 # The name until the host gives the sandbox its own.
 echo sandbox >/proc/sys/kernel/hostname

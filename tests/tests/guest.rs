@@ -38,6 +38,11 @@ async fn a_guest_does_all_that_its_clients_ask_for() {
         assert!(code == 0 && said.starts_with(&format!("{uid}\n")), "{user}: {said}");
     }
     assert_eq!(sh_as(client, "user", "sudo id -u").await, (0, "0\n".to_owned()));
+    // What changes in the database of users counts from then on.
+    for (change, uid) in [("useradd -u 1234 late", "1234\n"), ("usermod -u 1235 late", "1235\n")] {
+        assert_eq!(sh_as(client, "root", change).await.0, 0, "{change}");
+        assert_eq!(sh_as(client, "late", "id -u").await, (0, uid.to_owned()), "{change}");
+    }
     let unknown = json!({"process": {"cmd": "id"}});
     let ran = client.stream(START, &[("authorization", &basic("nosuchuser"))], unknown).await.outcome().await;
     assert_eq!((ran.error.as_deref(), ran.stdout.len()), (Some("unauthenticated"), 0));

@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +18,10 @@ const OWN_CPU_WEIGHT: &str = "1000";
 const OWN_MEMORY_BYTES: u64 = 32 << 20;
 /// Of the guest's memory, at least an eighth up to this is not the users'.
 const SPARE_MEMORY_BYTES: u64 = 128 << 20;
-/// Leftover groups looked at each time a group is made or given up.
+/// Leftover groups looked at each time one is given up.
 const SWEEP: usize = 16;
+/// Kept for the next processes.
+const EMPTY_MAX: usize = 8;
 
 #[derive(Debug)]
 pub struct Freezer {
@@ -61,11 +65,19 @@ impl Freezer {
     /// group would be neither bounded nor frozen.
     pub fn group(&self) -> io::Result<Option<Group>> {
         let Some(user) = &self.user else { return Ok(None) };
-        self.leftover.sweep();
+        while let Some(path) = self.leftover.take() {
+            // Whoever is root in the guest may have removed it.
+            if let Ok(directory) = fs::File::open(&path) {
+                return Ok(Some(Group { path, directory, leftover: self.leftover.clone() }));
+            }
+        }
         loop {
             let path = user.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
             match fs::create_dir(&path) {
-                Ok(()) => return Ok(Some(Group { path, leftover: self.leftover.clone() })),
+                Ok(()) => {
+                    let directory = fs::File::open(&path)?;
+                    return Ok(Some(Group { path, directory, leftover: self.leftover.clone() }));
+                }
                 // Of an envd before this one.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
@@ -118,12 +130,17 @@ fn set_apart(root: &Path, user: &Path) {
 #[derive(Debug)]
 pub struct Group {
     path: PathBuf,
+    directory: fs::File,
     leftover: Arc<Leftover>,
 }
 
 impl Group {
-    /// The file that a process writes `0` into to enter.
-    pub fn procs(&self) -> PathBuf {
+    /// For a child that is to be born in it.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    fn procs(&self) -> PathBuf {
         self.path.join("cgroup.procs")
     }
 
@@ -150,29 +167,56 @@ impl Drop for Group {
     }
 }
 
-/// Groups whose process has ended: each is removed once it is empty. Daemons that a user's command started live on, and so does their
-/// group; there are never more of these than there are processes.
+/// Groups whose process has ended. Those that are empty are the next processes', because making one and removing one take the kernel
+/// longer than starting a process in it. Daemons that a user's command started live on, and so does their group; there are never more of
+/// these than there are processes.
 #[derive(Debug, Default)]
-struct Leftover(Mutex<VecDeque<PathBuf>>);
+struct Leftover(Mutex<Groups>);
+
+#[derive(Debug, Default)]
+struct Groups {
+    empty: Vec<PathBuf>,
+    inhabited: VecDeque<PathBuf>,
+}
 
 impl Leftover {
+    fn take(&self) -> Option<PathBuf> {
+        self.lock().empty.pop()
+    }
+
     fn give(&self, path: PathBuf) {
         // The newest first: it is empty most of the time.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_front(path);
+        self.lock().inhabited.push_front(path);
     }
 
     /// Looks at some, each time at others.
     fn sweep(&self) {
-        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..paths.len().min(SWEEP) {
-            let Some(path) = paths.pop_front() else { return };
+        let mut groups = self.lock();
+        for _ in 0..groups.inhabited.len().min(SWEEP) {
+            let Some(path) = groups.inhabited.pop_front() else { return };
+            if groups.empty.len() < EMPTY_MAX && is_empty(&path) {
+                groups.empty.push(path);
+                continue;
+            }
             match fs::remove_dir(&path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(_) => paths.push_back(path),
+                Err(_) => groups.inhabited.push_back(path),
             }
         }
     }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Groups> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nothing runs in it, and nothing has made groups below it.
+fn is_empty(group: &Path) -> bool {
+    let events = fs::read_to_string(group.join("cgroup.events"));
+    // A directory's links are itself, its entry, and those of the directories in it.
+    let is_leaf = || fs::metadata(group).is_ok_and(|meta| meta.nlink() <= 2);
+    events.is_ok_and(|events| events.lines().any(|line| line == "populated 0")) && is_leaf()
 }
 
 #[cfg(test)]
@@ -192,9 +236,13 @@ mod tests {
         assert!(path.exists());
         fs::remove_file(path.join("cgroup.procs")).unwrap();
         let next = freezer.group().unwrap().unwrap();
-        assert!(!path.exists() && next.path != path);
+        assert!(next.path != path);
+        // What the kernel says of a group that is empty.
+        fs::write(next.path.join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
+        let reused = next.path.clone();
         drop(next);
-        assert!(freezer.leftover.0.lock().unwrap().is_empty());
+        assert!(!path.exists() && freezer.leftover.lock().inhabited.is_empty());
+        assert_eq!(freezer.group().unwrap().unwrap().path, reused);
         // A group that cannot be made is no reason to run without.
         fs::remove_dir_all(root.path().join("user")).unwrap();
         assert!(freezer.group().is_err());
@@ -234,10 +282,11 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         until(&|| members() == 0);
         drop(group);
-        until(&|| {
-            freezer.leftover.sweep();
-            fs::remove_dir(root.join("user")).is_ok()
-        });
+        let next = freezer.group().unwrap().unwrap();
+        assert_eq!(next.path, root.join("user/1"), "an empty one is used again");
+        drop(next);
+        fs::remove_dir(freezer.leftover.take().unwrap()).unwrap();
+        fs::remove_dir(root.join("user")).unwrap();
         fs::remove_dir(root).unwrap();
     }
 }

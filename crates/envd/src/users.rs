@@ -3,9 +3,14 @@
 //! A request names its user by Basic auth or acts as the sandbox's default user. A name that the guest does not know is refused: there
 //! is no fall-back to root.
 
+use std::collections::HashMap;
 use std::ffi::CString;
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use http::HeaderMap;
@@ -59,10 +64,69 @@ pub fn by_name(name: &str) -> Result<Account, UnknownUser> {
     if name.is_empty() || name.contains(['\0', '/', ':', '\n']) {
         return Err(unknown());
     }
-    let user = User::from_name(name).ok().flatten().ok_or_else(unknown)?;
-    let c_name = CString::new(name).map_err(|_| unknown())?;
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    let stamp = Stamp::now();
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(account) =
+        known.as_ref().filter(|known| Some(&known.stamp) == stamp.as_ref()).and_then(|it| it.accounts.get(name))
+    {
+        return Ok(account.clone());
+    }
+    let account = read_account(name).ok_or_else(unknown)?;
+    if let Some(stamp) = stamp {
+        let known = match &mut *known {
+            Some(known) if known.stamp == stamp && known.accounts.len() < KNOWN_MAX => known,
+            other => other.insert(Known { stamp, accounts: HashMap::new() }),
+        };
+        known.accounts.insert(name.to_owned(), account.clone());
+    }
+    Ok(account)
+}
+
+/// Accounts remembered at once.
+const KNOWN_MAX: usize = 16;
+/// Of users and their groups.
+const DATABASES: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+/// Changes within one tick of the kernel's coarse clock look like one.
+const STAMP_AGE_MIN: Duration = Duration::from_secs(1);
+
+/// Accounts as they are while the databases have one stamp: each start of a process asks for one, and reading two files takes longer than
+/// the rest of its way.
+struct Known {
+    stamp: Stamp,
+    accounts: HashMap<String, Account>,
+}
+
+/// Device, inode, size and time of the last change of each database; all zeros for one that is not there.
+#[derive(PartialEq, Eq)]
+struct Stamp([(u64, u64, u64, i64, i64); DATABASES.len()]);
+
+impl Stamp {
+    /// `None` while a change is so young that another one could follow unseen.
+    fn now() -> Option<Self> {
+        let is_old = |meta: &Metadata| {
+            let changed = UNIX_EPOCH + Duration::from_secs(meta.ctime().unsigned_abs());
+            changed.elapsed().is_ok_and(|age| age > STAMP_AGE_MIN)
+        };
+        let mut stamp = [(0, 0, 0, 0, 0); DATABASES.len()];
+        for (path, stamp) in DATABASES.iter().zip(&mut stamp) {
+            match std::fs::metadata(path) {
+                Ok(meta) if is_old(&meta) => {
+                    *stamp = (meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec());
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                _ => return None,
+            }
+        }
+        Some(Self(stamp))
+    }
+}
+
+fn read_account(name: &str) -> Option<Account> {
+    let user = User::from_name(name).ok().flatten()?;
+    let c_name = CString::new(name).ok()?;
     let groups = nix::unistd::getgrouplist(&c_name, user.gid).unwrap_or_else(|_| vec![user.gid]);
-    Ok(Account {
+    Some(Account {
         name: name.to_owned(),
         uid: user.uid.as_raw(),
         gid: user.gid.as_raw(),

@@ -49,8 +49,7 @@ fn run() -> String {
     for (kind, at, flags, options) in [
         ("devpts", "/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
         ("tmpfs", "/dev/shm", libc::MS_NOSUID | libc::MS_NODEV, "mode=1777"),
-        // Without `favordynmods` each process that enters its group waits 20 ms for the kernel's readers.
-        ("cgroup2", "/sys/fs/cgroup", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "nsdelegate,favordynmods"),
+        ("cgroup2", "/sys/fs/cgroup", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "nsdelegate"),
         ("tmpfs", "/newroot/run", libc::MS_NOSUID | libc::MS_NODEV, "mode=0755"),
         ("tmpfs", "/newroot/tmp", libc::MS_NOSUID | libc::MS_NODEV, "mode=1777"),
     ] {

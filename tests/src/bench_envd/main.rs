@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["floor", runs] => runs.parse().context("floor RUNS").and_then(inside::print_floor).map(|()| true),
+        ["inside"] => {
+            inside::processes().and_then(|all| figures::write(Path::new("/tmp/inside.json"), &all, "x")).map(|()| true)
+        }
         _ => run(),
     };
     match done {
@@ -62,7 +65,7 @@ fn run() -> Result<bool> {
     all.extend(output(&program, dir.path())?);
     all.extend(files(&program, dir.path())?);
     all.extend(inside::processes()?);
-    figures::write(&place, &all, "outside a sandbox")?;
+    figures::write(&place, &all, "outside a sandbox but for process_in_guest")?;
     println!("\nfigures: {}", place.display());
     Ok(all.iter().all(Judged::is_fine))
 }

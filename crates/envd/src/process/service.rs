@@ -10,7 +10,6 @@ use api::guest::process::process_event::{DataEvent, EndEvent, KeepAlive, StartEv
 use connectrpc::{ConnectError, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream, StreamMessage};
 use futures::StreamExt as _;
 use http::HeaderMap;
-use tokio::process::Child;
 use tokio::time::Instant;
 use wire::__buffa::oneof::process_event::Event as WireEvent;
 use wire::__buffa::oneof::process_event::data_event::Output;
@@ -18,6 +17,7 @@ use wire::__buffa::oneof::process_input::Input;
 use wire::__buffa::oneof::process_selector::Selector;
 use wire::__buffa::oneof::stream_input_request::Event as InputEvent;
 
+use super::child::Child;
 use super::input::NotTaken;
 use super::output::{Channel, Ended, Event, Listener};
 use super::spawn::{self, Plan};
@@ -234,8 +234,7 @@ impl Birth {
             NotStarted::Panicked => ConnectError::internal(e.to_string()),
         })??;
         let newborn = Newborn { child, config, tag, pty, group };
-        let (process, listener) =
-            guest.table.adopt(newborn, place).map_err(|e| ConnectError::internal(e.to_string()))?;
+        let (process, listener) = guest.table.adopt(newborn, place);
         if let Some(deadline) = deadline {
             end_at(deadline, process.clone());
         }
@@ -276,7 +275,7 @@ fn beget(
         ConnectError::resource_exhausted(format!("the sandbox cannot start another process: control group: {e}"))
     })?;
     let Some(terminal) = terminal else {
-        let child = spawn::with_pipes(&plan, group.as_ref(), progress)?;
+        let child = spawn::spawn(&plan, group.as_ref(), None, progress)?;
         return Ok((config, child, None, group));
     };
     let failed = |e: pty_process::Error| ConnectError::resource_exhausted(format!("open a terminal: {e}"));
@@ -284,7 +283,7 @@ fn beget(
     let (rows, columns) = terminal_size(&terminal.size.into_option().unwrap_or_default());
     pty.resize(pty_process::Size::new(rows, columns)).map_err(failed)?;
     let master = pty.as_fd().try_clone_to_owned().map_err(|e| failed(e.into()))?;
-    let child = spawn::with_pty(&plan, group.as_ref(), progress, pts)?;
+    let child = spawn::spawn(&plan, group.as_ref(), Some(&pts), progress)?;
     Ok((config, child, Some((pty, master)), group))
 }
 

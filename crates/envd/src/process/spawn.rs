@@ -1,27 +1,21 @@
-//! Starting a process as a user: session, control group, groups, gid, uid, each step checked in the child before it becomes the
-//! program. A step that fails ends the start; nothing runs with rights that were not asked for.
+//! What a process is to be: program, environment, directory and user, as its caller, the sandbox and the user's own entry say it.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use connectrpc::{ConnectError, ErrorCode};
-use tokio::process::{Child, Command};
+use connectrpc::ConnectError;
 
-use super::starter::{Hand, Progress};
+use super::child::{self, Child, Streams};
+use super::starter::Progress;
 use crate::freezer::Group;
 use crate::users::Account;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Higher than envd's: the kernel takes a user's process first.
-const OOM_SCORE: &[u8] = b"100";
-/// Signals below the real-time ones, which nobody is told to ignore by inheritance.
-const SIGNALS_PLAIN: libc::c_int = 31;
 
 /// A process to start, with everything decided.
 pub struct Plan {
@@ -55,6 +49,20 @@ impl Plan {
         envs
     }
 
+    /// Where the program may be: as it is named, else below each directory of the process's own PATH.
+    fn candidates(&self) -> Vec<Vec<u8>> {
+        if self.program.contains('/') {
+            return vec![self.program.clone().into_bytes()];
+        }
+        let path = self.envs.get("PATH").map_or(PATH, String::as_str);
+        // An empty one is the present directory.
+        let below = |directory: &str| match directory {
+            "" => format!("./{}", self.program).into_bytes(),
+            _ => format!("{directory}/{}", self.program).into_bytes(),
+        };
+        path.split(':').map(below).collect()
+    }
+
     pub fn check(&self) -> Result<(), ConnectError> {
         let invalid = |what: &str| Err(ConnectError::invalid_argument(what));
         if self.program.is_empty() {
@@ -84,40 +92,39 @@ pub fn resolve(path: &str, account: &Account, default_workdir: &str) -> PathBuf 
     }
 }
 
-/// Pipes for all three (or two) streams. Waits until the child is the program.
-pub fn with_pipes(plan: &Plan, group: Option<&Group>, progress: &Progress) -> Result<Child, ConnectError> {
-    let mut command = Command::new(&plan.program);
-    command
-        .args(&plan.arguments)
-        .env_clear()
-        .envs(&plan.envs)
-        .stdin(if plan.stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let steps = Steps::of(plan, group, progress, true)?;
-    // SAFETY: `Steps::take` makes plain system calls on memory prepared before the fork.
-    unsafe { command.pre_exec(move || steps.take()) };
-    command.spawn().map_err(|e| spawn_error(plan, progress, &e))
-}
-
-/// A terminal of its own, which belongs to the user; session and controlling terminal are the library's doing.
-pub fn with_pty(
+/// Returns when the child is the program. For the starting thread: whatever a path leads to may hang.
+pub fn spawn(
     plan: &Plan,
     group: Option<&Group>,
+    terminal: Option<&pty_process::Pts>,
     progress: &Progress,
-    terminal: pty_process::Pts,
 ) -> Result<Child, ConnectError> {
-    // Programs that open their terminal by its name do so as the user. Without the right to give it away (tests) it is the user's already.
-    // SAFETY: the descriptor is open while `terminal` lives.
-    let _ = unsafe { libc::fchown(terminal.as_raw_fd(), plan.account.uid, libc::gid_t::MAX) };
-    let steps = Steps::of(plan, group, progress, false)?;
-    let command = pty_process::Command::new(&plan.program).args(&plan.arguments).env_clear().envs(&plan.envs);
-    // SAFETY: as above.
-    let command = unsafe { command.pre_exec(move || steps.take()) };
-    command.spawn(terminal).map_err(|e| match e {
-        pty_process::Error::Io(e) => spawn_error(plan, progress, &e),
-        other => ConnectError::new(ErrorCode::Internal, format!("start a terminal: {other}")),
-    })
+    if let Some(terminal) = terminal {
+        // Programs that open their terminal by its name do so as the user. Without the right to give it away (tests) it is the user's
+        // already.
+        // SAFETY: the descriptor is open while `terminal` lives.
+        let _ = unsafe { libc::fchown(terminal.as_fd().as_raw_fd(), plan.account.uid, libc::gid_t::MAX) };
+    }
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| ConnectError::invalid_argument("a text contains NUL"));
+    let words = std::iter::once(&plan.program).chain(&plan.arguments);
+    let start = child::Start {
+        programs: plan.candidates().iter().map(|path| text(path)).collect::<Result<_, _>>()?,
+        arguments: words.map(|word| text(word.as_bytes())).collect::<Result<_, _>>()?,
+        envs: plan
+            .envs
+            .iter()
+            .map(|(name, value)| text(format!("{name}={value}").as_bytes()))
+            .collect::<Result<_, _>>()?,
+        cwd: text(plan.cwd.as_os_str().as_bytes())?,
+        cwd_asked: plan.cwd_asked,
+        uid: plan.account.uid,
+        gid: plan.account.gid,
+        groups: &plan.account.groups,
+        open_files: OPEN_FILES_BEFORE.get().copied(),
+        cgroup: group.map(Group::directory),
+        streams: terminal.map_or(Streams::Pipes { stdin: plan.stdin }, |terminal| Streams::Terminal(terminal.as_fd())),
+    };
+    child::start(&start, progress).map_err(|e| spawn_error(plan, progress, &e))
 }
 
 fn spawn_error(plan: &Plan, progress: &Progress, error: &io::Error) -> ConnectError {
@@ -141,19 +148,6 @@ fn spawn_error(plan: &Plan, progress: &Progress, error: &io::Error) -> ConnectEr
         Some(libc::EPERM) => ConnectError::permission_denied(format!("'{shown}' cannot be started as this user")),
         _ => ConnectError::internal(format!("start '{shown}': {error}")),
     }
-}
-
-/// What the child does between fork and exec, with all memory prepared: nothing there may allocate.
-struct Steps {
-    cgroup: Option<CString>,
-    cwd: CString,
-    cwd_asked: bool,
-    groups: Vec<libc::gid_t>,
-    uid: libc::uid_t,
-    gid: libc::gid_t,
-    new_session: bool,
-    open_files: Option<libc::rlimit>,
-    hand: Hand,
 }
 
 /// Connections, pipes and files together are more than the usual 1024; this is room for all bounds of envd at once.
@@ -195,93 +189,10 @@ fn open_files() -> Option<libc::rlimit> {
     (unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0).then_some(limit)
 }
 
-impl Steps {
-    fn of(plan: &Plan, group: Option<&Group>, progress: &Progress, new_session: bool) -> Result<Self, ConnectError> {
-        let text = |path: &Path| {
-            CString::new(path.as_os_str().as_bytes()).map_err(|_| ConnectError::invalid_argument("a path contains NUL"))
-        };
-        Ok(Self {
-            cgroup: group.map(|group| text(&group.procs())).transpose()?,
-            cwd: text(&plan.cwd)?,
-            cwd_asked: plan.cwd_asked,
-            groups: plan.account.groups.clone(),
-            uid: plan.account.uid,
-            gid: plan.account.gid,
-            new_session,
-            open_files: OPEN_FILES_BEFORE.get().copied(),
-            hand: progress.hand(),
-        })
-    }
-
-    /// Runs in the child. Only async-signal-safe calls.
-    fn take(&self) -> io::Result<()> {
-        // SAFETY: every pointer is to memory of `self`, which lives until exec; all of these are plain system calls.
-        unsafe {
-            self.hand.born();
-            if let Some(cgroup) = &self.cgroup {
-                write_file(cgroup.as_ptr(), b"0")?;
-            }
-            // Best effort: without the right to, the process keeps envd's score, which is tests' only.
-            let _ = write_file(c"/proc/self/oom_score_adj".as_ptr(), OOM_SCORE);
-            if self.new_session && libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // The signal mask and dispositions of envd's runtime are not the user's business.
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-            // Nor what envd was told to ignore by whoever started it: that alone outlives exec, and then Ctrl-C ends nothing.
-            for signal in 1..=SIGNALS_PLAIN {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-            libc::umask(0o022);
-            if let Some(limit) = &self.open_files {
-                libc::setrlimit(libc::RLIMIT_NOFILE, limit);
-            }
-            if libc::geteuid() == 0 {
-                if libc::setgroups(self.groups.len(), self.groups.as_ptr()) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                if libc::setresgid(self.gid, self.gid, self.gid) != 0
-                    || libc::setresuid(self.uid, self.uid, self.uid) != 0
-                {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            if libc::getuid() != self.uid || libc::geteuid() != self.uid || libc::getgid() != self.gid {
-                return Err(io::Error::from_raw_os_error(libc::EPERM));
-            }
-            self.hand.entering(true);
-            if libc::chdir(self.cwd.as_ptr()) != 0 {
-                let error = io::Error::last_os_error();
-                if self.cwd_asked || libc::chdir(c"/".as_ptr()) != 0 {
-                    return Err(error);
-                }
-            }
-            self.hand.entering(false);
-        }
-        Ok(())
-    }
-}
-
-/// # Safety
-/// `path` ends with NUL.
-unsafe fn write_file(path: *const libc::c_char, content: &[u8]) -> io::Result<()> {
-    // SAFETY: the caller's path, and a buffer of the given length.
-    unsafe {
-        let fd = libc::open(path, libc::O_WRONLY | libc::O_CLOEXEC);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let written = libc::write(fd, content.as_ptr().cast(), content.len());
-        let result = if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-        libc::close(fd);
-        result
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@
 //! is killed.
 
 use std::io;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Starter {
         &self,
         work: impl FnOnce(&Progress) -> T + Send + 'static,
     ) -> Result<T, NotStarted> {
-        let progress = Arc::new(Progress::new().map_err(NotStarted::Thread)?);
+        let progress = Arc::new(Progress::default());
         let (answer, mut result) = oneshot::channel();
         let runtime = Handle::current();
         let work: Work = {
@@ -122,95 +122,35 @@ fn new_thread() -> io::Result<mpsc::SyncSender<Work>> {
     Ok(sender)
 }
 
-/// How far a child is on its way to its program; shared with the child, which runs on a copy of all other memory.
-#[derive(Debug)]
+/// How far a child is on its way to its program; the child writes it itself.
+#[derive(Debug, Default)]
 pub struct Progress {
-    page: *mut Shared,
-}
-
-#[derive(Debug)]
-struct Shared {
     pid: AtomicI32,
-    entering: AtomicI32,
+    entering: AtomicBool,
 }
-
-// SAFETY: the page is two atomics.
-unsafe impl Send for Progress {}
-// SAFETY: as above.
-unsafe impl Sync for Progress {}
 
 impl Progress {
-    fn new() -> io::Result<Self> {
-        // SAFETY: a new mapping, of nobody's memory.
-        let page = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size_of::<Shared>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        // A new page is zeros, which is what two atomics may be.
-        if page == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { page: page.cast() }) }
+    /// For the kernel, to write the child's number to.
+    pub fn pid(&self) -> *mut i32 {
+        self.pid.as_ptr()
     }
 
-    /// The child's hand, for between fork and exec.
-    pub fn hand(&self) -> Hand {
-        Hand { page: self.page }
+    /// In the child, around the step into its directory.
+    pub fn entering(&self, entering: bool) {
+        self.entering.store(entering, Ordering::SeqCst);
     }
 
     /// Whether the child was about to enter its directory when it said its last word.
     pub fn was_entering(&self) -> bool {
-        self.shared().entering.load(Ordering::SeqCst) != 0
+        self.entering.load(Ordering::SeqCst)
     }
 
     fn kill(&self) {
-        let pid = self.shared().pid.load(Ordering::SeqCst);
+        let pid = self.pid.load(Ordering::SeqCst);
         if pid > 0 {
             // SAFETY: the child is not collected before its start returns, so the number is its own.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
-    }
-
-    fn shared(&self) -> &Shared {
-        // SAFETY: mapped and aligned to a page as long as `self` lives.
-        unsafe { &*self.page }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size; a child has a mapping of its own.
-        unsafe { libc::munmap(self.page.cast(), size_of::<Shared>()) };
-    }
-}
-
-/// Writes the child's progress. Only async-signal-safe.
-#[derive(Debug)]
-pub struct Hand {
-    page: *mut Shared,
-}
-
-// SAFETY: used in the child alone.
-unsafe impl Send for Hand {}
-// SAFETY: as above.
-unsafe impl Sync for Hand {}
-
-impl Hand {
-    /// # Safety
-    /// In the child, whose mapping is a copy that nobody takes away.
-    pub unsafe fn born(&self) {
-        // SAFETY: the caller's promise; getpid has no effects.
-        unsafe { (*self.page).pid.store(libc::getpid(), Ordering::SeqCst) };
-    }
-
-    /// # Safety
-    /// In the child, whose mapping is a copy that nobody takes away.
-    pub unsafe fn entering(&self, entering: bool) {
-        // SAFETY: the caller's promise.
-        unsafe { (*self.page).entering.store(i32::from(entering), Ordering::SeqCst) };
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::guest::process::ProcessConfig;
-use tokio::process::Child;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
+use super::child::Child;
 use super::input::Input;
 use super::output::{Channel, Ended, Listener, Listeners, pump};
 use crate::console::say;
@@ -126,9 +126,9 @@ impl Table {
     }
 
     /// Takes care of a child to its end, and gives the first listener, which misses nothing.
-    pub fn adopt(self: &Arc<Self>, newborn: Newborn, place: Place) -> io::Result<(Arc<Process>, Listener)> {
+    pub fn adopt(self: &Arc<Self>, newborn: Newborn, place: Place) -> (Arc<Process>, Listener) {
         let Newborn { mut child, config, tag, pty, group } = newborn;
-        let pid = child.id().ok_or_else(|| io::Error::other("the process ended before it began"))?;
+        let pid = child.pid;
         let listeners = Arc::new(Listeners::default());
         let first = listeners.listen(0);
         let (ended, on_end) = watch::channel(None);
@@ -159,7 +159,7 @@ impl Table {
         self.lock().insert(pid, process.clone());
         let (table, watched) = (self.clone(), process.clone());
         tokio::spawn(async move {
-            let ended = wait(&mut child, &watched).await;
+            let (ended, group) = wait(&mut child, &watched).await;
             drop(place);
             exited.send_replace(true);
             for pump in pumps {
@@ -168,8 +168,11 @@ impl Table {
             }
             watched.listeners.end(ended);
             table.remember(watched);
+            // Its listeners first: removing the group takes the kernel a moment.
+            tokio::task::yield_now().await;
+            drop(group);
         });
-        Ok((process, first))
+        (process, first)
     }
 
     pub fn by_pid(&self, pid: u32) -> Option<Arc<Process>> {
@@ -218,13 +221,14 @@ impl Table {
     }
 }
 
-/// Waits, and marks the end under the lock that signals take, so that no signal goes to a number that is free again.
-async fn wait(child: &mut Child, process: &Process) -> Ended {
+/// Waits, and collects it under the lock that signals take, so that no signal goes to a number that is free again. The group comes along.
+async fn wait(child: &mut Child, process: &Process) -> (Ended, Option<Group>) {
     use std::os::unix::process::ExitStatusExt as _;
     let pid = process.pid;
-    let status = child.wait().await;
-    // envd runs on one thread: nothing runs between the collection above and the lock.
-    let _group = process.group.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let waited = child.ended().await;
+    let mut held = process.group.lock().unwrap_or_else(PoisonError::into_inner);
+    let group = held.take();
+    let status = waited.and_then(|()| child.collect());
     let ended = match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(code), _) => Ended { code, signal: None },
@@ -236,11 +240,12 @@ async fn wait(child: &mut Child, process: &Process) -> Ended {
         }
     };
     process.ended.send_replace(Some(ended.clone()));
+    drop(held);
     process.config.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(terminal) = &process.terminal {
         terminal.master.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
-    ended
+    (ended, group)
 }
 
 /// As Go's standard library says it, because published clients show that text.
