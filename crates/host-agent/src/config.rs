@@ -35,6 +35,9 @@ pub struct Args {
     /// How many sandboxes this host takes at most.
     #[arg(long, env = "WRENN_MAX_SANDBOXES", default_value = "1000")]
     pub max_sandboxes: String,
+    /// How a sandbox begins: restored from its template's booted state, which the first of its kind leaves behind, or always booted.
+    #[arg(long, env = "WRENN_CREATE_BY", default_value = "restore", value_name = "restore|boot")]
+    pub create_by: String,
     /// Written when the agent serves: {"addr":"...","pid":N}.
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
@@ -54,6 +57,8 @@ pub struct Config {
     pub pool_mib: Option<u32>,
     pub slot_pool: u16,
     pub max_sandboxes: usize,
+    /// Creates are restored where they can be.
+    pub restores: bool,
     pub ready_file: Option<PathBuf>,
     pub stop_all: bool,
     /// How long an object that no journal knows must have been seen before it is removed.
@@ -96,6 +101,11 @@ impl TryFrom<Args> for Config {
                 .transpose()?,
             slot_pool: number("WRENN_SLOT_POOL", &args.slot_pool, 0, 256)?,
             max_sandboxes: number("WRENN_MAX_SANDBOXES", &args.max_sandboxes, 1, 32_767)?,
+            restores: match args.create_by.trim() {
+                "restore" | "" => true,
+                "boot" => false,
+                other => return Err(bad("WRENN_CREATE_BY", format!("is {other:?}"), "give restore or boot")),
+            },
             ready_file: args.ready_file,
             stop_all: args.stop_all,
             orphan_grace: ORPHAN_GRACE,
@@ -192,6 +202,7 @@ mod tests {
             (vec!["--pool-mib=-1"], "WRENN_POOL_MIB"),
             (vec!["--slot-pool", "many"], "WRENN_SLOT_POOL"),
             (vec!["--max-sandboxes", "0"], "WRENN_MAX_SANDBOXES"),
+            (vec!["--create-by", "magic"], "WRENN_CREATE_BY"),
         ] {
             assert_eq!(config(&arguments).unwrap_err().setting, setting, "{arguments:?}");
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use model::ids::SandboxId;
+use model::shape::TemplateName;
 
 use crate::guest::Dial;
 use crate::sandbox::state::{Run, Spec};
@@ -71,6 +72,8 @@ pub trait Ground: Send + Sync + 'static {
     fn cgroup_files(&self, id: &SandboxId) -> Vec<PathBuf>;
     async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError>;
 
+    /// What tells this edition of a template from every other; none when there is no such template.
+    async fn edition(&self, template: &TemplateName) -> Result<Option<String>, GroundError>;
     /// Makes what disks of this kind are cloned from, if it is not there: once for all who wait. It may take minutes, and goes on when
     /// nobody waits any more.
     async fn ensure_base(&self, spec: &Spec) -> Result<(), GroundError>;

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use microvm::qemu::Qemu;
 use model::ids::SandboxId;
+use model::shape::TemplateName;
 use procfs::Current as _;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -314,6 +315,12 @@ impl Ground for RealGround {
         blocking(move || cgroups.release(&id))
             .await
             .map_err(|error| GroundError::new("the host could not remove the sandbox's limits", error))
+    }
+
+    async fn edition(&self, template: &TemplateName) -> Result<Option<String>, GroundError> {
+        let (pool, template) = (self.pool.clone(), template.clone());
+        let edition = blocking(move || pool.edition(&template)).await;
+        edition.map_err(|error| GroundError::new("the host could not read the template", error))
     }
 
     async fn ensure_base(&self, spec: &Spec) -> Result<(), GroundError> {

@@ -33,6 +33,7 @@ use crate::rpc::serve::{self, TlsError};
 use crate::sandbox::Sandboxes;
 use crate::sandbox::journal::{Journal, JournalError};
 use crate::sandbox::steps::{Context, blocking};
+use crate::sandbox::template_generations::TemplateGenerations;
 use crate::{durable, isolation, template};
 
 /// How long wishes under way may take when the agent ends; what is not done by then is undone at the next start.
@@ -137,9 +138,16 @@ impl Base {
         let dir = self.config.dir.clone();
         let ground = self.ground.clone();
         let pool = self.ground.pool_dir();
-        let journal =
-            Journal::open(&pool, self.tag.as_str()).map_err(|cause| RunError::Directory { path: pool, cause })?;
+        let journal = Journal::open(&pool, self.tag.as_str())
+            .map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
+        let template_generations = if self.config.restores {
+            let opened = TemplateGenerations::open(&pool, &dir);
+            Some(Arc::new(opened.map_err(|cause| RunError::Directory { path: pool.clone(), cause })?))
+        } else {
+            None
+        };
         let context = Context {
+            template_generations,
             machines: Machines::new(dir.clone(), ground.clone(), self.adopter.clone(), driver),
             dir,
             tag: self.tag.clone(),

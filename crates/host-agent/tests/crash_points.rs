@@ -33,6 +33,7 @@ fn life() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let stage = Stage::new(Path::new(&dir));
+        with_editions(Path::new(&dir));
         let sandboxes = stage.agent().await;
         let view = create(&sandboxes, &id(1), 1).await;
         if view.observed == Observed::Failed {
@@ -54,6 +55,11 @@ fn life() {
         assert_eq!(kill(&sandboxes, &id(1), LAST).await.observed, Observed::Killed);
         sandboxes.stop(Duration::from_secs(5)).await;
     });
+}
+
+/// From now on a create that boots leaves the booted state behind, and the next one is restored from it.
+fn with_editions(dir: &Path) {
+    std::fs::write(dir.join(stage::EDITION), "one").unwrap();
 }
 
 /// Plays `life` in a child with these crash points; its signal, if one ended it.
@@ -115,13 +121,23 @@ fn an_error_at_any_point_leaves_nothing() {
 #[test]
 fn the_agents_death_at_any_point_leaves_nothing() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    for (point, nth) in passings() {
+    let booted = passings().map(|(point, nth)| (point, nth, false));
+    // Once more, with a booted state that the neighbour has left behind.
+    let restored = passings().filter(|(point, nth)| point.starts_with("create.") && *nth == 1);
+    for (point, nth, is_restored) in booted.chain(restored.map(|(point, nth)| (point, nth, true))) {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         // A neighbour that runs all the time.
         let neighbour = runtime.block_on(async {
+            if is_restored {
+                with_editions(dir.path());
+            }
             let sandboxes = stage.agent().await;
             let view = create(&sandboxes, &id(9), 1).await;
+            let kept = || std::fs::read_dir(dir.path().join("pool/templates")).unwrap().flatten().next();
+            while is_restored && !kept().is_some_and(|place| place.path().join("gen-00001").exists()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             sandboxes.stop(Duration::from_secs(5)).await;
             view
         });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use host_agent::sandbox::WishError;
 use host_agent::sandbox::fence::Refusal;
+use host_agent::sandbox::state::Spec;
 use model::sandbox::Observed;
 use stage::{Stage, create, fence, id, kill, pause, soon, spec};
 
@@ -25,7 +26,10 @@ async fn a_sandbox_lives_and_leaves_nothing() {
     assert_eq!(view.observed, Observed::Running);
     assert_eq!(view.envd_version, "test");
     let names: Vec<_> = view.steps.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["reserve", "network", "cgroup", "disk", "memory", "start", "health", "init", "commit"]);
+    assert_eq!(
+        names,
+        ["reserve", "network", "cgroup", "disk", "memory", "start", "health", "template", "init", "commit"]
+    );
     assert!(sandboxes.guest(&id(1)).is_ok());
     // Sent again, it is the same one.
     assert_eq!(create(&sandboxes, &id(1), 1).await.incarnation, view.incarnation);
@@ -283,6 +287,72 @@ async fn a_saved_state_that_cannot_be_loaded_stays_what_it_is() {
     std::fs::write(&device, whole).unwrap();
     assert_eq!(create(&sandboxes, &id(1), 4).await.observed, Observed::Running);
     kill(&sandboxes, &id(1), 5).await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_create_of_its_kind_boots_and_the_next_ones_are_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    std::fs::write(dir.path().join(stage::EDITION), "one").unwrap();
+    let sandboxes = stage.agent().await;
+    let templates = dir.path().join("pool/templates");
+    let kept = || -> Vec<_> {
+        let places = std::fs::read_dir(&templates).unwrap().map(|entry| entry.unwrap().path());
+        places.map(|place| place.join("gen-00001")).filter(|sealed| sealed.exists()).collect()
+    };
+    let until_kept = async |count: usize| {
+        let end = soon();
+        while kept().len() != count {
+            assert!(tokio::time::Instant::now() < end, "{:?}", kept());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let is_restored = |n: u128| {
+        let state = dir.path().join("pool/sandboxes").join(id(n).as_str()).join("state.json");
+        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(state).unwrap()).unwrap();
+        state["record"]["phase"]["run"]["template_generation"].is_string()
+    };
+    // Two at once: one of them leaves the state behind, both run.
+    let [first, second] = futures::future::join_all([1, 2].map(|n| {
+        let sandboxes = sandboxes.clone();
+        async move { create(&sandboxes, &id(n), 1).await }
+    }))
+    .await
+    .try_into()
+    .unwrap();
+    assert_eq!([first.observed, second.observed], [Observed::Running; 2], "{} {}", first.reason, second.reason);
+    assert!(!is_restored(1) && !is_restored(2));
+    until_kept(1).await;
+
+    // Who is restored is somebody of its own, and can be paused and resumed like any other; another agent knows the state too.
+    assert_eq!(create(&sandboxes, &id(3), 1).await.observed, Observed::Running);
+    assert!(is_restored(3));
+    sandboxes.guest(&id(3)).unwrap().health(Duration::from_secs(1)).await.unwrap();
+    assert_eq!(pause(&sandboxes, &id(3), 2).await.observed, Observed::Paused);
+    sandboxes.stop(Duration::from_secs(5)).await;
+    let sandboxes = stage.agent().await;
+    assert_eq!(create(&sandboxes, &id(3), 3).await.observed, Observed::Running);
+    let other = Spec { memory_mib: 512, ..spec() };
+    let view = sandboxes.ensure_running(&id(4), fence(1), other, soon()).await.unwrap();
+    assert_eq!(view.observed, Observed::Running);
+    assert!(!is_restored(4), "of another shape");
+    until_kept(2).await;
+
+    // What is of no use any more costs a boot and nothing else.
+    for place in kept() {
+        std::fs::write(place.join("device"), "other").unwrap();
+    }
+    assert_eq!(create(&sandboxes, &id(5), 1).await.observed, Observed::Running);
+    assert!(!is_restored(5));
+    until_kept(2).await;
+    std::fs::write(dir.path().join(stage::EDITION), "two").unwrap();
+    assert_eq!(create(&sandboxes, &id(6), 1).await.observed, Observed::Running);
+    assert!(!is_restored(6), "the template was published anew");
+    until_kept(3).await;
+    for n in 1..=6 {
+        kill(&sandboxes, &id(n), 9).await;
+    }
     assert_eq!(stage.leftovers(), Vec::<String>::new());
 }
 

@@ -84,6 +84,11 @@ impl Pool {
         })
     }
 
+    /// The digest of what is published under this name now.
+    pub fn edition(&self, template: &TemplateName) -> io::Result<Option<String>> {
+        Ok(edition(&self.dir, template)?.map(|edition| edition.digest))
+    }
+
     /// What `make_disk` of this kind clones. Repeatable.
     pub fn make_base(&self, template: &TemplateName, mib: u32) -> Result<(), DiskError> {
         self.base(template, mib).map(drop)

@@ -112,6 +112,11 @@ pub fn sealed_files(sandbox: &Path, generation: Generation) -> Files {
     Files { directory: sandbox.join(name(generation)) }
 }
 
+/// Of one that is being made.
+pub fn begun_files(sandbox: &Path, generation: Generation) -> Files {
+    Files { directory: making(sandbox, generation) }
+}
+
 fn name(generation: Generation) -> String {
     format!("gen-{:05}", generation.0)
 }
@@ -147,7 +152,7 @@ pub fn is_sealed(sandbox: &Path, generation: Generation) -> io::Result<bool> {
 
 /// Makes the generation valid. Its memory and device state are on the disk already; everything else is when this returns.
 pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result<(), GenerationError> {
-    let files = Files { directory: making(sandbox, generation) };
+    let files = begun_files(sandbox, generation);
     let sealed = || -> io::Result<()> {
         let size = |path: &Path| fs::metadata(path).map(|meta| meta.len());
         let manifest = Manifest {

@@ -364,6 +364,7 @@ mod tests {
                     control_token: "c".to_owned(),
                     process: None,
                     generation: None,
+                    template_generation: None,
                     envd_version: String::new(),
                 },
             },

@@ -15,6 +15,7 @@ mod recovery;
 pub mod state;
 pub mod steps;
 mod supervisor;
+pub mod template_generations;
 
 use std::collections::{BTreeSet, HashMap, hash_map};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

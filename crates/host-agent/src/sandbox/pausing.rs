@@ -1,15 +1,16 @@
 //! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use microvm::{Stamp, Start};
 
 use super::fence::Wish;
-use super::generation::{self, About};
+use super::generation::{self, About, Files};
 use super::plan::{Pause, Revert};
 use super::state::{Generation, Phase, Run};
 use super::steps::{Body, StepError, blocking};
-use crate::ground::{GroundError, Places};
+use super::template_generations::GENERATION;
 use crate::guest::GuestError;
 use crate::machines::MachineError;
 
@@ -19,6 +20,18 @@ const SLACK_MIB: u64 = 64;
 /// after 15 s: they must not run as who they were.
 const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(10);
 const INIT_AGAIN: Duration = Duration::from_millis(20);
+
+/// A saved state that a run begins with.
+pub struct Origin {
+    place: PathBuf,
+    generation: Generation,
+}
+
+impl Origin {
+    pub fn files(&self) -> Files {
+        generation::sealed_files(&self.place, self.generation)
+    }
+}
 
 impl Body {
     /// The number that the next saved state gets.
@@ -122,23 +135,26 @@ impl Body {
         Ok(())
     }
 
-    /// Clones of the saved disk, for the VMM's user alone.
-    pub(super) async fn restore_disk(&self, from: Generation, run: &Run, places: &Places) -> Result<(), GroundError> {
-        let files = generation::sealed_files(&places.directory, from);
-        self.context().ground.clone_file(&files.disk(), &places.disk, run.uid).await
-    }
-
-    pub(super) async fn restore_memory(&self, from: Generation, run: &Run, places: &Places) -> Result<(), GroundError> {
-        let files = generation::sealed_files(&places.directory, from);
-        self.context().ground.clone_file(&files.memory(), &places.memory, run.uid).await
+    /// What this run begins with; none when it is booted.
+    pub(super) fn origin(&self, run: &Run) -> Option<Origin> {
+        match (run.generation, &run.template_generation, &self.context().template_generations) {
+            (Some(generation), ..) => Some(Origin { place: self.directory(), generation }),
+            (None, Some(key), Some(all)) => Some(Origin { place: all.place(key), generation: GENERATION }),
+            _ => None,
+        }
     }
 
     /// How a microVM begins with a saved state, if that is one for this host.
-    pub(super) async fn load(&mut self, from: Generation, wish: &Wish) -> Result<Start, StepError> {
+    pub(super) async fn load(&mut self, from: Origin, run: &Run, wish: &Wish) -> Result<Start, StepError> {
         let vmm: Stamp = self.context().machines.stamp().await?;
-        let (directory, spec) = (self.directory(), wish.spec.clone());
-        let (files, manifest) = blocking(move || generation::verified(&directory, from, &spec, &vmm)).await?;
-        self.note_known_by(manifest.control_token);
+        let spec = wish.spec.clone();
+        let verified = blocking(move || generation::verified(&from.place, from.generation, &spec, &vmm));
+        let (files, manifest) = verified.await?;
+        self.note_known_by(match manifest.control_token.as_str() {
+            // A template's guest has no identity yet and takes the first that it hears.
+            "" => run.control_token.clone(),
+            token => token.to_owned(),
+        });
         Ok(Start::Load { device: files.device() })
     }
 

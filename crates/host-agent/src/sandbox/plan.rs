@@ -1,7 +1,7 @@
 //! Decides what to do next for one sandbox: a pure function of what is wished, what is there and the time.
 //!
 //! ```text
-//!  create:  reserve -> network -> cgroup -> disk -> memory -> start -> health -> init -> commit     from a saved state: a resume
+//!  create:  reserve -> network -> cgroup -> disk -> memory -> start -> health -> template -> init -> commit
 //!  pause:   begin -> quiet -> save -> seal                                                          seal is the commit
 //!  revert:  discard -> continue -> thaw -> commit                                                   of a pause that did not come about
 //!  park:    begin -> guest -> microvm -> network -> cgroup -> files -> settle                       after a pause or a failed resume
@@ -28,13 +28,15 @@ pub enum Create {
     Memory,
     Start,
     Health,
+    /// Leaves the booted state of its template behind, if nobody has yet.
+    Template,
     Init,
     /// Writes down that it runs; only then is the create acknowledged.
     Commit,
 }
 
 impl Create {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Reserve,
         Self::Network,
         Self::Cgroup,
@@ -42,6 +44,7 @@ impl Create {
         Self::Memory,
         Self::Start,
         Self::Health,
+        Self::Template,
         Self::Init,
         Self::Commit,
     ];
@@ -55,6 +58,7 @@ impl Create {
             Self::Memory => "memory",
             Self::Start => "start",
             Self::Health => "health",
+            Self::Template => "template",
             Self::Init => "init",
             Self::Commit => "commit",
         }
@@ -280,8 +284,8 @@ mod tests {
         let paused = Progress::Paused { generation: to, failure: None };
         use Desired::{Killed, Paused, Running};
         for (desired, progress, first, count) in [
-            (Paused, Progress::Absent, Some(Step::Create(Create::Reserve)), 9),
-            (Paused, making(None), Some(Step::Create(Create::Reserve)), 9),
+            (Paused, Progress::Absent, Some(Step::Create(Create::Reserve)), 10),
+            (Paused, making(None), Some(Step::Create(Create::Reserve)), 10),
             (Paused, Progress::Running, Some(Step::Pause(Pause::Begin)), 4),
             (Paused, pausing(Some(Pause::Quiet)), Some(Step::Pause(Pause::Save)), 2),
             (Running, pausing(None), Some(Step::Pause(Pause::Begin)), 4),
@@ -294,9 +298,9 @@ mod tests {
             (Killed, paused, Some(Step::Kill(Down::Begin)), 8),
             (Killed, pausing(Some(Pause::Save)), Some(Step::Kill(Down::Begin)), 8),
             (Killed, parking(Some(Down::Begin)), Some(Step::Kill(Down::Begin)), 8),
-            (Running, Progress::Absent, Some(Step::Create(Create::Reserve)), 9),
-            (Running, making(None), Some(Step::Create(Create::Reserve)), 9),
-            (Running, making(Some(Create::Disk)), Some(Step::Create(Create::Memory)), 5),
+            (Running, Progress::Absent, Some(Step::Create(Create::Reserve)), 10),
+            (Running, making(None), Some(Step::Create(Create::Reserve)), 10),
+            (Running, making(Some(Create::Disk)), Some(Step::Create(Create::Memory)), 6),
             (Running, making(Some(Create::Init)), Some(Step::Create(Create::Commit)), 1),
             (Running, making(Some(Create::Commit)), None, 0),
             (Running, Progress::Making { done: None, give_up_at: now }, Some(Step::GiveUp), 1),

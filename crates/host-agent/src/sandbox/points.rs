@@ -25,7 +25,7 @@ macro_rules! points {
 points! {
     create_points(Create, "create") {
         Reserve = "reserve", Network = "network", Cgroup = "cgroup", Disk = "disk", Memory = "memory", Start = "start",
-        Health = "health", Init = "init", Commit = "commit",
+        Health = "health", Template = "template", Init = "init", Commit = "commit",
     }
     pause_points(Pause, "pause") {
         Begin = "begin", Quiet = "quiet", Save = "save", Seal = "seal",

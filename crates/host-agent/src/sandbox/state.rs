@@ -86,6 +86,9 @@ pub struct Run {
     /// The saved state that it began with; none when it was booted.
     #[serde(default)]
     pub generation: Option<Generation>,
+    /// The booted state of its template that it began with, by its key; none when it was booted, or has a saved state of its own.
+    #[serde(default)]
+    pub template_generation: Option<String>,
     /// What envd said of itself at `/init`.
     #[serde(default)]
     pub envd_version: String,

@@ -21,6 +21,7 @@ use super::journal::{Journal, JournalError};
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
 use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
+use super::template_generations::TemplateGenerations;
 use crate::admission::{Admission, NoRoom, Room};
 use crate::durable;
 use crate::ground::{Ground, GroundError, Places};
@@ -43,6 +44,8 @@ pub struct Context {
     pub journal: Journal,
     pub ground: Arc<dyn Ground>,
     pub machines: Machines,
+    /// None where every create boots.
+    pub template_generations: Option<Arc<TemplateGenerations>>,
     pub admission: Admission,
     pub room: Box<dyn Fn() -> BoxFuture<'static, Room> + Send + Sync>,
     /// Woken when what the control plane should know has changed.
@@ -154,6 +157,8 @@ pub struct Body {
     stopped: Duration,
     /// By which control token a guest that is being resumed still knows its host.
     known_by: String,
+    /// The key of a template's booted state that is not there yet, and that this create can leave behind.
+    wanted: Option<String>,
 }
 
 impl Body {
@@ -169,6 +174,7 @@ impl Body {
             console,
             stopped: Duration::ZERO,
             known_by: String::new(),
+            wanted: None,
         }
     }
 
@@ -198,6 +204,10 @@ impl Body {
 
     pub(super) fn note_known_by(&mut self, control_token: String) {
         self.known_by = control_token;
+    }
+
+    pub(super) fn wanted(&self) -> Option<&str> {
+        self.wanted.as_deref()
     }
 
     pub fn stopped(&self) -> Duration {
@@ -288,7 +298,11 @@ impl Body {
         let [before, after] = points::around(step);
         hit(before)?;
         match step {
-            Step::Create(create) => self.create(create, wish, give_up_at, stop).await?,
+            Step::Create(create) => {
+                let created = self.create(create, wish, give_up_at, stop).await;
+                self.distrust(&created);
+                created?;
+            }
             Step::GiveUp => {}
             Step::Pause(pause) => {
                 let to = match progress {
@@ -337,16 +351,16 @@ impl Body {
             Create::Reserve => {}
             Create::Network => ground.ensure_network(run.slot).await?,
             Create::Cgroup => ground.ensure_cgroup(&self.id, &wish.spec).await?,
-            Create::Disk => match run.generation {
-                Some(from) => self.restore_disk(from, &run, &places).await?,
+            Create::Disk => match self.origin(&run) {
+                Some(from) => ground.clone_file(&from.files().disk(), &places.disk, run.uid).await?,
                 None => {
                     unless_stopped(ground.ensure_base(&wish.spec), give_up_at, stop).await?;
                     ground.make_disk(&wish.spec, &places, run.uid).await?;
                 }
             },
             Create::Memory => {
-                match run.generation {
-                    Some(from) => self.restore_memory(from, &run, &places).await?,
+                match self.origin(&run) {
+                    Some(from) => ground.clone_file(&from.files().memory(), &places.memory, run.uid).await?,
                     None => ground.make_memory(&wish.spec, &places, run.uid).await?,
                 }
                 self.context.admission.made(&self.id);
@@ -354,8 +368,10 @@ impl Body {
             Create::Start => {
                 let directory = places.run.clone();
                 blocking(move || std::fs::create_dir_all(directory)).await.map_err(StepError::Files)?;
-                let load = match run.generation {
-                    Some(from) => Some(self.load(from, wish).await?),
+                let origin = self.origin(&run);
+                let is_restored = origin.is_some();
+                let load = match origin {
+                    Some(from) => Some(self.load(from, &run, wish).await?),
                     None => None,
                 };
                 let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places, load };
@@ -367,24 +383,24 @@ impl Body {
                 let run = Run { process: Some(record), ..run };
                 self.run = Some(run.clone());
                 // The guest boots meanwhile.
-                let is_restored = run.generation.is_some();
                 self.write(wish, Phase::Making { run }).await?;
                 self.open_guest();
                 if let (true, Some(microvm)) = (is_restored, &self.microvm) {
                     microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
                 }
             }
-            Create::Health if run.generation.is_some() => {}
+            Create::Health | Create::Template if self.origin(&run).is_some() => {}
             Create::Health => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let healthy = async { guest.wait_healthy().await.map_err(|_| StepError::Stopped) };
                 self.unless_ended(healthy, give_up_at, stop).await?;
             }
+            Create::Template => self.keep_booted(wish, &run).await?,
             Create::Init => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let init = self.init(wish, &run)?;
                 let known = async {
-                    match run.generation {
+                    match self.origin(&run) {
                         Some(_) => self.introduce_restored(&init).await,
                         None => guest.init(&init, &run.control_token).await.map_err(StepError::Init),
                     }
@@ -401,6 +417,16 @@ impl Body {
         // A new sandbox was admitted by the call that brought it; one that begins anew gave its promise back when it failed.
         let room = (self.context.room)().await;
         self.context.admission.admit(&self.id, wish.spec.need(), room)?;
+        let booted = match self.generation {
+            None => self.look_for_booted(wish).await,
+            Some(_) => None,
+        };
+        let (template_generation, wanted) = match booted {
+            Some((key, true)) => (Some(key), None),
+            Some((key, false)) => (None, Some(key)),
+            None => (None, None),
+        };
+        self.wanted = wanted;
         let slot = self.context.ground.reserve_slot()?;
         let run = Run {
             incarnation: Incarnation::from_random(rand::random()),
@@ -410,6 +436,7 @@ impl Body {
             control_token: token()?,
             process: None,
             generation: self.generation,
+            template_generation,
             envd_version: String::new(),
         };
         // Kept first: if the write fails, the slot must be given back.
@@ -462,6 +489,18 @@ impl Body {
             sandbox_id: self.id.to_string(),
             template_id: wish.spec.template.to_string(),
         })
+    }
+
+    /// What is not to be restored from once more: a template's state whose guest does not come up.
+    fn distrust(&self, created: &Result<(), StepError>) {
+        let key = self.run.as_ref().and_then(|run| run.template_generation.as_deref());
+        let is_its_fault = matches!(
+            created,
+            Err(StepError::Generation(_) | StepError::Machine(_) | StepError::Ended(_) | StepError::Init(_))
+        );
+        if let (true, Some(key), Some(generations)) = (is_its_fault, key, &self.context.template_generations) {
+            generations.remove(key);
+        }
     }
 
     fn open_guest(&mut self) {

@@ -23,8 +23,10 @@ use host_agent::sandbox::Sandboxes;
 use host_agent::sandbox::journal::Journal;
 use host_agent::sandbox::state::{Fence, Spec, View};
 use host_agent::sandbox::steps::Context;
+use host_agent::sandbox::template_generations::TemplateGenerations;
 use host_agent::sweep;
 use model::ids::SandboxId;
+use model::shape::TemplateName;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -57,6 +59,8 @@ pub type Driver = watch::Receiver<Option<Arc<dyn microvm::Driver>>>;
 /// While this file is on the stage, whoever removes a cgroup panics.
 pub const BOMB: &str = "bomb";
 
+/// With this file on the stage templates have editions, and creates are restored where they can be.
+pub const EDITION: &str = "edition";
 /// While this file is on the stage, bases are in the making.
 pub const SLOW_BASE: &str = "slow-base";
 
@@ -91,7 +95,9 @@ impl Stage {
         let driver: Arc<dyn microvm::Driver> = Arc::new(fake);
         let (_, known) = watch::channel(Some(driver.clone()));
         let for_agent = known.clone();
+        let templates = self.dir.join("pool");
         let context = Context {
+            template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
             machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
             ground,
             dir: self.dir.clone(),
@@ -276,6 +282,13 @@ impl Ground for FileGround {
     async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError> {
         assert!(!self.dir.join(BOMB).exists(), "the test wants the task to die here");
         gone_is_fine(std::fs::remove_dir(self.dir.join("cgroups").join(id.as_str())))
+    }
+
+    async fn edition(&self, _template: &TemplateName) -> Result<Option<String>, GroundError> {
+        match std::fs::read_to_string(self.dir.join(EDITION)) {
+            Ok(edition) => Ok(Some(edition)),
+            Err(_) => Ok(None),
+        }
     }
 
     async fn ensure_base(&self, _: &Spec) -> Result<(), GroundError> {
