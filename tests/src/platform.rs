@@ -250,6 +250,17 @@ impl Platform {
         (outcome["exit_code"].as_i64().expect("an exit code"), output)
     }
 
+    /// As `shell`, once the host is reached again: after its agent was killed.
+    pub async fn shell_soon(&self, id: &str, script: &str) -> (i64, String) {
+        wait::until("the host to be reached", Duration::from_secs(60), || async {
+            let body = json!({"cmd": "true", "timeout_sec": 60});
+            let (status, _) = self.call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(body)).await;
+            (status != StatusCode::SERVICE_UNAVAILABLE).then_some(())
+        })
+        .await;
+        self.shell(id, script).await
+    }
+
     /// The sandbox's envd, to be asked directly.
     pub fn guest(&self, id: &str) -> guest::Guest {
         guest::of(&self.dir, &self.tag(), id).unwrap_or_else(|e| panic!("{id}: {e:#}"))

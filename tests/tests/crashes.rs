@@ -41,7 +41,7 @@ async fn the_agent_dies_at_every_step_of_create_and_kill() {
         assert!(matches!(status.as_u16(), 201 | 202), "{point}: {status} {created}");
         let id = created["id"].as_str().unwrap();
         platform.wait_status(id, "running", CREATE_LIMIT).await;
-        assert_eq!(platform.shell(id, "echo alive").await, (0, "alive\n".to_owned()), "{point}");
+        assert_eq!(platform.shell_soon(id, "echo alive").await, (0, "alive\n".to_owned()), "{point}");
         platform.kill(id).await;
         assert!(!arm.exists(), "{point} was never reached");
         eprintln!("survived a kill -9 at {point}");
@@ -283,7 +283,7 @@ async fn storm(rounds: u32, seed: u64) {
         }
         platform.wait_status(id, "stopped", HEALED).await;
         assert_eq!(
-            platform.shell(&witness, "cat /root/kept").await,
+            platform.shell_soon(&witness, "cat /root/kept").await,
             (0, "kept\n".to_owned()),
             "round {round} of seed {seed}"
         );

@@ -22,6 +22,7 @@ async fn wrong_creates_are_refused_and_cost_nothing() {
         (json!({"memory_mb": 513}), 400, "invalid_request"),
         (json!({"disk_size_mb": 1}), 400, "invalid_request"),
         (json!({"timeout_sec": -1}), 400, "invalid_request"),
+        (json!({"on_timeout": "snooze"}), 400, "invalid_request"),
         (json!({"envs": {"A=B": "x"}}), 400, "invalid_request"),
         (json!({"metadata": {"a": "x".repeat(10_000)}}), 400, "invalid_request"),
         (json!([]), 400, "invalid_request"),

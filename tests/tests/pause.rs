@@ -141,6 +141,27 @@ async fn a_hundred_generations_keep_memory_disk_and_processes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_whose_time_is_over_is_paused_and_has_time_again_when_it_is_resumed() {
+    let platform = Platform::start();
+    let made = platform.wrenn(&["sandbox", "create", "--timeout", "3", "--on-timeout", "pause", "--memory", "256"]);
+    assert!(made.status.success(), "{made:?}");
+    let id = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    assert_eq!(platform.shell(&id, "echo kept >/dev/shm/kept").await.0, 0);
+    let began = Instant::now();
+    for _ in 0..2 {
+        platform.wait_status(&id, "paused", Duration::from_secs(60)).await;
+        // Paused it stays so, however long.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(platform.get(&id).await["status"], "paused");
+        assert!(platform.wrenn(&["sandbox", "resume", &id]).status.success());
+        assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()));
+    }
+    assert!(began.elapsed() > Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(platform.get(&id).await["on_timeout"], "pause");
+    platform.kill(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_pool_leaves_a_sandbox_running() {
     let platform = Platform::start_with(&Options { pool_mib: Some(2560), ..Options::default() });
     let id = platform.create().await;

@@ -67,15 +67,21 @@ impl Freezer {
         let Some(user) = &self.user else { return Ok(None) };
         while let Some(path) = self.leftover.take() {
             // Whoever is root in the guest may have removed it.
-            if let Ok(directory) = fs::File::open(&path) {
-                return Ok(Some(Group { path, directory, leftover: self.leftover.clone() }));
+            match fs::File::open(&path) {
+                Ok(directory) => return Ok(Some(Group { path, directory, leftover: self.leftover.clone() })),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => {
+                    self.leftover.give(path);
+                    return Err(e);
+                }
             }
         }
         loop {
             let path = user.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    let directory = fs::File::open(&path)?;
+                    let opened = fs::File::open(&path);
+                    let directory = opened.inspect_err(|_| self.leftover.give(path.clone()))?;
                     return Ok(Some(Group { path, directory, leftover: self.leftover.clone() }));
                 }
                 // Of an envd before this one.
@@ -194,7 +200,7 @@ impl Leftover {
         let mut groups = self.lock();
         for _ in 0..groups.inhabited.len().min(SWEEP) {
             let Some(path) = groups.inhabited.pop_front() else { return };
-            if groups.empty.len() < EMPTY_MAX && is_empty(&path) {
+            if groups.empty.len() < EMPTY_MAX && is_as_new(&path) {
                 groups.empty.push(path);
                 continue;
             }
@@ -211,12 +217,25 @@ impl Leftover {
     }
 }
 
-/// Nothing runs in it, and nothing has made groups below it.
-fn is_empty(group: &Path) -> bool {
-    let events = fs::read_to_string(group.join("cgroup.events"));
+/// Nothing runs in it, nothing has made groups below it, and nobody has set anything of it: root in the guest may do all of that.
+fn is_as_new(group: &Path) -> bool {
+    let read = |file: &str| fs::read_to_string(group.join(file));
+    let is = |file: &str, content: &str| read(file).is_ok_and(|text| text.trim_end() == content);
+    // The kernel may have no such controller.
+    let is_limit = |file: &str, content: &str| match read(file) {
+        Ok(text) => text.trim_end() == content,
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    };
     // A directory's links are itself, its entry, and those of the directories in it.
     let is_leaf = || fs::metadata(group).is_ok_and(|meta| meta.nlink() <= 2);
-    events.is_ok_and(|events| events.lines().any(|line| line == "populated 0")) && is_leaf()
+    is("cgroup.events", "populated 0\nfrozen 0")
+        && is("cgroup.type", "domain")
+        && is("cgroup.subtree_control", "")
+        && is_limit("memory.max", "max")
+        && is_limit("memory.min", "0")
+        && is_limit("pids.max", "max")
+        && is_limit("cpu.max", "max 100000")
+        && is_leaf()
 }
 
 #[cfg(test)]
@@ -238,11 +257,20 @@ mod tests {
         let next = freezer.group().unwrap().unwrap();
         assert!(next.path != path);
         // What the kernel says of a group that is empty.
-        fs::write(next.path.join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
+        let as_new =
+            [("cgroup.events", "populated 0\nfrozen 0\n"), ("cgroup.type", "domain\n"), ("cgroup.subtree_control", "")];
+        for (file, content) in as_new {
+            fs::write(next.path.join(file), content).unwrap();
+        }
         let reused = next.path.clone();
         drop(next);
         assert!(!path.exists() && freezer.leftover.lock().inhabited.is_empty());
-        assert_eq!(freezer.group().unwrap().unwrap().path, reused);
+        let again = freezer.group().unwrap().unwrap();
+        assert_eq!(again.path, reused);
+        // One that somebody has set something of is nobody's any more.
+        fs::write(again.path.join("memory.max"), "1000000\n").unwrap();
+        drop(again);
+        assert_ne!(freezer.group().unwrap().unwrap().path, reused);
         // A group that cannot be made is no reason to run without.
         fs::remove_dir_all(root.path().join("user")).unwrap();
         assert!(freezer.group().is_err());

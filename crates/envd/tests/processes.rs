@@ -391,6 +391,36 @@ async fn silence_is_filled_with_keepalives() {
     assert_eq!(stream.outcome().await.exit_code(), 0);
 }
 
+#[tokio::test]
+async fn a_process_that_is_traced_when_it_ends_holds_up_nobody() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: only root may trace what is not its own child");
+    }
+    let envd = Envd::start();
+    let mut stream = envd.start_process("sleep", &["1000"]).await;
+    let pid = stream.pid().await;
+    let traced = i32::try_from(pid).unwrap();
+    let (begin, begun) = std::sync::mpsc::channel();
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    let tracer = std::thread::spawn(move || {
+        // SAFETY: plain system calls; the tracee is the process that was just started.
+        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, traced, 0, 0) };
+        begin.send(seized).unwrap();
+        held.recv().unwrap();
+        // SAFETY: as above; its status is not wanted.
+        unsafe { libc::waitpid(traced, std::ptr::null_mut(), libc::__WALL) }
+    });
+    assert_eq!(begun.recv().unwrap(), 0);
+    let kill = json!({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"});
+    envd.call("/process.Process/SendSignal", kill).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(envd.sh("echo on").await.text(), "on\n");
+    }
+    let_go.send(()).unwrap();
+    assert_eq!(stream.outcome().await.end["status"], "signal: killed");
+    assert_eq!(tracer.join().unwrap(), traced);
+}
+
 /// A file system whose server never answers: who enters it waits until it is taken away.
 struct HungMount {
     at: tempfile::TempDir,

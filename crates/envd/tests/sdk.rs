@@ -1,10 +1,12 @@
 //! The published SDKs as clients of one envd, at the port that they expect in debug mode. That port is fixed, so each test has a network
 //! of its own; the scripts below `sdk/` say what is right.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use testkit::sdk::{self, run};
 
 /// Tells the inner run of a test that it has its network, and where its SDK lies.
 const INSIDE: &str = "WRENN_TEST_SDK";
@@ -34,15 +36,7 @@ fn javascript_2_51_0() {
 }
 
 fn python(test: &str, version: &str) {
-    let install = |dir: &Path| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(dir));
-        // By module: the script pip names the directory's present place.
-        run(Command::new(dir.join("bin/python")).args(["-m", "pip", "install", "--quiet", &format!("e2b=={version}")]));
-    };
-    // The environment is bound to the interpreter that made it.
-    let interpreter = said(Command::new("python3").arg("--version")).replace(' ', "-").to_lowercase();
-    let key = format!("{interpreter}-e2b-{version}");
-    let Some(sdk) = inside(test, || Some(installed(&key, install))) else { return };
+    let Some(sdk) = inside(test, || Some(sdk::python(&format!("e2b=={version}"), &[]))) else { return };
     let _envd = Envd::start();
     for script in ["commands.py", "terminal.py", "files.py"] {
         // The checkout stays as it is.
@@ -52,15 +46,9 @@ fn python(test: &str, version: &str) {
 }
 
 fn javascript(test: &str, version: &str) {
-    let install = |dir: &Path| {
-        run(Command::new("npm")
-            .args(["install", "--no-audit", "--no-fund", "--silent", "--prefix"])
-            .arg(dir)
-            .arg(format!("e2b@{version}")));
-    };
     let look = || {
         has_node().map_err(|why| eprintln!("skipped: {test}: {why}")).ok()?;
-        Some(installed(&format!("javascript-e2b-{version}"), install))
+        Some(sdk::javascript(&format!("e2b@{version}")))
     };
     let Some(sdk) = inside(test, look) else { return };
     // A module is looked for beside and above who imports it.
@@ -117,45 +105,6 @@ fn inside(test: &str, find: impl FnOnce() -> Option<PathBuf>) -> Option<PathBuf>
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(INSIDE, sdk));
     None
-}
-
-/// The directory with this SDK; `install` fills an empty one when there is none yet. It is filled beside its place and renamed when it is
-/// whole, under a lock, so that nothing half looks finished.
-fn installed(key: &str, install: impl FnOnce(&Path)) -> PathBuf {
-    let kind = cache().join("sdk");
-    fs::create_dir_all(&kind).unwrap();
-    let place = kind.join(key);
-    let lock = File::create(kind.join(format!("{key}.lock"))).unwrap();
-    lock.lock().unwrap();
-    if !place.exists() {
-        eprintln!("installing {key} ...");
-        let unfinished = kind.join(format!("{key}.tmp"));
-        let _ = fs::remove_dir_all(&unfinished);
-        fs::create_dir(&unfinished).unwrap();
-        install(&unfinished);
-        fs::rename(&unfinished, &place).unwrap();
-    }
-    place
-}
-
-/// `WRENN_CACHE`, else below the user's cache directory.
-fn cache() -> PathBuf {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from("WRENN_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|path| path.join("wrenn")))
-        .or_else(|| from("HOME").map(|path| path.join(".cache/wrenn")))
-        .expect("WRENN_CACHE, XDG_CACHE_HOME or HOME is set")
-}
-
-fn said(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", output.status);
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-fn run(command: &mut Command) {
-    let status = command.stdin(Stdio::null()).status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(status.success(), "{command:?}: {status}");
 }
 
 struct Envd(std::process::Child);

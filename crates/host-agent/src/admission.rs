@@ -61,8 +61,26 @@ pub struct Admission {
 #[derive(Debug, Clone, Copy)]
 struct Promise {
     need: Need,
-    /// Its files are made: what they take is no longer free.
-    is_made: bool,
+    /// What of it is not taken yet, and so still counts as free.
+    coming: Coming,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Coming {
+    memory: u64,
+    pool: u64,
+}
+
+impl Coming {
+    /// Nothing is made.
+    fn all(need: Need) -> Self {
+        Self { memory: need.memory(), pool: need.pool() }
+    }
+
+    /// Its files are made. Of one that was restored the memory in the pool is shared: its own comes when it is paused.
+    fn after(need: Need, is_restored: bool) -> Self {
+        Self { memory: 0, pool: if is_restored { need.memory() } else { 0 } }
+    }
 }
 
 impl Admission {
@@ -81,35 +99,36 @@ impl Admission {
         }
         // Twice each: by what was promised, whether or not it is used, and by what there is, less what is promised and not taken yet.
         let all = |part: fn(Need) -> u64| promised.values().map(|promise| part(promise.need)).sum::<u64>();
-        let coming = |part: fn(Need) -> u64| {
-            promised.values().filter(|promise| !promise.is_made).map(|promise| part(promise.need)).sum::<u64>()
-        };
-        let left = |total: u64, free: u64, reserve: u64, part: fn(Need) -> u64| {
+        let coming = |part: fn(Coming) -> u64| promised.values().map(|promise| part(promise.coming)).sum::<u64>();
+        let left = |total: u64, free: u64, reserve: u64, part: fn(Need) -> u64, coming: u64| {
             let unpromised = total.saturating_sub(reserve).saturating_sub(all(part));
-            unpromised.min(free.saturating_sub(reserve).saturating_sub(coming(part)))
+            unpromised.min(free.saturating_sub(reserve).saturating_sub(coming))
         };
         let wanted = need.memory();
-        let memory = left(room.memory_total_mib, room.memory_available_mib, MEMORY_RESERVE_MIB, Need::memory);
+        let coming_memory = coming(|coming| coming.memory);
+        let memory =
+            left(room.memory_total_mib, room.memory_available_mib, MEMORY_RESERVE_MIB, Need::memory, coming_memory);
         if wanted > memory {
             return Err(NoRoom::Memory { wanted, left: memory });
         }
-        let disk = left(room.disk_total_mib, room.disk_free_mib, DISK_RESERVE_MIB, Need::pool);
+        let coming_pool = coming(|coming| coming.pool);
+        let disk = left(room.disk_total_mib, room.disk_free_mib, DISK_RESERVE_MIB, Need::pool, coming_pool);
         if need.pool() > disk {
             return Err(NoRoom::Disk { wanted: need.pool(), left: disk });
         }
-        promised.insert(id.clone(), Promise { need, is_made: false });
+        promised.insert(id.clone(), Promise { need, coming: Coming::all(need) });
         Ok(())
     }
 
     /// What was there before this start keeps its promise, whatever there is.
-    pub fn remember(&self, id: &SandboxId, need: Need) {
-        self.lock().insert(id.clone(), Promise { need, is_made: true });
+    pub fn remember(&self, id: &SandboxId, need: Need, is_restored: bool) {
+        self.lock().insert(id.clone(), Promise { need, coming: Coming::after(need, is_restored) });
     }
 
     /// The sandbox's files take their room from now on.
-    pub fn made(&self, id: &SandboxId) {
+    pub fn made(&self, id: &SandboxId, is_restored: bool) {
         if let Some(promise) = self.lock().get_mut(id) {
-            promise.is_made = true;
+            promise.coming = Coming::after(promise.need, is_restored);
         }
     }
 
@@ -140,7 +159,7 @@ mod tests {
         let id = |n| SandboxId::from_random(n);
         admission.admit(&id(1), need(2048), room()).unwrap();
         admission.admit(&id(1), need(2048), room()).unwrap();
-        admission.made(&id(1));
+        admission.made(&id(1), false);
         let refused = admission.admit(&id(2), need(2048), room()).unwrap_err();
         assert_eq!(refused, NoRoom::Memory { wanted: 2048, left: 1536 });
         admission.release(&id(1));
@@ -172,8 +191,14 @@ mod tests {
         let larger = Room { disk_free_mib: 10_000, ..room };
         admission.admit(&id(2), need(512), larger).unwrap();
         assert_eq!(admission.admit(&id(3), need(512), larger), Err(NoRoom::Memory { wanted: 512, left: 64 }));
+        // Of one that was restored the pool's part is still to come, and of another's nothing.
+        let full = Room { memory_available_mib: 10_000, ..room };
+        admission.made(&id(2), true);
+        admission.made(&id(1), true);
+        assert_eq!(admission.admit(&id(3), need(512), full), Err(NoRoom::Disk { wanted: 512, left: 0 }));
+        admission.made(&id(2), false);
         // What is taken is not free any more and counts once.
-        admission.made(&id(1));
+        admission.made(&id(1), false);
         admission.admit(&id(3), need(512), larger).unwrap();
     }
 
@@ -184,7 +209,7 @@ mod tests {
         let thin = Need { memory_mib: 128, disk_mib: 65_536 };
         for n in 1..=2 {
             admission.admit(&id(n), thin, room()).unwrap();
-            admission.made(&id(n));
+            admission.made(&id(n), false);
         }
         assert_eq!(admission.admit(&id(3), thin, room()), Err(NoRoom::Disk { wanted: 4224, left: 2528 }));
         admission.release(&id(1));

@@ -144,6 +144,7 @@ impl Base {
             let opened = TemplateGenerations::open(&pool, &dir);
             Some(Arc::new(opened.map_err(|cause| RunError::Directory { path: pool.clone(), cause })?))
         } else {
+            TemplateGenerations::clear(&pool).map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
             None
         };
         let context = Context {

@@ -19,6 +19,15 @@ pub enum Desired {
     Killed,
 }
 
+/// What becomes of a sandbox when its time is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum OnTimeout {
+    #[default]
+    Kill,
+    /// With its memory; resumed, its time begins anew.
+    Pause,
+}
+
 /// What the host last said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Observed {
@@ -119,6 +128,7 @@ macro_rules! words {
     };
 }
 
+words!(OnTimeout, "end of time", Kill = "kill", Pause = "pause");
 words!(Desired, "desired", Running = "running", Paused = "paused", Killed = "killed");
 words!(
     Observed,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use model::ids::{HostId, OperationId, SandboxId, TeamId};
-use model::sandbox::{Desired, Observed, Status};
+use model::sandbox::{Desired, Observed, OnTimeout, Status};
 use model::shape::{Shape, TemplateName};
 use serde_json::Value;
 use uuid::Uuid;
@@ -22,6 +22,8 @@ use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
 pub const LIST_MAX: i64 = 10_000;
 /// `last_active_at` is written at most this often.
 const ACTIVE_STEP_SEC: f64 = 10.0;
+/// After a pause for want of time that did not come about.
+const PAUSE_AGAIN_SEC: f64 = 60.0;
 /// Wishes written by one run of a reconciler.
 const BATCH_MAX: i64 = 100;
 
@@ -35,8 +37,9 @@ pub struct Sandbox {
     pub metadata: BTreeMap<String, String>,
     /// Empty: the template's own.
     pub default_user: String,
-    /// 0: never killed by time.
+    /// Of running; 0: for ever.
     pub timeout_sec: i64,
+    pub on_timeout: OnTimeout,
     pub desired: Desired,
     pub revision: i64,
     pub observed: Observed,
@@ -78,6 +81,7 @@ pub struct NewSandbox {
     pub metadata: BTreeMap<String, String>,
     pub default_user: String,
     pub timeout_sec: i64,
+    pub on_timeout: OnTimeout,
 }
 
 pub enum Created {
@@ -147,6 +151,7 @@ pub(crate) struct Row {
     metadata: Value,
     default_user: String,
     timeout_sec: i64,
+    on_timeout: String,
     desired: String,
     revision: i64,
     observed: String,
@@ -195,6 +200,7 @@ impl TryFrom<Row> for Sandbox {
             template: row.template,
             default_user: row.default_user,
             timeout_sec: row.timeout_sec,
+            on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
             revision: row.revision,
             reason: row.reason,
             incarnation: row.incarnation,
@@ -213,7 +219,7 @@ macro_rules! sandboxes {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.template, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
-                   s.timeout_sec, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   s.timeout_sec, s.on_timeout, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
@@ -255,8 +261,8 @@ impl Store {
         let Some((host, epoch)) = placement::choose(&mut tx, &wanted).await? else { return Ok(Created::NoHost) };
         sqlx::query!(
             "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
-                 desired, revision, observed, host_id, host_epoch)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'running', 1, 'starting', $11, $12)",
+                 on_timeout, desired, revision, observed, host_id, host_epoch)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12)",
             new.id.as_str(),
             new.team.0,
             new.template.as_str(),
@@ -269,6 +275,7 @@ impl Store {
             new.timeout_sec,
             host.0,
             epoch,
+            new.on_timeout.as_str(),
         )
         .execute(&mut *tx)
         .await?;
@@ -333,7 +340,8 @@ impl Store {
             Status::Paused => return Ok(Turned::Is),
             other => return Ok(Turned::Wrong(other)),
         }
-        let operation = turn(&mut tx, &sandbox, Desired::Paused, Observed::Pausing, Kind::Pause, lease).await?;
+        let operation =
+            turn(&mut tx, id, sandbox.revision, Desired::Paused, Observed::Pausing, Kind::Pause, Some(lease)).await?;
         audit::record(&mut tx, actor, "sandbox.pause", id.as_str(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(Turned::Opened(operation))
@@ -368,7 +376,9 @@ impl Store {
                 return Ok(Turned::NoRoom);
             }
         }
-        let operation = turn(&mut tx, &sandbox, Desired::Running, Observed::Resuming, Kind::Resume, lease).await?;
+        let operation =
+            turn(&mut tx, id, sandbox.revision, Desired::Running, Observed::Resuming, Kind::Resume, Some(lease))
+                .await?;
         audit::record(&mut tx, actor, "sandbox.resume", id.as_str(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(Turned::Opened(operation))
@@ -403,11 +413,13 @@ impl Store {
         Ok(KillWish::Opened(operation))
     }
 
-    /// Wishes for sandboxes whose time is over; how many.
+    /// Wishes for sandboxes whose time is over; how many. Paused ones have time.
     pub async fn expire_sandboxes(&self) -> Result<usize, StoreError> {
         let mut tx = self.begin().await?;
         let due = sqlx::query!(
-            "select id, revision from sandboxes where deadline < now() and desired <> 'killed' and observed <> 'killed'
+            "select id, revision, on_timeout = 'pause' and observed <> 'failed' as \"pauses!\" from sandboxes
+             where deadline < now() and desired = 'running' and observed <> 'killed'
+                 and (on_timeout = 'kill' or observed in ('running', 'failed'))
              order by deadline limit $1 for update skip locked",
             BATCH_MAX
         )
@@ -416,15 +428,23 @@ impl Store {
         for row in &due {
             let id: SandboxId =
                 row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
-            kill(&mut tx, &id, row.revision, None, "deadline").await?;
-            audit::record(
-                &mut tx,
-                &Actor::platform("expired_sandboxes"),
-                "sandbox.kill",
-                &row.id,
-                serde_json::json!({}),
-            )
-            .await?;
+            let action = if row.pauses {
+                turn(&mut tx, &id, row.revision, Desired::Paused, Observed::Pausing, Kind::Pause, None).await?;
+                // One that does not come about is wished again, but not at once.
+                sqlx::query!(
+                    "update sandboxes set deadline = now() + make_interval(secs => $2) where id = $1",
+                    id.as_str(),
+                    PAUSE_AGAIN_SEC
+                )
+                .execute(&mut *tx)
+                .await?;
+                "sandbox.pause"
+            } else {
+                kill(&mut tx, &id, row.revision, None, "deadline").await?;
+                "sandbox.kill"
+            };
+            let actor = Actor::platform("expired_sandboxes");
+            audit::record(&mut tx, &actor, action, &row.id, serde_json::json!({"reason": "deadline"})).await?;
         }
         tx.commit().await?;
         Ok(due.len())
@@ -570,24 +590,25 @@ async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<Option<Sand
 /// Raises the revision to the wish of a pause or of running again.
 async fn turn(
     tx: &mut Tx,
-    sandbox: &Sandbox,
+    id: &SandboxId,
+    revision: i64,
     desired: Desired,
     observed: Observed,
     kind: Kind,
-    lease: &Lease,
+    lease: Option<&Lease>,
 ) -> Result<operations::Operation, StoreError> {
-    let revision = sandbox.revision + 1;
+    let revision = revision + 1;
     sqlx::query!(
         "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null, updated_at = now() where id = $1",
-        sandbox.id.as_str(),
+        id.as_str(),
         revision,
         desired.as_str(),
         observed.as_str()
     )
     .execute(&mut **tx)
     .await?;
-    operations::supersede(tx, &sandbox.id).await?;
-    operations::open(tx, &sandbox.id, kind, revision, Some(lease)).await
+    operations::supersede(tx, id).await?;
+    operations::open(tx, id, kind, revision, lease).await
 }
 
 /// Raises the revision to the wish of an end.

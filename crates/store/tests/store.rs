@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::ids::{HostId, SandboxId, TeamId, UserId};
-use model::sandbox::{Observed, Status};
+use model::sandbox::{Observed, OnTimeout, Status};
 use model::shape::Shape;
 use store::audit::Actor;
 use store::hosts::NewHost;
@@ -74,6 +74,7 @@ impl Bench {
             metadata: BTreeMap::new(),
             default_user: String::new(),
             timeout_sec: 60,
+            on_timeout: OnTimeout::Kill,
         };
         match self.store.create_sandbox(&new, &self.lease, None, &Actor::platform("test")).await.unwrap() {
             Created::Made(sandbox, operation) => (sandbox.id, operation),
@@ -236,6 +237,40 @@ async fn a_sandbox_whose_time_is_over_is_wished_away_once() {
     assert_eq!((sandbox.status(), sandbox.reason.as_deref()), (Status::Stopping, Some("deadline")));
     let audited = bench.database.sql("select count(*) from audit where action = 'sandbox.kill'").await;
     assert_eq!(audited.trim(), "1");
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    bench.run(&run).await;
+    let over = "update sandboxes set on_timeout = 'pause', timeout_sec = 600, deadline = now() - interval '1 second'";
+    bench.database.sql(over).await;
+    let counts = tokio::join!(bench.store.expire_sandboxes(), bench.store.expire_sandboxes());
+    assert_eq!(counts.0.unwrap() + counts.1.unwrap(), 1);
+    let sandbox = bench.get(&id).await;
+    assert_eq!((sandbox.status(), sandbox.on_timeout), (Status::Pausing, OnTimeout::Pause));
+    assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
+
+    // It does not come about: not at once again, but again.
+    let lease = &bench.lease;
+    let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
+    bench.store.take_back(&pause, Observed::Running, "agent_error", "no").await.unwrap();
+    assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
+    bench.database.sql(over).await;
+    assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
+    let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
+    bench.store.finish_pause(&pause, &report("i1")).await.unwrap();
+    assert_eq!(bench.get(&id).await.status(), Status::Paused);
+
+    // Paused it has time, and one that failed is nothing to pause.
+    let left = bench.database.sql("select deadline is null from sandboxes").await;
+    assert_eq!(left.trim(), "t");
+    bench.database.sql(over).await;
+    assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
+    bench.database.sql("update sandboxes set desired = 'running', observed = 'failed'").await;
+    assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
+    assert_eq!(bench.get(&id).await.status(), Status::Stopping);
 }
 
 #[tokio::test]

@@ -5,3 +5,4 @@
 
 pub mod envd;
 pub mod postgres;
+pub mod sdk;

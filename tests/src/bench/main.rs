@@ -22,7 +22,7 @@ use whole_machine::wait;
 use direct::Envd;
 use floor::{BareVmm, Life};
 
-/// Cold boots of each, one beside the other: about eight seconds a pair.
+/// Lives of each, one beside the other: about ten seconds a pair.
 const CREATES: usize = 12;
 /// Commands of each, one beside the other.
 const COMMANDS: usize = 100;
@@ -75,6 +75,7 @@ fn run() -> Result<bool> {
 #[derive(Default)]
 struct Samples {
     create: Vec<f64>,
+    restored: Vec<f64>,
     bare: Vec<Life>,
     pause: Vec<f64>,
     pause_stopped: Vec<f64>,
@@ -105,11 +106,12 @@ async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
             samples.bare.push(bare.life().await?);
         }
         eprintln!(
-            "life {:>2} of {CREATES}: boot {:.0} ms and restore {:.0} ms bare; create {:.0} ms, pause {:.0} ms, resume {:.0} ms",
+            "life {:>2} of {CREATES}: boot {:.0} ms and restore {:.0} ms bare; create {:.0} ms cold and {:.0} ms restored, pause {:.0} ms, resume {:.0} ms",
             round + 1,
             samples.bare[round].boot,
             samples.bare[round].restore,
             samples.create[round],
+            samples.restored[round],
             samples.pause[round],
             samples.resume[round]
         );
@@ -127,15 +129,29 @@ fn isolation_of_host(platform: &Platform) -> Result<String> {
     Ok(isolation.to_owned())
 }
 
-/// Creates a sandbox, pauses and resumes it, kills it, and counts what is left. Gives its isolation.
+/// Creates a sandbox, pauses and resumes it, kills it, does all but the pause with one that is restored, and counts what is left. Gives
+/// the isolation.
 async fn one_life(platform: &Platform, samples: &mut Samples) -> Result<String> {
     let before = settled(platform).await;
-    let (id, sandbox) = create(platform, samples).await?;
+    // The first of its kind boots.
+    let templates = platform.dir.join("pool/templates");
+    for place in std::fs::read_dir(&templates).context("look for booted states")?.flatten() {
+        std::fs::remove_dir_all(place.path()).context("remove a booted state")?;
+    }
+    let (id, sandbox) = create(platform, &mut samples.create).await?;
     let steps = sandbox["steps"].as_array().context("the sandbox has no steps")?;
     let decided = steps.iter().find(|step| step["name"] == "control_plane").context("no step control_plane")?;
     samples.control_plane.push(decided["ms"].as_f64().context("a step without its time")?);
     weigh(platform, samples)?;
     turns(platform, &id, samples).await?;
+    platform.kill(&id).await;
+    wait::until("the booted state is kept", SETTLE_MAX, || {
+        let mut places = std::fs::read_dir(&templates).into_iter().flatten().flatten();
+        let is_kept = places.any(|place| place.path().join("gen-00001").exists());
+        async move { is_kept.then_some(()) }
+    })
+    .await;
+    let (id, _) = create(platform, &mut samples.restored).await?;
     platform.kill(&id).await;
     samples.left.push(left_over(platform, &before).await);
     Ok(sandbox["isolation"].as_str().unwrap_or("unknown").to_owned())
@@ -164,13 +180,13 @@ async fn turns(platform: &Platform, id: &str, samples: &mut Samples) -> Result<(
     Ok(())
 }
 
-async fn create(platform: &Platform, samples: &mut Samples) -> Result<(String, Value)> {
+async fn create(platform: &Platform, times: &mut Vec<f64>) -> Result<(String, Value)> {
     let body = json!({"template": "minimal", "memory_mb": MEMORY_MIB, "vcpus": 1});
     let began = Instant::now();
     let (status, sandbox) = platform.call(Method::POST, "/v1/sandboxes?wait_sec=120", Some(body)).await;
     let took = milliseconds(began);
     ensure!(status == 201 && sandbox["status"] == "running", "the create answers {status}: {sandbox}");
-    samples.create.push(took);
+    times.push(took);
     Ok((sandbox["id"].as_str().context("a sandbox without id")?.to_owned(), sandbox))
 }
 
@@ -178,7 +194,7 @@ async fn create(platform: &Platform, samples: &mut Samples) -> Result<(String, V
 async fn commands(platform: &Platform, samples: &mut Samples) -> Result<()> {
     let before = settled(platform).await;
     // Not one of those that are compared with bare boots, because none boots beside it.
-    let (id, _) = create(platform, &mut Samples::default()).await?;
+    let (id, _) = create(platform, &mut Vec::new()).await?;
     let mut envd = Envd::connect(platform, &id).await?;
     for round in 0..WARM_UP + COMMANDS {
         let began = Instant::now();
@@ -210,6 +226,9 @@ fn judge(samples: Samples) -> Vec<Judged> {
     let overhead = samples.command.iter().zip(&samples.direct).map(|(by_api, by_envd)| by_api - by_envd).collect();
     vec![
         Figure::of("create_cold", "ms", samples.create).beside(floor(|life| life.boot)).judged(Limit::Ratio(1.15)),
+        Figure::of("create_restore", "ms", samples.restored)
+            .beside(floor(|life| life.restore))
+            .judged(Limit::Ratio(1.25)),
         Figure::of("resume", "ms", samples.resume).beside(floor(|life| life.restore)).judged(Limit::Ratio(1.25)),
         Figure::of("pause_acknowledged", "ms", samples.pause)
             .beside(floor(|life| life.pause))

@@ -34,9 +34,6 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["floor", runs] => runs.parse().context("floor RUNS").and_then(inside::print_floor).map(|()| true),
-        ["inside"] => {
-            inside::processes().and_then(|all| figures::write(Path::new("/tmp/inside.json"), &all, "x")).map(|()| true)
-        }
         _ => run(),
     };
     match done {

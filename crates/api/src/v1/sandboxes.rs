@@ -21,9 +21,12 @@ pub struct CreateSandbox {
     /// MiB, from 1024; 5120 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size_mb: Option<i64>,
-    /// Seconds until the sandbox is killed; 0 or absent: never.
+    /// Seconds of running, counted from the start and anew from each resume, until `on_timeout`; 0 or absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
+    /// What happens then: `kill` (when absent), or `pause`, with memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<String>,
     /// At most 32 pairs of at most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -45,6 +48,8 @@ pub struct Sandbox {
     pub memory_mb: i64,
     pub disk_size_mb: i64,
     pub timeout_sec: i64,
+    /// `kill` or `pause`.
+    pub on_timeout: String,
     /// What stands between this sandbox and its host: `kvm` (hardware virtualisation) or `emulation` (for development and trusted tenants).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,

@@ -42,17 +42,22 @@ impl Child {
         self.handle.readable().await.map(drop)
     }
 
-    /// How it ended; from now on its number may be another's. Blocks while it runs.
-    pub fn collect(&mut self) -> io::Result<ExitStatus> {
+    /// How it ended; from now on its number may be another's. `None` when it is not there to be collected: it runs, or somebody who traces
+    /// it has not let it go, although it has ended.
+    pub fn collect(&mut self) -> io::Result<Option<ExitStatus>> {
         // SAFETY: all zeros is a siginfo_t.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let handle = libc::id_t::try_from(self.handle.as_raw_fd()).map_err(io::Error::other)?;
         // SAFETY: the handle is open, and the kernel fills the struct that it is given.
-        while unsafe { libc::waitid(libc::P_PIDFD, handle, &raw mut info, libc::WEXITED) } != 0 {
+        while unsafe { libc::waitid(libc::P_PIDFD, handle, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
             }
+        }
+        // SAFETY: waitid has filled in the struct, or left its zeros.
+        if unsafe { info.si_pid() } == 0 {
+            return Ok(None);
         }
         self.is_collected = true;
         // SAFETY: waitid has filled in the fields of a child that ended.
@@ -63,7 +68,7 @@ impl Child {
             libc::CLD_DUMPED => status | 0x80,
             _ => status,
         };
-        Ok(ExitStatus::from_raw(raw))
+        Ok(Some(ExitStatus::from_raw(raw)))
     }
 }
 
@@ -73,7 +78,11 @@ impl Drop for Child {
         if !self.is_collected {
             // SAFETY: it has not been collected, so its number and its group's are its own.
             unsafe { libc::kill(-(self.pid as libc::pid_t), libc::SIGKILL) };
-            let _ = self.collect();
+            let pid = self.pid as libc::pid_t;
+            // It may take its time, which is nobody's here.
+            let collecting = std::thread::Builder::new().name("collect".to_owned()).stack_size(STACK_BYTES);
+            // SAFETY: as above; its status is not wanted.
+            let _ = collecting.spawn(move || unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) });
         }
     }
 }
@@ -161,7 +170,8 @@ pub fn start(start: &Start<'_>, progress: &Progress) -> io::Result<Child> {
     match steps.failed.load(Ordering::SeqCst) {
         0 => Ok(child),
         errno => {
-            child.collect()?;
+            // It has ended, or is about to: what it leaves is collected when it is dropped.
+            let _ = child.collect();
             Err(io::Error::from_raw_os_error(errno))
         }
     }

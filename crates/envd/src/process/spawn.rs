@@ -154,8 +154,8 @@ fn spawn_error(plan: &Plan, progress: &Progress, error: &io::Error) -> ConnectEr
 const OPEN_FILES: libc::rlim_t = 16 * 1024;
 /// Descriptors that processes leave to connections, files and the runtime.
 const OPEN_FILES_OTHERS: libc::rlim_t = 4096;
-/// Three pipes and the process's own descriptor.
-const OPEN_FILES_EACH: libc::rlim_t = 4;
+/// Three pipes, the process's own descriptor and that of its group.
+const OPEN_FILES_EACH: libc::rlim_t = 5;
 /// Processes at once, where there are descriptors enough. Each costs envd up to some hundred KiB of output that waits.
 const PROCESSES_MAX: libc::rlim_t = 1024;
 

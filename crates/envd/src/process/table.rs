@@ -21,6 +21,9 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 /// And how many of them; beyond it the oldest is forgotten, so that ten thousand fast commands do not pile up.
 const REMEMBERED_MAX: usize = 512;
 
+/// How often it is looked whether a process that has ended is let go by who traces it.
+const TRACED_LOOK: Duration = Duration::from_millis(20);
+
 pub struct Process {
     pub pid: u32,
     pub tag: Option<String>,
@@ -226,9 +229,17 @@ async fn wait(child: &mut Child, process: &Process) -> (Ended, Option<Group>) {
     use std::os::unix::process::ExitStatusExt as _;
     let pid = process.pid;
     let waited = child.ended().await;
-    let mut held = process.group.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut held, status) = loop {
+        let held = process.group.lock().unwrap_or_else(PoisonError::into_inner);
+        match waited.as_ref().map_err(|e| io::Error::from(e.kind())).and_then(|()| child.collect()) {
+            Ok(Some(status)) => break (held, Ok(status)),
+            Err(e) => break (held, Err(e)),
+            // Whoever traces it has to let it go first.
+            Ok(None) => drop(held),
+        }
+        tokio::time::sleep(TRACED_LOOK).await;
+    };
     let group = held.take();
-    let status = waited.and_then(|()| child.collect());
     let ended = match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(code), _) => Ended { code, signal: None },

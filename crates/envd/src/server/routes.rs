@@ -14,7 +14,7 @@ use connectrpc::{ConnectRpcService, Limits};
 use futures::FutureExt as _;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ORIGIN, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -64,6 +64,8 @@ pub async fn answer(
     // Browsers may call a sandbox's envd from any page: the token is what protects it.
     let is_from_a_page =
         request.headers().contains_key(ORIGIN) && !matches!(request.uri().path(), "/init" | "/snapshot/prepare");
+    // What is cached for one that is no page's must not be a page's answer.
+    let is_cacheable = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = AssertUnwindSafe(route(&guest, rpc, &connection, local, request));
     // A mistake of ours costs one request its answer, nobody else anything.
     let mut answer = work.catch_unwind().await.unwrap_or_else(|_| {
@@ -75,6 +77,9 @@ pub async fn answer(
     if is_from_a_page {
         answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         answer.headers_mut().insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    }
+    if is_cacheable {
+        answer.headers_mut().append(VARY, HeaderValue::from_static("Origin"));
     }
     // The connection keeps this map for as long as the answer lasts: without the room that it has grown beyond need.
     let mut headers = HeaderMap::with_capacity(answer.headers().len());

@@ -47,6 +47,15 @@ impl Console {
         blocking(move || durable::remove(&path)).await
     }
 
+    /// A microVM that begins where another one stood: what that one has said comes first.
+    pub async fn follow(&self, earlier: PathBuf) {
+        let mut text = self.text.lock().await;
+        // As below: nothing depends on it.
+        let kept = blocking(move || durable::read(&earlier, 2 * BYTES_MAX as u64)).await.unwrap_or_default();
+        self.keep(kept.clone()).await;
+        *text = Text { is_loaded: true, before: kept.clone(), whole: kept };
+    }
+
     /// The last bytes, of a living or a dead microVM. What is new is written down, so that it outlives the microVM and this agent.
     ///
     /// Cancel-safe: what was taken out of the VMM is kept also when nobody waits for it any more.

@@ -95,6 +95,11 @@ impl Files {
         self.directory.join("device")
     }
 
+    /// What the guest had said, where that is kept.
+    pub fn console(&self) -> PathBuf {
+        self.directory.join("console")
+    }
+
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk")
     }

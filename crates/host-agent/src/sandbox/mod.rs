@@ -319,8 +319,7 @@ impl Sandboxes {
     }
 
     async fn admit(&self, id: &SandboxId, spec: &Spec) -> Result<(), WishError> {
-        let room = (self.context.room)().await;
-        Ok(self.context.admission.admit(id, spec.need(), room)?)
+        Ok(self.context.admit(id, spec.need()).await?)
     }
 
     fn send(&self, handle: &Handle, message: Message) -> Result<(), WishError> {

@@ -45,8 +45,14 @@ impl Body {
         let directory = self.directory();
         match step {
             Pause::Begin => {
-                let room = (self.context().room)().await;
+                let mut room = (self.context().room)().await;
                 let own = microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20;
+                if let (true, Some(generations)) =
+                    (room.disk_free_mib < own + SLACK_MIB, self.context().template_generations.clone())
+                {
+                    blocking(move || generations.make_room()).await;
+                    room = (self.context().room)().await;
+                }
                 if room.disk_free_mib < own + SLACK_MIB {
                     return Err(StepError::NoDisk { wanted: own + SLACK_MIB, left: room.disk_free_mib });
                 }

@@ -106,7 +106,7 @@ impl Sandboxes {
                 }
             }
             Phase::Pausing { run, to } => {
-                self.context.admission.remember(&id, record.spec.need());
+                self.context.admission.remember(&id, record.spec.need(), run.is_restored());
                 let directory = self.context.journal.directory(&id);
                 if blocking(move || generation::is_sealed(&directory, to)).await.unwrap_or(false) {
                     body.take_run(run);
@@ -136,7 +136,7 @@ impl Sandboxes {
                 }
             }
             Phase::Running { run } => {
-                self.context.admission.remember(&id, record.spec.need());
+                self.context.admission.remember(&id, record.spec.need(), run.is_restored());
                 match body.adopt(run).await {
                     Ok(()) => Progress::Running,
                     Err(error) => {

@@ -94,6 +94,13 @@ pub struct Run {
     pub envd_version: String,
 }
 
+impl Run {
+    /// It began with a saved state, its own or its template's: its memory is shared with that until it is saved itself.
+    pub fn is_restored(&self) -> bool {
+        self.generation.is_some() || self.template_generation.is_some()
+    }
+}
+
 impl std::fmt::Debug for Run {
     // By hand, because the tokens must not come into a log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

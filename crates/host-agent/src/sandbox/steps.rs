@@ -21,8 +21,8 @@ use super::journal::{Journal, JournalError};
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
 use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
-use super::template_generations::TemplateGenerations;
-use crate::admission::{Admission, NoRoom, Room};
+use super::template_generations::{Booted, Lease, TemplateGenerations};
+use crate::admission::{Admission, Need, NoRoom, Room};
 use crate::durable;
 use crate::ground::{Ground, GroundError, Places};
 use crate::guest::{Guest, GuestError};
@@ -50,6 +50,18 @@ pub struct Context {
     pub room: Box<dyn Fn() -> BoxFuture<'static, Room> + Send + Sync>,
     /// Woken when what the control plane should know has changed.
     pub changed: Arc<Notify>,
+}
+
+impl Context {
+    /// Promises the sandbox what it needs. What is there for speed alone gives way.
+    pub async fn admit(&self, id: &SandboxId, need: Need) -> Result<(), NoRoom> {
+        let admitted = self.admission.admit(id, need, (self.room)().await);
+        if let (Err(NoRoom::Disk { .. }), Some(generations)) = (&admitted, self.template_generations.clone()) {
+            blocking(move || generations.make_room()).await;
+            return self.admission.admit(id, need, (self.room)().await);
+        }
+        admitted
+    }
 }
 
 /// A step failed.
@@ -159,6 +171,8 @@ pub struct Body {
     known_by: String,
     /// The key of a template's booted state that is not there yet, and that this create can leave behind.
     wanted: Option<String>,
+    /// On the state that this create is being restored from.
+    lease: Option<Lease>,
 }
 
 impl Body {
@@ -175,6 +189,7 @@ impl Body {
             stopped: Duration::ZERO,
             known_by: String::new(),
             wanted: None,
+            lease: None,
         }
     }
 
@@ -300,7 +315,10 @@ impl Body {
         match step {
             Step::Create(create) => {
                 let created = self.create(create, wish, give_up_at, stop).await;
-                self.distrust(&created);
+                if create == Create::Commit || created.is_err() {
+                    self.distrust(&created).await;
+                    self.lease = None;
+                }
                 created?;
             }
             Step::GiveUp => {}
@@ -363,13 +381,16 @@ impl Body {
                     Some(from) => ground.clone_file(&from.files().memory(), &places.memory, run.uid).await?,
                     None => ground.make_memory(&wish.spec, &places, run.uid).await?,
                 }
-                self.context.admission.made(&self.id);
+                self.context.admission.made(&self.id, run.is_restored());
             }
             Create::Start => {
                 let directory = places.run.clone();
                 blocking(move || std::fs::create_dir_all(directory)).await.map_err(StepError::Files)?;
                 let origin = self.origin(&run);
                 let is_restored = origin.is_some();
+                if let (Some(from), None) = (&origin, run.generation) {
+                    self.console.follow(from.files().console()).await;
+                }
                 let load = match origin {
                     Some(from) => Some(self.load(from, &run, wish).await?),
                     None => None,
@@ -415,18 +436,16 @@ impl Body {
 
     async fn reserve(&mut self, wish: &Wish) -> Result<(), StepError> {
         // A new sandbox was admitted by the call that brought it; one that begins anew gave its promise back when it failed.
-        let room = (self.context.room)().await;
-        self.context.admission.admit(&self.id, wish.spec.need(), room)?;
-        let booted = match self.generation {
-            None => self.look_for_booted(wish).await,
-            Some(_) => None,
+        self.context.admit(&self.id, wish.spec.need()).await?;
+        (self.lease, self.wanted) = match self.generation {
+            Some(_) => (None, None),
+            None => match self.look_for_booted(wish).await {
+                Some(Booted::There(lease)) => (Some(lease), None),
+                Some(Booted::Missing(key)) => (None, Some(key)),
+                None => (None, None),
+            },
         };
-        let (template_generation, wanted) = match booted {
-            Some((key, true)) => (Some(key), None),
-            Some((key, false)) => (None, Some(key)),
-            None => (None, None),
-        };
-        self.wanted = wanted;
+        let template_generation = self.lease.as_ref().map(|lease| lease.key().to_owned());
         let slot = self.context.ground.reserve_slot()?;
         let run = Run {
             incarnation: Incarnation::from_random(rand::random()),
@@ -492,14 +511,18 @@ impl Body {
     }
 
     /// What is not to be restored from once more: a template's state whose guest does not come up.
-    fn distrust(&self, created: &Result<(), StepError>) {
-        let key = self.run.as_ref().and_then(|run| run.template_generation.as_deref());
+    async fn distrust(&self, created: &Result<(), StepError>) {
+        let key = self.run.as_ref().and_then(|run| run.template_generation.clone());
         let is_its_fault = matches!(
             created,
-            Err(StepError::Generation(_) | StepError::Machine(_) | StepError::Ended(_) | StepError::Init(_))
+            Err(StepError::Generation(_)
+                | StepError::Machine(_)
+                | StepError::Ended(_)
+                | StepError::Init(_)
+                | StepError::Silent)
         );
-        if let (true, Some(key), Some(generations)) = (is_its_fault, key, &self.context.template_generations) {
-            generations.remove(key);
+        if let (true, Some(key), Some(generations)) = (is_its_fault, key, self.context.template_generations.clone()) {
+            blocking(move || generations.remove(&key)).await;
         }
     }
 

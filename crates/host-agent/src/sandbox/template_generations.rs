@@ -5,21 +5,23 @@
 //! ```
 //!
 //! The first create of its kind boots, and leaves the state behind before the guest learns who it is. The key is a digest of everything
-//! that the state follows from: the template's edition, the kernel, the machine's shape. Nothing here is anybody's: it can be removed at any
-//! time, and the next create boots.
+//! that the state follows from: the template's edition, the kernel, the machine's shape. Nothing here is anybody's: what no create is
+//! being restored from can be removed at any time, and the next create boots.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use microvm::{Microvm, Stamp};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use tracing::{info, warn};
 
+use super::console::BYTES_MAX;
 use super::fence::Wish;
 use super::generation::{self, About, Files, GenerationError};
 use super::state::{Generation, Run, Spec};
@@ -33,8 +35,6 @@ const FOLDER: &str = "templates";
 pub const GENERATION: Generation = Generation(1);
 /// Kept at once, the ones that were used last.
 const KEPT_MAX: usize = 8;
-/// One that was used so lately may be what a create is restored from right now.
-const IN_USE: Duration = Duration::from_secs(600);
 /// Pool that must be left when one is made, beside its own size: it is worth less than a sandbox.
 const POOL_LEFT_MIB: u64 = 1024;
 
@@ -43,19 +43,63 @@ pub struct TemplateGenerations {
     folder: PathBuf,
     /// WRENN_DIR, where kernels lie.
     dir: PathBuf,
-    making: Arc<Mutex<HashSet<String>>>,
+    books: Arc<Mutex<Books>>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    making: HashSet<String>,
+    /// How many creates are being restored from each.
+    leases: HashMap<String, usize>,
+    /// To be removed when the last lease ends.
+    condemned: HashSet<String>,
 }
 
 /// The place of one that is being made; nobody else makes it meanwhile.
 struct Making {
     key: String,
     place: PathBuf,
-    all: Arc<Mutex<HashSet<String>>>,
+    books: Arc<Mutex<Books>>,
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        lock(&self.books).making.remove(&self.key);
+    }
+}
+
+/// As long as it is held the state stays: a create is being restored from it.
+#[derive(Debug)]
+pub struct Lease {
+    key: String,
+    place: PathBuf,
+    books: Arc<Mutex<Books>>,
+}
+
+impl Lease {
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut books = lock(&self.books);
+        let left = books.leases.get(&self.key).map_or(0, |count| count - 1);
+        if left > 0 {
+            books.leases.insert(self.key.clone(), left);
+            return;
+        }
+        books.leases.remove(&self.key);
+        if books.condemned.remove(&self.key) {
+            drop(books);
+            let place = std::mem::take(&mut self.place);
+            // Wherever that is dropped: removing a file of gigabytes takes its time.
+            let removing = std::thread::Builder::new().name("remove".to_owned());
+            if let Err(error) = removing.spawn(move || remove_place(&place)) {
+                warn!("remove a template's generation: {error}");
+            }
+        }
     }
 }
 
@@ -70,7 +114,14 @@ impl TemplateGenerations {
                 durable::remove_tree(&place)?;
             }
         }
-        Ok(Self { folder, dir: dir.to_owned(), making: Arc::default() })
+        let all = Self { folder, dir: dir.to_owned(), books: Arc::default() };
+        all.prune(KEPT_MAX)?;
+        Ok(all)
+    }
+
+    /// For an agent whose creates boot.
+    pub fn clear(pool: &Path) -> io::Result<()> {
+        durable::remove_tree(&pool.join(FOLDER))
     }
 
     /// `edition`: of the template, as its digest says it.
@@ -78,7 +129,9 @@ impl TemplateGenerations {
         let mut digest = blake3::Hasher::new();
         let kernel = template::newest_kernel(&self.dir);
         let files = kernel.iter().flat_map(|kernel| [Some(&kernel.image), kernel.initramfs.as_ref()]);
-        for file in files.flatten() {
+        // This program decides which devices the machine has and what its kernel is told.
+        let own = PathBuf::from("/proc/self/exe");
+        for file in files.flatten().chain([&own]) {
             // Published under the name of a version; another build of it is another file.
             let meta = fs::metadata(file).map(|meta| (meta.len(), meta.mtime(), meta.mtime_nsec())).ok();
             digest.update(format!("{} {meta:?}\n", file.display()).as_bytes());
@@ -92,72 +145,104 @@ impl TemplateGenerations {
         self.folder.join(key)
     }
 
-    /// Whether a create can be restored from it, as far as that is known before it is tried. One that cannot is removed.
-    fn find(&self, key: &str, spec: &Spec, vmm: &Stamp) -> bool {
+    /// One that a create can be restored from, as far as that is known before it is tried. One that cannot is removed.
+    fn find(&self, key: &str, spec: &Spec, vmm: &Stamp) -> Option<Lease> {
         let place = self.place(key);
-        if !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
-            return false;
-        }
-        match generation::verified(&place, GENERATION, spec, vmm) {
-            Ok(_) => {
-                // It is in use, which keeps it.
-                let touched = File::open(&place).and_then(|place| place.set_modified(SystemTime::now()));
-                if let Err(error) = touched {
-                    warn!("mark a template's generation as used: {error}");
-                }
-                true
+        let lease = {
+            let mut books = lock(&self.books);
+            if books.condemned.contains(key) || !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
+                return None;
             }
-            Err(error) => {
-                warn!("a template's booted state is of no use any more and is removed: {error}");
-                self.remove(key);
-                false
-            }
+            *books.leases.entry(key.to_owned()).or_default() += 1;
+            Lease { key: key.to_owned(), place: place.clone(), books: self.books.clone() }
+        };
+        if let Err(error) = generation::verified(&place, GENERATION, spec, vmm) {
+            warn!("a template's booted state is of no use any more and is removed: {error}");
+            self.remove(key);
+            return None;
         }
+        // It is in use, which keeps it.
+        let touched = File::open(&place).and_then(|place| place.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            warn!("mark a template's generation as used: {error}");
+        }
+        Some(lease)
     }
 
-    /// The next create of this kind boots.
+    /// The next create of this kind boots. What is being restored from it is not disturbed.
     pub fn remove(&self, key: &str) {
-        let place = self.place(key);
-        if let Err(error) = generation::discard(&place, GENERATION).and_then(|()| durable::remove_tree(&place)) {
-            warn!("remove a template's generation: {error}");
+        let mut books = lock(&self.books);
+        if books.leases.contains_key(key) {
+            books.condemned.insert(key.to_owned());
+        } else {
+            // Under the lock, so that nobody begins with it meanwhile.
+            remove_place(&self.place(key));
         }
     }
 
-    /// `None` while somebody else makes it.
+    /// `None` while somebody else makes it, or when it is there.
     fn begin(&self, key: &str) -> Option<Making> {
-        let is_first = self.making.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
-        is_first.then(|| Making { key: key.to_owned(), place: self.place(key), all: self.making.clone() })
+        let place = self.place(key);
+        let mut books = lock(&self.books);
+        if generation::is_sealed(&place, GENERATION).unwrap_or(true) || !books.making.insert(key.to_owned()) {
+            return None;
+        }
+        Some(Making { key: key.to_owned(), place, books: self.books.clone() })
     }
 
-    /// Makes room for others of the kind.
-    fn prune(&self) -> io::Result<()> {
+    /// Room for what is worth more: removes all that nobody is being restored from.
+    pub fn make_room(&self) {
+        if let Err(error) = self.prune(0) {
+            warn!("remove templates' generations to make room: {error}");
+        }
+    }
+
+    /// Leaves so many, the ones that were used last, and those that are in use.
+    fn prune(&self, kept: usize) -> io::Result<()> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            all.push((entry.metadata()?.modified()?, entry.file_name()));
+            all.push((entry.metadata()?.modified()?, entry.file_name().to_string_lossy().into_owned()));
         }
         all.sort();
-        let spare = all.len().saturating_sub(KEPT_MAX);
-        for (used, key) in all.into_iter().take(spare) {
-            if used.elapsed().is_ok_and(|unused| unused > IN_USE) {
-                self.remove(&key.to_string_lossy());
+        let spare = all.len().saturating_sub(kept);
+        for (_, key) in all.into_iter().take(spare) {
+            let books = lock(&self.books);
+            if !books.leases.contains_key(&key) && !books.making.contains(&key) {
+                remove_place(&self.place(&key));
             }
         }
         Ok(())
     }
 }
 
+fn remove_place(place: &Path) {
+    if let Err(error) = generation::discard(place, GENERATION).and_then(|()| durable::remove_tree(place)) {
+        warn!("remove a template's generation: {error}");
+    }
+}
+
+fn lock(books: &Mutex<Books>) -> MutexGuard<'_, Books> {
+    books.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is there of the booted state that a create would be restored from.
+pub(super) enum Booted {
+    There(Lease),
+    /// It could be left behind under this key.
+    Missing(String),
+}
+
 impl Body {
-    /// The booted state that this create can be restored from, or could leave behind: the key, and whether it is there.
-    pub(super) async fn look_for_booted(&self, wish: &Wish) -> Option<(String, bool)> {
+    /// None where every create boots, and where that cannot be told.
+    pub(super) async fn look_for_booted(&self, wish: &Wish) -> Option<Booted> {
         let generations = self.context().template_generations.clone()?;
         let edition = self.context().ground.edition(&wish.spec.template).await.ok().flatten()?;
         let vmm = self.context().machines.stamp().await.ok()?;
         let spec = wish.spec.clone();
         let looked = blocking(move || {
             let key = generations.key(&edition, &spec);
-            let is_there = generations.find(&key, &spec, &vmm);
-            (key, is_there)
+            generations.find(&key, &spec, &vmm).map_or(Booted::Missing(key), Booted::There)
         });
         Some(looked.await)
     }
@@ -169,42 +254,40 @@ impl Body {
             return Ok(());
         };
         // The template may have been published anew while this one booted.
-        let is_same = self.look_for_booted(wish).await.is_some_and(|(key, is_there)| key == wanted && !is_there);
-        let room = (self.context().room)().await;
-        if !is_same || room.disk_free_mib < u64::from(wish.spec.memory_mib) + POOL_LEFT_MIB {
+        if !matches!(self.look_for_booted(wish).await, Some(Booted::Missing(key)) if key == wanted) {
             return Ok(());
         }
         let Some(making) = generations.begin(wanted) else { return Ok(()) };
+        let making_room = generations.clone();
+        if let Err(error) = blocking(move || making_room.prune(KEPT_MAX - 1)).await {
+            warn!("remove templates' generations that others take the place of: {error}");
+        }
+        // Its memory is written once more, because none of it may be shared with the sandbox's.
+        let room = (self.context().room)().await;
+        if room.disk_free_mib < 2 * u64::from(wish.spec.memory_mib) + POOL_LEFT_MIB {
+            return Ok(());
+        }
         let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
-        let saved = self.save_booted(&making, microvm.as_ref(), run).await;
+        let saved = self.save_booted(&making, &microvm, run).await;
         microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
-        let vmm = match saved {
-            Ok(vmm) => vmm,
-            Err(error) => {
-                warn!(sandbox.id = %self.id(), cause = error.causes(), "the booted state of template {} is not kept: {error}", wish.spec.template);
-                return Ok(());
-            }
-        };
         let spec = wish.spec.clone();
         // The create goes on meanwhile. An agent that ends before leaves half of it, which the next one removes.
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = seal(&making, &spec, vmm) {
-                warn!("the booted state of template {} is not kept: {error}", spec.template);
-                generations.remove(&making.key);
-            } else {
-                info!(
-                    "creates of template {} with {} vCPUs, {} MiB and {} MiB of disk are restored from now on",
-                    spec.template, spec.vcpus, spec.memory_mib, spec.disk_mib
-                );
+            let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm)?));
+            if let Err(error) = sealed {
+                warn!("the booted state of template {} is not kept: {error}: {}", spec.template, error.causes());
+                remove_place(&making.place);
+                return;
             }
-            if let Err(error) = generations.prune() {
-                warn!("remove templates' generations that nobody uses: {error}");
-            }
+            info!(
+                "creates of template {} with {} vCPUs, {} MiB and {} MiB of disk are restored from now on",
+                spec.template, spec.vcpus, spec.memory_mib, spec.disk_mib
+            );
         });
         Ok(())
     }
 
-    async fn save_booted(&self, making: &Making, microvm: &dyn Microvm, run: &Run) -> Result<Stamp, StepError> {
+    async fn save_booted(&self, making: &Making, microvm: &Arc<dyn Microvm>, run: &Run) -> Result<Stamp, StepError> {
         let place = making.place.clone();
         let files = blocking(move || -> Result<Files, GenerationError> {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&place);
@@ -212,6 +295,10 @@ impl Body {
             generation::begin(&place, GENERATION)
         })
         .await?;
+        // Neither synced nor needed.
+        let said = self.console().tail(Some(microvm), BYTES_MAX).await.unwrap_or_default();
+        let console = files.console();
+        blocking(move || fs::write(console, said)).await.map_err(StepError::Files)?;
         let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
         self.context().ground.clone_file(&self.places(run).disk, &files.disk(), 0).await?;
         info!(sandbox.id = %self.id(), stopped_ms = saved.stopped.as_millis(), "saved the booted state of a template");
@@ -226,33 +313,42 @@ fn seal(making: &Making, spec: &Spec, vmm: Stamp) -> Result<(), GenerationError>
     generation::seal(&making.place, GENERATION, &about)
 }
 
-/// Gives back what was reserved for a file and never written: most of the memory of a guest that has just booted.
+/// Gives back what was reserved for a file and never written: most of the memory of a guest that has just booted. What was written becomes
+/// the file's own: else the sandbox that it is shared with needs new blocks for each page that it writes to, and a full pool ends it.
 fn dig(path: &Path) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let length = file.metadata()?.len();
     let mut at = 0;
     while at < length {
-        let hole = seek(&file, SeekFrom::Hole(at))?;
-        if hole >= length {
-            break;
-        }
-        let data = match seek(&file, SeekFrom::Data(hole)) {
+        let data = match seek(&file, SeekFrom::Data(at)) {
             Err(rustix::io::Errno::NXIO) => length,
             other => other?,
         };
-        match fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, hole, data - hole) {
-            // A file system that cannot do it keeps it.
-            Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
-            done => done?,
+        if data > at {
+            change(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at..data)?;
         }
-        at = data;
+        if data == length {
+            break;
+        }
+        let hole = seek(&file, SeekFrom::Hole(data))?;
+        change(&file, FallocateFlags::UNSHARE_RANGE, data..hole)?;
+        at = hole;
     }
     file.sync_all()
+}
+
+/// A file system that cannot do it shares nothing, and keeps what was reserved.
+fn change(file: &File, how: FallocateFlags, range: Range<u64>) -> io::Result<()> {
+    match fallocate(file, how, range.start, range.end - range.start) {
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Seek as _, Write as _};
+    use std::time::Duration;
 
     use super::*;
 
@@ -300,24 +396,40 @@ mod tests {
     }
 
     #[test]
-    fn half_made_ones_go_and_the_least_used_of_too_many() {
+    fn half_made_ones_go_and_the_least_used_of_too_many_but_not_what_is_in_use() {
         let dir = tempfile::tempdir().unwrap();
         let place = |key: &str| dir.path().join(FOLDER).join(key);
         fs::create_dir_all(place("half").join("gen-00001.tmp")).unwrap();
-        for n in 0..KEPT_MAX + 3 {
+        let make = |n: u64| {
             let place = place(&format!("key-{n:02}"));
             fs::create_dir_all(place.join("gen-00001")).unwrap();
-            let age = Duration::from_secs(if n == 0 { 0 } else { 3600 - n as u64 });
-            File::open(&place).unwrap().set_modified(SystemTime::now() - age).unwrap();
-        }
+            File::open(&place).unwrap().set_modified(SystemTime::now() - Duration::from_secs(3600 - n)).unwrap();
+        };
+        (0..KEPT_MAX as u64 + 3).for_each(make);
+        let left = || fs::read_dir(dir.path().join(FOLDER)).unwrap().flatten().count();
         let generations = TemplateGenerations::open(dir.path(), dir.path()).unwrap();
-        assert!(!place("half").exists());
-        generations.prune().unwrap();
-        let left = fs::read_dir(dir.path().join(FOLDER)).unwrap().flatten().count();
-        assert!(left == KEPT_MAX && place("key-00").exists() && !place("key-01").exists(), "{left}");
+        assert!(left() == KEPT_MAX && !place("half").exists() && !place("key-02").exists());
+        let lease = |key: &str| {
+            *lock(&generations.books).leases.entry(key.to_owned()).or_default() += 1;
+            Lease { key: key.to_owned(), place: place(key), books: generations.books.clone() }
+        };
+        let leases = [lease("key-03"), lease("key-03")];
+        generations.make_room();
+        assert!(left() == 1 && place("key-03").exists());
+        generations.remove("key-03");
+        let [first, second] = leases;
+        drop(first);
+        assert!(place("key-03").exists(), "one is still being restored from it");
+        drop(second);
+        let began = std::time::Instant::now();
+        while place("key-03").exists() {
+            assert!(began.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let making = generations.begin("x").unwrap();
         assert!(generations.begin("x").is_none());
         drop(making);
-        assert!(generations.begin("x").is_some());
+        make(0);
+        assert!(generations.begin("x").is_some() && generations.begin("key-00").is_none());
     }
 }

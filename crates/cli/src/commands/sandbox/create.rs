@@ -48,9 +48,12 @@ impl Size {
 pub struct Arguments {
     #[command(flatten)]
     size: Size,
-    /// Kill the sandbox after this many seconds [default: never].
+    /// End the sandbox after this many seconds of running [default: never].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     timeout: Option<i64>,
+    /// What its end is: kill, or pause, with memory; resumed, its time begins anew [default: kill].
+    #[arg(long, value_name = "kill|pause")]
+    on_timeout: Option<String>,
     /// Environment variables of every process in the sandbox.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
     envs: Vec<(String, String)>,
@@ -68,6 +71,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let pairs = |pairs: &[(String, String)]| (!pairs.is_empty()).then(|| pairs.iter().cloned().collect());
     let wanted = CreateSandbox {
         timeout_sec: arguments.timeout,
+        on_timeout: arguments.on_timeout.clone(),
         envs: pairs(&arguments.envs),
         metadata: pairs(&arguments.metadata),
         ..arguments.size.wanted()

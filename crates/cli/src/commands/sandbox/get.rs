@@ -32,7 +32,14 @@ fn described(sandbox: &Sandbox) -> String {
         ("vcpus", sandbox.vcpus.to_string()),
         ("memory", format!("{} MiB", sandbox.memory_mb)),
         ("disk", format!("{} MiB", sandbox.disk_size_mb)),
-        ("timeout", if sandbox.timeout_sec > 0 { format!("{} s", sandbox.timeout_sec) } else { "never".to_owned() }),
+        (
+            "timeout",
+            if sandbox.timeout_sec > 0 {
+                format!("{} s, then {}", sandbox.timeout_sec, sandbox.on_timeout)
+            } else {
+                "never".to_owned()
+            },
+        ),
         ("isolation", or_none(&sandbox.isolation)),
         ("host", or_none(&sandbox.host_id)),
         ("created", time(Some(sandbox.created_at))),

@@ -12,7 +12,7 @@ use axum::Extension;
 use axum::extract::State;
 use http::StatusCode;
 use model::ids::SandboxId;
-use model::sandbox::Status;
+use model::sandbox::{OnTimeout, Status};
 use model::shape::{Shape, TemplateName};
 use store::operations::Phase;
 use store::sandboxes::{Created, NewSandbox};
@@ -112,6 +112,10 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
     if !(0..=TIMEOUT_MAX_SEC).contains(&timeout_sec) {
         return Err(ApiError::invalid("timeout_sec", format!("must be from 0 (never) to {TIMEOUT_MAX_SEC}")));
     }
+    let on_timeout = match body.on_timeout.as_deref() {
+        None => OnTimeout::default(),
+        Some(text) => text.parse().map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?,
+    };
     let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
@@ -122,6 +126,7 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
         metadata: metadata(body.metadata.unwrap_or_default())?,
         default_user: default_user.to_owned(),
         timeout_sec,
+        on_timeout,
     })
 }
 

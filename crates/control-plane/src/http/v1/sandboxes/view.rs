@@ -23,6 +23,7 @@ pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
         memory_mb: sandbox.shape.memory().0.into(),
         disk_size_mb: sandbox.shape.disk().0.into(),
         timeout_sec: sandbox.timeout_sec,
+        on_timeout: sandbox.on_timeout.as_str().to_owned(),
         isolation: sandbox.isolation,
         host_id: sandbox.host.map(|placed| placed.host.to_string()),
         incarnation: sandbox.incarnation,
