@@ -1,8 +1,9 @@
 //! What only the host says to a guest: the first words when it boots or was restored, and the last before it is saved.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, Utc};
 use connectrpc::ErrorCode;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, Empty, Full, Limited};
@@ -56,22 +57,27 @@ impl Guest {
             .header(http::header::HOST, "guest")
             .body(Empty::<Bytes>::new())
             .expect("a constant request is well formed");
-        let (status, _) = self.once(request, connect_at_most, HEALTH_TIME_MAX).await?;
+        let (status, _) = self.once(|| request, connect_at_most, HEALTH_TIME_MAX).await?;
         if status.is_success() { Ok(()) } else { Err(GuestError::Fault(format!("health answers {status}"))) }
     }
 
-    /// Gives the guest its identity. Answers envd's version. `known_by`: the control token that the guest knows, which of one that was
+    /// Gives the guest its identity, and the present time. Answers envd's version. `known_by`: the control token that the guest knows, which of one that was
     /// restored is not the one that `init` brings.
     pub async fn init(&self, init: &api::guest::Init, known_by: &str) -> Result<String, GuestError> {
-        let body = serde_json::to_vec(init).expect("an init has only text and maps with text keys");
-        let mut request = Request::post("/init")
-            .header(http::header::HOST, "guest")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .header(api::guest::CONTROL_TOKEN_HEADER, known_by);
-        for (name, value) in self.headers() {
-            request = request.header(name, value);
-        }
-        let request = request.body(Full::new(Bytes::from(body))).expect("tokens are hex digits of our own making");
+        let request = || {
+            // The guest's clock is set by it: the time of this moment, not of the first try.
+            let now = DateTime::<Utc>::from(SystemTime::now()).to_rfc3339_opts(SecondsFormat::Nanos, true);
+            let init = api::guest::Init { timestamp: now, ..init.clone() };
+            let body = serde_json::to_vec(&init).expect("an init has only text and maps with text keys");
+            let mut request = Request::post("/init")
+                .header(http::header::HOST, "guest")
+                .header(http::header::CONTENT_TYPE, "application/json")
+                .header(api::guest::CONTROL_TOKEN_HEADER, known_by);
+            for (name, value) in self.headers() {
+                request = request.header(name, value);
+            }
+            request.body(Full::new(Bytes::from(body))).expect("tokens are hex digits of our own making")
+        };
         let (status, headers) = self.once(request, HEALTH_TIME_MAX, INIT_TIME_MAX).await?;
         match status {
             status if status.is_success() => Ok(text(&headers, api::guest::VERSION_HEADER)),
@@ -97,7 +103,7 @@ impl Guest {
             request = request.header(name, value);
         }
         let request = request.body(Empty::<Bytes>::new()).expect("tokens are hex digits of our own making");
-        let (status, headers) = self.once(request, HEALTH_TIME_MAX, PREPARE_TIME_MAX).await?;
+        let (status, headers) = self.once(|| request, HEALTH_TIME_MAX, PREPARE_TIME_MAX).await?;
         match status {
             status if status.is_success() => Ok(text(&headers, api::guest::DISK_FLUSHED_HEADER) == "yes"),
             http::StatusCode::INTERNAL_SERVER_ERROR => Err(GuestError::Refused {
@@ -108,9 +114,10 @@ impl Guest {
         }
     }
 
+    /// `request` is made once there is a connection.
     async fn once<B>(
         &self,
-        request: Request<B>,
+        request: impl FnOnce() -> Request<B>,
         connect_at_most: Duration,
         at_most: Duration,
     ) -> Result<(http::StatusCode, HeaderMap), GuestError>
@@ -125,7 +132,7 @@ impl Guest {
             // Both run in this very task, so the connection cannot outlive the wait.
             tokio::pin!(connection);
             let answer = async {
-                let response = sender.send_request(request).await?;
+                let response = sender.send_request(request()).await?;
                 let (head, body) = response.into_parts();
                 // Read, so that an error text of the guest does not reset the connection under it.
                 let _ = Limited::new(body, ANSWER_BYTES_MAX).collect().await;

@@ -6,7 +6,7 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use microvm::Microvm;
@@ -498,8 +498,8 @@ impl Body {
             incarnation: run.incarnation.to_string(),
             access_token: run.access_token.clone(),
             control_token: run.control_token.clone(),
-            timestamp: chrono::DateTime::<chrono::Utc>::from(SystemTime::now())
-                .to_rfc3339_opts(chrono::SecondsFormat::Nanos, true),
+            // It is told the time when it is told the rest.
+            timestamp: String::new(),
             entropy: base64::engine::general_purpose::STANDARD.encode(random::<32>()?),
             env_vars: wish.spec.envs.clone(),
             default_user: wish.spec.default_user.clone(),
