@@ -242,23 +242,23 @@ impl Platform {
 
     /// Runs a shell command in a sandbox and gives its exit code and output.
     pub async fn shell(&self, id: &str, script: &str) -> (i64, String) {
-        let body = json!({"cmd": "/bin/sh", "args": ["-c", script], "timeout_sec": 60});
-        let (status, outcome) = self.call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(body)).await;
+        let (status, outcome) = self.exec(id, script).await;
         assert_eq!(status, 200, "{outcome}");
-        let output =
-            format!("{}{}", outcome["stdout"].as_str().unwrap_or(""), outcome["stderr"].as_str().unwrap_or(""));
-        (outcome["exit_code"].as_i64().expect("an exit code"), output)
+        said(&outcome)
     }
 
-    /// As `shell`, once the host is reached again: after its agent was killed.
+    /// As `shell`, once the host is reached again: after its agent was killed. The command may run more than once.
     pub async fn shell_soon(&self, id: &str, script: &str) -> (i64, String) {
         wait::until("the host to be reached", Duration::from_secs(60), || async {
-            let body = json!({"cmd": "true", "timeout_sec": 60});
-            let (status, _) = self.call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(body)).await;
-            (status != StatusCode::SERVICE_UNAVAILABLE).then_some(())
+            let (status, outcome) = self.exec(id, script).await;
+            (status == 200).then(|| said(&outcome))
         })
-        .await;
-        self.shell(id, script).await
+        .await
+    }
+
+    async fn exec(&self, id: &str, script: &str) -> (StatusCode, Value) {
+        let body = json!({"cmd": "/bin/sh", "args": ["-c", script], "timeout_sec": 60});
+        self.call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(body)).await
     }
 
     /// The sandbox's envd, to be asked directly.
@@ -316,6 +316,12 @@ impl Platform {
             let _ = up.wait();
         }
     }
+}
+
+/// Of a command: its exit code, and what it wrote.
+fn said(outcome: &Value) -> (i64, String) {
+    let output = format!("{}{}", outcome["stdout"].as_str().unwrap_or(""), outcome["stderr"].as_str().unwrap_or(""));
+    (outcome["exit_code"].as_i64().expect("an exit code"), output)
 }
 
 impl Drop for Platform {

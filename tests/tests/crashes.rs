@@ -260,7 +260,11 @@ async fn storm(rounds: u32, seed: u64) {
         .await;
         let id = answer["id"].as_str().unwrap();
         platform.wait_status(id, "running", CREATE_LIMIT).await;
-        assert_eq!(platform.shell(id, "echo alive").await, (0, "alive\n".to_owned()), "round {round} of seed {seed}");
+        assert_eq!(
+            platform.shell_soon(id, "echo alive").await,
+            (0, "alive\n".to_owned()),
+            "round {round} of seed {seed}"
+        );
         let _ = platform
             .http
             .delete(format!("{}/v1/sandboxes/{id}?wait_sec=0", platform.api))
