@@ -154,10 +154,15 @@ async fn a_sandbox_whose_time_is_over_is_paused_and_has_time_again_when_it_is_re
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert_eq!(platform.get(&id).await["status"], "paused");
         assert!(platform.wrenn(&["sandbox", "resume", &id]).status.success());
-        assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()));
     }
+    // Another time while it runs.
+    assert!(platform.wrenn(&["sandbox", "timeout", &id, "0"]).status.success());
     assert!(began.elapsed() > Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()));
     assert_eq!(platform.get(&id).await["on_timeout"], "pause");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let sandbox = platform.get(&id).await;
+    assert_eq!((&sandbox["status"], &sandbox["expires_at"]), (&Value::from("running"), &Value::Null));
     platform.kill(&id).await;
 }
 

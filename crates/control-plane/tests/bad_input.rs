@@ -256,6 +256,10 @@ async fn commands_are_checked_before_anything_is_asked() {
         assert_eq!(answer.error(), (400, "invalid_request"), "{field}: {}", answer.body);
         assert!(answer.body["error"]["message"].as_str().unwrap().contains(field), "{field}: {}", answer.body);
     }
+    for body in [json!({"timeout_sec": -1}), json!({"timeout_sec": 1e12}), json!({"on_timeout": "snooze"})] {
+        let answer = replica.as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/timeout"), Some(body)).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{}", answer.body);
+    }
     for path in ["", &"x".repeat(5000)] {
         let answer = replica
             .as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/files/read"), Some(json!({ "path": path })))

@@ -120,6 +120,12 @@ impl Admission {
         Ok(())
     }
 
+    /// Whether it is only what there is at this moment, and not what was promised, that leaves it no room in the pool.
+    pub fn is_within_promises(&self, need: Need, room: Room) -> bool {
+        let promised: u64 = self.lock().values().map(|promise| promise.need.pool()).sum();
+        need.pool() <= room.disk_total_mib.saturating_sub(DISK_RESERVE_MIB).saturating_sub(promised)
+    }
+
     /// What was there before this start keeps its promise, whatever there is.
     pub fn remember(&self, id: &SandboxId, need: Need, is_restored: bool) {
         self.lock().insert(id.clone(), Promise { need, coming: Coming::after(need, is_restored) });
@@ -177,6 +183,8 @@ mod tests {
         assert!(matches!(admission.admit(&id, need(256), busy), Err(NoRoom::Memory { left: 188, .. })));
         let full = Room { disk_free_mib: 1100, ..room() };
         assert_eq!(admission.admit(&id, need(256), full), Err(NoRoom::Disk { wanted: 256, left: 76 }));
+        assert!(admission.is_within_promises(need(256), full));
+        assert!(!admission.is_within_promises(need(256), Room { disk_total_mib: 1200, ..full }));
         assert!(matches!(admission.admit(&id, need(1 << 20), room()), Err(NoRoom::Memory { .. })));
     }
 

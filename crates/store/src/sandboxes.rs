@@ -40,6 +40,8 @@ pub struct Sandbox {
     /// Of running; 0: for ever.
     pub timeout_sec: i64,
     pub on_timeout: OnTimeout,
+    /// When its time is over; none while none runs.
+    pub deadline: Option<DateTime<Utc>>,
     pub desired: Desired,
     pub revision: i64,
     pub observed: Observed,
@@ -104,6 +106,14 @@ pub enum KillWish {
     Missing,
 }
 
+/// What became of the wish for another time.
+pub enum Timed {
+    Set(Box<Sandbox>),
+    /// It has ended, or is about to.
+    Ended(Status),
+    Missing,
+}
+
 /// What became of the wish that a sandbox pause, or run again.
 pub enum Turned {
     /// The operation, leased to the caller.
@@ -152,6 +162,7 @@ pub(crate) struct Row {
     default_user: String,
     timeout_sec: i64,
     on_timeout: String,
+    deadline: Option<DateTime<Utc>>,
     desired: String,
     revision: i64,
     observed: String,
@@ -201,6 +212,7 @@ impl TryFrom<Row> for Sandbox {
             default_user: row.default_user,
             timeout_sec: row.timeout_sec,
             on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
+            deadline: row.deadline,
             revision: row.revision,
             reason: row.reason,
             incarnation: row.incarnation,
@@ -219,7 +231,7 @@ macro_rules! sandboxes {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.template, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
-                   s.timeout_sec, s.on_timeout, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   s.timeout_sec, s.on_timeout, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
@@ -413,6 +425,40 @@ impl Store {
         Ok(KillWish::Opened(operation))
     }
 
+    /// Its time begins anew, with what is given changed. Of one that does not run it begins when it does.
+    pub async fn set_timeout(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        timeout_sec: Option<i64>,
+        on_timeout: Option<OnTimeout>,
+        actor: &Actor,
+    ) -> Result<Timed, StoreError> {
+        let mut tx = self.begin().await?;
+        let Some(sandbox) = locked(&mut tx, team, id).await? else { return Ok(Timed::Missing) };
+        let status = sandbox.status();
+        if matches!(status, Status::Stopping | Status::Stopped | Status::Error | Status::Missing) {
+            return Ok(Timed::Ended(status));
+        }
+        sqlx::query!(
+            "update sandboxes set timeout_sec = coalesce($2, timeout_sec), on_timeout = coalesce($3, on_timeout),
+                 deadline = case when coalesce($2, timeout_sec) > 0 and observed in ('running', 'pausing')
+                     then now() + make_interval(secs => coalesce($2, timeout_sec)) end,
+                 updated_at = now()
+             where id = $1",
+            id.as_str(),
+            timeout_sec,
+            on_timeout.map(OnTimeout::as_str)
+        )
+        .execute(&mut *tx)
+        .await?;
+        let facts = serde_json::json!({"timeout_sec": timeout_sec, "on_timeout": on_timeout.map(OnTimeout::as_str)});
+        audit::record(&mut tx, actor, "sandbox.timeout", id.as_str(), facts).await?;
+        let row = sandboxes!("where s.id = $2", id.as_str()).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Timed::Set(Box::new(row.try_into()?)))
+    }
+
     /// Wishes for sandboxes whose time is over; how many. Paused ones have time.
     pub async fn expire_sandboxes(&self) -> Result<usize, StoreError> {
         let mut tx = self.begin().await?;
@@ -587,7 +633,7 @@ async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<Option<Sand
     row.map(Sandbox::try_from).transpose()
 }
 
-/// Raises the revision to the wish of a pause or of running again.
+/// Raises the revision to the wish of a pause or of running again, with which its time begins anew.
 async fn turn(
     tx: &mut Tx,
     id: &SandboxId,
@@ -599,7 +645,9 @@ async fn turn(
 ) -> Result<operations::Operation, StoreError> {
     let revision = revision + 1;
     sqlx::query!(
-        "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null, updated_at = now() where id = $1",
+        "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null,
+             deadline = case when $3 = 'running' then null else deadline end, updated_at = now()
+         where id = $1",
         id.as_str(),
         revision,
         desired.as_str(),

@@ -11,7 +11,7 @@ use store::audit::Actor;
 use store::hosts::NewHost;
 use store::operations::{Kind, Lease, Operation, Phase};
 use store::presence::Replica;
-use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting, Turned};
+use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting, Timed, Turned};
 use store::{Store, Update};
 use testkit::postgres::Database;
 use uuid::Uuid;
@@ -263,6 +263,24 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     bench.store.finish_pause(&pause, &report("i1")).await.unwrap();
     assert_eq!(bench.get(&id).await.status(), Status::Paused);
 
+    // Its length can be changed, and runs from the resume.
+    let set = async |timeout_sec, on_timeout| {
+        let actor = Actor::platform("test");
+        match bench.store.set_timeout(bench.team, &id, timeout_sec, on_timeout, &actor).await.unwrap() {
+            Timed::Set(sandbox) => *sandbox,
+            _ => panic!("not set"),
+        }
+    };
+    let sandbox = set(Some(7), Some(OnTimeout::Kill)).await;
+    assert_eq!((sandbox.timeout_sec, sandbox.on_timeout, sandbox.deadline), (7, OnTimeout::Kill, None));
+    bench.database.sql("update sandboxes set desired = 'running', observed = 'running'").await;
+    let sandbox = set(None, Some(OnTimeout::Pause)).await;
+    let left = sandbox.deadline.unwrap() - chrono::Utc::now();
+    assert!((1..=7).contains(&left.num_seconds()), "{left}");
+    assert_eq!((sandbox.timeout_sec, sandbox.on_timeout), (7, OnTimeout::Pause));
+    assert_eq!(set(Some(0), None).await.deadline, None);
+    bench.database.sql("update sandboxes set desired = 'paused', observed = 'paused'").await;
+
     // Paused it has time, and one that failed is nothing to pause.
     let left = bench.database.sql("select deadline is null from sandboxes").await;
     assert_eq!(left.trim(), "t");
@@ -271,6 +289,9 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     bench.database.sql("update sandboxes set desired = 'running', observed = 'failed'").await;
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
     assert_eq!(bench.get(&id).await.status(), Status::Stopping);
+    let actor = Actor::platform("test");
+    let ended = bench.store.set_timeout(bench.team, &id, None, None, &actor).await.unwrap();
+    assert!(matches!(ended, Timed::Ended(Status::Stopping)));
 }
 
 #[tokio::test]

@@ -35,6 +35,17 @@ pub struct CreateSandbox {
     pub envs: Option<BTreeMap<String, String>>,
 }
 
+/// `POST /v1/sandboxes/{id}/timeout`: the time begins anew, with what is given changed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SetTimeout {
+    /// As at the create; as it was when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<i64>,
+    /// As at the create; as it was when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
     pub id: String,
@@ -49,7 +60,11 @@ pub struct Sandbox {
     pub disk_size_mb: i64,
     pub timeout_sec: i64,
     /// `kill` or `pause`.
+    #[serde(default = "on_timeout_default")]
     pub on_timeout: String,
+    /// When its time is over; absent while none runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<DateTime<Utc>>,
     /// What stands between this sandbox and its host: `kvm` (hardware virtualisation) or `emulation` (for development and trusted tenants).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
@@ -70,6 +85,11 @@ pub struct Sandbox {
     /// How long each step of the last transition took on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
+}
+
+/// What a control plane that does not say it does.
+fn on_timeout_default() -> String {
+    "kill".to_owned()
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -27,7 +27,7 @@ pub enum Policy {
 use Policy::{Administrator, Host, Open, Team};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 34] = [
+pub const TABLE: [(&str, &str, Policy); 35] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -53,6 +53,7 @@ pub const TABLE: [(&str, &str, Policy); 34] = [
     ("DELETE", "/v1/sandboxes/{id}", Team),
     ("POST", "/v1/sandboxes/{id}/pause", Team),
     ("POST", "/v1/sandboxes/{id}/resume", Team),
+    ("POST", "/v1/sandboxes/{id}/timeout", Team),
     ("POST", "/v1/sandboxes/{id}/exec", Team),
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team),
     ("GET", "/v1/sandboxes/{id}/processes", Team),

@@ -56,7 +56,10 @@ impl Context {
     /// Promises the sandbox what it needs. What is there for speed alone gives way.
     pub async fn admit(&self, id: &SandboxId, need: Need) -> Result<(), NoRoom> {
         let admitted = self.admission.admit(id, need, (self.room)().await);
-        if let (Err(NoRoom::Disk { .. }), Some(generations)) = (&admitted, self.template_generations.clone()) {
+        let is_short = matches!(admitted, Err(NoRoom::Disk { .. }));
+        if let (true, Some(generations)) = (is_short, self.template_generations.clone())
+            && self.admission.is_within_promises(need, (self.room)().await)
+        {
             blocking(move || generations.make_room()).await;
             return self.admission.admit(id, need, (self.room)().await);
         }
@@ -310,6 +313,9 @@ impl Body {
         give_up_at: Instant,
         stop: &CancellationToken,
     ) -> Result<(), StepError> {
+        if !matches!(step, Step::Create(_)) {
+            self.lease = None;
+        }
         let [before, after] = points::around(step);
         hit(before)?;
         match step {

@@ -53,6 +53,8 @@ struct Books {
     leases: HashMap<String, usize>,
     /// To be removed when the last lease ends.
     condemned: HashSet<String>,
+    /// Being removed: nobody begins with one of them, and nobody makes it anew before it is gone.
+    removing: HashSet<String>,
 }
 
 /// The place of one that is being made; nobody else makes it meanwhile.
@@ -91,12 +93,12 @@ impl Drop for Lease {
             return;
         }
         books.leases.remove(&self.key);
-        if books.condemned.remove(&self.key) {
+        if books.condemned.remove(&self.key) && books.removing.insert(self.key.clone()) {
             drop(books);
-            let place = std::mem::take(&mut self.place);
+            let (key, place, books) = (self.key.clone(), self.place.clone(), self.books.clone());
             // Wherever that is dropped: removing a file of gigabytes takes its time.
             let removing = std::thread::Builder::new().name("remove".to_owned());
-            if let Err(error) = removing.spawn(move || remove_place(&place)) {
+            if let Err(error) = removing.spawn(move || remove_marked(&books, &key, &place)) {
                 warn!("remove a template's generation: {error}");
             }
         }
@@ -150,7 +152,8 @@ impl TemplateGenerations {
         let place = self.place(key);
         let lease = {
             let mut books = lock(&self.books);
-            if books.condemned.contains(key) || !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
+            let is_going = books.condemned.contains(key) || books.removing.contains(key);
+            if is_going || !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
                 return None;
             }
             *books.leases.entry(key.to_owned()).or_default() += 1;
@@ -174,19 +177,21 @@ impl TemplateGenerations {
         let mut books = lock(&self.books);
         if books.leases.contains_key(key) {
             books.condemned.insert(key.to_owned());
-        } else {
-            // Under the lock, so that nobody begins with it meanwhile.
-            remove_place(&self.place(key));
+        } else if books.removing.insert(key.to_owned()) {
+            drop(books);
+            remove_marked(&self.books, key, &self.place(key));
         }
     }
 
-    /// `None` while somebody else makes it, or when it is there.
+    /// `None` when it is there, and while one is made or this one is removed: of two at once each would take the other's room.
     fn begin(&self, key: &str) -> Option<Making> {
         let place = self.place(key);
         let mut books = lock(&self.books);
-        if generation::is_sealed(&place, GENERATION).unwrap_or(true) || !books.making.insert(key.to_owned()) {
+        let is_busy = !books.making.is_empty() || books.removing.contains(key);
+        if is_busy || generation::is_sealed(&place, GENERATION).unwrap_or(true) {
             return None;
         }
+        books.making.insert(key.to_owned());
         Some(Making { key: key.to_owned(), place, books: self.books.clone() })
     }
 
@@ -202,18 +207,30 @@ impl TemplateGenerations {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            all.push((entry.metadata()?.modified()?, entry.file_name().to_string_lossy().into_owned()));
+            match entry.metadata() {
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                meta => all.push((meta?.modified()?, entry.file_name().to_string_lossy().into_owned())),
+            }
         }
         all.sort();
         let spare = all.len().saturating_sub(kept);
         for (_, key) in all.into_iter().take(spare) {
-            let books = lock(&self.books);
-            if !books.leases.contains_key(&key) && !books.making.contains(&key) {
-                remove_place(&self.place(&key));
+            let is_in_use = {
+                let books = lock(&self.books);
+                books.leases.contains_key(&key) || books.making.contains(&key)
+            };
+            if !is_in_use {
+                self.remove(&key);
             }
         }
         Ok(())
     }
+}
+
+fn remove_marked(books: &Mutex<Books>, key: &str, place: &Path) {
+    remove_place(place);
+    lock(books).removing.remove(key);
 }
 
 fn remove_place(place: &Path) {

@@ -40,6 +40,7 @@ fn described(sandbox: &Sandbox) -> String {
                 "never".to_owned()
             },
         ),
+        ("expires", time(sandbox.expires_at)),
         ("isolation", or_none(&sandbox.isolation)),
         ("host", or_none(&sandbox.host_id)),
         ("created", time(Some(sandbox.created_at))),

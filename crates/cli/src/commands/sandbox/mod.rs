@@ -7,6 +7,7 @@ mod get;
 pub mod kill;
 mod list;
 mod logs;
+mod timeout;
 mod turn;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ pub enum Command {
     Pause(turn::Arguments),
     /// Let paused sandboxes run again, where they stood.
     Resume(turn::Arguments),
+    /// Let a sandbox's time begin anew, with another length or another end.
+    Timeout(timeout::Arguments),
     /// End sandboxes for good.
     Kill(kill::Arguments),
     /// What a sandbox's console shows: the last part of its kernel's and its init's messages.
@@ -48,6 +51,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Cp(arguments) => cp::run(&arguments, options, format).await,
         Command::Pause(arguments) => turn::run(turn::Turn::Pause, &arguments, options, format).await,
         Command::Resume(arguments) => turn::run(turn::Turn::Resume, &arguments, options, format).await,
+        Command::Timeout(arguments) => timeout::run(&arguments, options, format).await,
         Command::Kill(arguments) => kill::run(&arguments, options, format).await,
         Command::Logs(arguments) => logs::run(&arguments, options, format).await,
     }

@@ -108,14 +108,7 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
         let reason = format!("must be from {} to {}{step}", wrong.min, wrong.max);
         ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
     })?;
-    let timeout_sec = body.timeout_sec.unwrap_or(0);
-    if !(0..=TIMEOUT_MAX_SEC).contains(&timeout_sec) {
-        return Err(ApiError::invalid("timeout_sec", format!("must be from 0 (never) to {TIMEOUT_MAX_SEC}")));
-    }
-    let on_timeout = match body.on_timeout.as_deref() {
-        None => OnTimeout::default(),
-        Some(text) => text.parse().map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?,
-    };
+    let (timeout_sec, on_timeout) = time(body.timeout_sec, body.on_timeout.as_deref())?;
     let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
@@ -125,9 +118,21 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
         envs: envs(body.envs.unwrap_or_default())?,
         metadata: metadata(body.metadata.unwrap_or_default())?,
         default_user: default_user.to_owned(),
-        timeout_sec,
-        on_timeout,
+        timeout_sec: timeout_sec.unwrap_or(0),
+        on_timeout: on_timeout.unwrap_or_default(),
     })
+}
+
+/// What a caller says of a sandbox's time, as far as anything is said.
+pub(super) fn time(
+    timeout_sec: Option<i64>,
+    on_timeout: Option<&str>,
+) -> Result<(Option<i64>, Option<OnTimeout>), ApiError> {
+    if !timeout_sec.is_none_or(|seconds| (0..=TIMEOUT_MAX_SEC).contains(&seconds)) {
+        return Err(ApiError::invalid("timeout_sec", format!("must be from 0 (never) to {TIMEOUT_MAX_SEC}")));
+    }
+    let on_timeout = on_timeout.map(str::parse).transpose();
+    Ok((timeout_sec, on_timeout.map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?))
 }
 
 fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {

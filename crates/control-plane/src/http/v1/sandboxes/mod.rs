@@ -13,6 +13,7 @@ mod pause;
 mod processes;
 mod resume;
 mod signal;
+mod timeout;
 mod view;
 
 use http::StatusCode;
@@ -35,6 +36,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(get::get, kill::kill))
         .routes(routes!(pause::pause))
         .routes(routes!(resume::resume))
+        .routes(routes!(timeout::timeout))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))

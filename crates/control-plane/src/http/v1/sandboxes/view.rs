@@ -1,7 +1,7 @@
 //! A sandbox as clients see it.
 
 use api::v1::sandboxes::{Sandbox, Step};
-use model::sandbox::Observed;
+use model::sandbox::{Observed, Status};
 
 pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
     let status = sandbox.status();
@@ -24,6 +24,7 @@ pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
         disk_size_mb: sandbox.shape.disk().0.into(),
         timeout_sec: sandbox.timeout_sec,
         on_timeout: sandbox.on_timeout.as_str().to_owned(),
+        expires_at: sandbox.deadline.filter(|_| status == Status::Running),
         isolation: sandbox.isolation,
         host_id: sandbox.host.map(|placed| placed.host.to_string()),
         incarnation: sandbox.incarnation,

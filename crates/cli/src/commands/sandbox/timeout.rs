@@ -1,0 +1,33 @@
+//! `wrenn sandbox timeout ID [SECONDS]`.
+
+use std::process::ExitCode;
+
+use api::v1::sandboxes::{Sandbox, SetTimeout};
+
+use crate::client::Client;
+use crate::credentials::Options;
+use crate::failure::Failure;
+use crate::output::{Format, show};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    id: String,
+    /// From now on, or, of one that is paused, from its resume; 0: never. As it was when absent.
+    #[arg(allow_negative_numbers = true)]
+    seconds: Option<i64>,
+    /// What its end is: kill, or pause, with memory. As it was when absent.
+    #[arg(long, value_name = "kill|pause")]
+    on_timeout: Option<String>,
+}
+
+pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    let client = Client::of_user(options)?;
+    let wanted = SetTimeout { timeout_sec: arguments.seconds, on_timeout: arguments.on_timeout.clone() };
+    let sandbox: Sandbox = client.post(client.url(&["v1", "sandboxes", &arguments.id, "timeout"]), &wanted).await?;
+    show(format, &sandbox, |sandbox| match (sandbox.timeout_sec, sandbox.expires_at) {
+        (0, _) => "never".to_owned(),
+        (_, Some(at)) => format!("{} at {}", sandbox.on_timeout, at.to_rfc3339()),
+        (seconds, None) => format!("{} after {seconds} s of running", sandbox.on_timeout),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
