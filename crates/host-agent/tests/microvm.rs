@@ -287,6 +287,12 @@ async fn a_guest_goes_on_when_the_pool_became_full_below_it() {
     let agent = machine.start(&[("WRENN_POOL_MIB", Path::new("3072"))]).await;
     let client = machine.client(&agent);
     assert_eq!(create(&client, 1, 1).await.observed, "running");
+    // The booted state that it leaves behind gives back room at its end.
+    wait(Duration::from_secs(30), "the booted state is still being kept", async || {
+        let places = std::fs::read_dir(machine.dir.join("pool/templates")).into_iter().flatten().flatten();
+        !places.map(|place| place.path().join("gen-00001.tmp")).any(|half| half.exists())
+    })
+    .await;
     let path = machine.dir.join("pool/filler");
     let filler = std::fs::File::create(&path).unwrap();
     let mut length = 0;
