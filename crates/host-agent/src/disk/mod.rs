@@ -97,8 +97,7 @@ impl Pool {
         let dir = dir.canonicalize().map_err(look)?;
         let path = dir.join("pool");
         let own = OwnXfs::new(&dir);
-        // A maker that died: what it was writing is of no use.
-        durable::remove(&dir.join("pool.img.tmp")).map_err(look)?;
+        OwnXfs::remove_half_made(&dir).map_err(look)?;
         let mut notes = Vec::new();
         let outer = kind(&dir);
         let own = if own.exists() || !can_reflink(&dir).map_err(look)? {

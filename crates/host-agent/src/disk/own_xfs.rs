@@ -32,6 +32,9 @@ const SECTOR: u32 = 4096;
 /// How often another program may be faster to take the free loop device that the kernel named.
 const ATTACH_TRIES: u32 = 32;
 
+/// How the names of images begin that are not whole yet.
+const HALF_MADE: &str = "pool.img.";
+
 pub struct OwnXfs {
     pub image: PathBuf,
     pub point: PathBuf,
@@ -47,11 +50,25 @@ impl OwnXfs {
         self.image.exists()
     }
 
+    /// What makers that died were writing: of no use.
+    pub fn remove_half_made(dir: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(HALF_MADE) && name.ends_with(durable::TEMPORARY_SUFFIX) {
+                durable::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Made under another name first: an image by its right name is whole.
     pub fn make(&self, wanted_mib: Option<u32>) -> Result<(), PoolError> {
         let dir = self.image.parent().expect("the image lies in WRENN_DIR");
         let failed = |cause| PoolError::Make { path: self.image.clone(), cause };
-        let temporary = dir.join("pool.img.tmp");
+        // This process's own: a formatting program that outlived an agent before this one must not write into it.
+        let temporary = dir.join(format!("{HALF_MADE}{}{}", std::process::id(), durable::TEMPORARY_SUFFIX));
         durable::remove(&temporary).map_err(failed)?;
         let mib = size(free_mib(dir).map_err(failed)?, wanted_mib, dir)?;
         let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
