@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Ten times what everybody else gets by default: a guest whose users compute on all CPUs still answers.
@@ -20,6 +20,8 @@ const OWN_MEMORY_BYTES: u64 = 32 << 20;
 const SPARE_MEMORY_BYTES: u64 = 128 << 20;
 /// Leftover groups looked at each time one is given up.
 const SWEEP: usize = 16;
+/// It reads small files.
+const SWEEPER_STACK_BYTES: usize = 128 * 1024;
 /// Kept for the next processes.
 const EMPTY_MAX: usize = 8;
 
@@ -169,7 +171,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.leftover.give(std::mem::take(&mut self.path));
-        self.leftover.sweep();
+        self.leftover.wake_sweeper();
     }
 }
 
@@ -177,7 +179,10 @@ impl Drop for Group {
 /// longer than starting a process in it. Daemons that a user's command started live on, and so does their group; there are never more of
 /// these than there are processes.
 #[derive(Debug, Default)]
-struct Leftover(Mutex<Groups>);
+struct Leftover {
+    groups: Mutex<Groups>,
+    sweeper: OnceLock<Option<mpsc::SyncSender<()>>>,
+}
 
 #[derive(Debug, Default)]
 struct Groups {
@@ -195,25 +200,53 @@ impl Leftover {
         self.lock().inhabited.push_front(path);
     }
 
+    /// A thread of its own, which gives way to everybody: the next process starts before the last one's group is looked at.
+    fn wake_sweeper(self: &Arc<Self>) {
+        let sweeper = self.sweeper.get_or_init(|| {
+            let (wake, woken) = mpsc::sync_channel(1);
+            let leftover = Arc::downgrade(self);
+            let sweep = move || {
+                // SAFETY: 0 is the calling thread, and nothing but its own rank changes.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+                while woken.recv().is_ok() {
+                    let Some(leftover) = leftover.upgrade() else { return };
+                    leftover.sweep();
+                }
+            };
+            let thread = std::thread::Builder::new().name("sweeper".to_owned()).stack_size(SWEEPER_STACK_BYTES);
+            thread.spawn(sweep).is_ok().then_some(wake)
+        });
+        match sweeper {
+            // Full: it is about to look.
+            Some(wake) => drop(wake.try_send(())),
+            None => self.sweep(),
+        }
+    }
+
     /// Looks at some, each time at others.
     fn sweep(&self) {
-        let mut groups = self.lock();
-        for _ in 0..groups.inhabited.len().min(SWEEP) {
-            let Some(path) = groups.inhabited.pop_front() else { return };
-            if groups.empty.len() < EMPTY_MAX && is_as_new(&path) {
-                groups.empty.push(path);
+        let (count, mut room) = {
+            let groups = self.lock();
+            (groups.inhabited.len().min(SWEEP), EMPTY_MAX.saturating_sub(groups.empty.len()))
+        };
+        for _ in 0..count {
+            // Not under the lock: a start must not wait for a thread that gives way to everybody.
+            let Some(path) = self.lock().inhabited.pop_front() else { return };
+            if room > 0 && is_as_new(&path) {
+                room -= 1;
+                self.lock().empty.push(path);
                 continue;
             }
             match fs::remove_dir(&path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(_) => groups.inhabited.push_back(path),
+                Err(_) => self.lock().inhabited.push_back(path),
             }
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Groups> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -246,6 +279,15 @@ fn is_as_new(group: &Path) -> bool {
 mod tests {
     use super::*;
 
+    /// Waits for the sweeper.
+    fn swept(is_so: &dyn Fn() -> bool) {
+        let began = std::time::Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(20));
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
     #[test]
     fn groups_that_were_not_empty_are_removed_later() {
         let root = tempfile::tempdir().unwrap();
@@ -268,7 +310,7 @@ mod tests {
         }
         let reused = next.path.clone();
         drop(next);
-        assert!(!path.exists() && freezer.leftover.lock().inhabited.is_empty());
+        swept(&|| !path.exists() && freezer.leftover.lock().empty == [reused.clone()]);
         let again = freezer.group().unwrap().unwrap();
         assert_eq!(again.path, reused);
         // One that somebody has set something of is nobody's any more.
@@ -314,9 +356,11 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         until(&|| members() == 0);
         drop(group);
+        swept(&|| !freezer.leftover.lock().empty.is_empty());
         let next = freezer.group().unwrap().unwrap();
         assert_eq!(next.path, root.join("user/1"), "an empty one is used again");
         drop(next);
+        swept(&|| !freezer.leftover.lock().empty.is_empty());
         fs::remove_dir(freezer.leftover.take().unwrap()).unwrap();
         fs::remove_dir(root.join("user")).unwrap();
         fs::remove_dir(root).unwrap();
