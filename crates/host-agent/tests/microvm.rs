@@ -303,8 +303,8 @@ async fn a_guest_goes_on_when_the_pool_became_full_below_it() {
         }
     }
     // More than XFS can still find: it has reserved some for pages that the guest wrote while they were shared with that state.
-    let write = "dd if=/dev/zero of=/root/big bs=1M count=256 conv=fsync 2>&1";
-    let written = tokio::time::timeout(Duration::from_secs(50), run(&client, 1, write)).await;
+    let write = "dd if=/dev/zero of=/root/big bs=1M count=96 conv=fsync 2>&1";
+    let written = tokio::time::timeout(Duration::from_secs(110), run(&client, 1, write)).await;
     let (out, code) = written.expect("the guest stands still").unwrap();
     eprintln!("{out}");
     assert_ne!(code, 0, "the pool was not full: {out}");
