@@ -40,6 +40,12 @@ pub const NO_ROOM: &str = "no_room";
 pub const UNKNOWN_SANDBOX: &str = "unknown_sandbox";
 /// With `not_found`: the host has no such template.
 pub const UNKNOWN_TEMPLATE: &str = "unknown_template";
+/// With `not_found`: the host has no such snapshot, or it was removed.
+pub const UNKNOWN_SNAPSHOT: &str = "unknown_snapshot";
+/// With `resource_exhausted`: the host's disk has no room for what was to be saved.
+pub const NO_DISK: &str = "no_disk";
+/// With `internal`: the state of the sandbox could not be saved; it is what it was.
+pub const NOT_SAVED: &str = "not_saved";
 /// With `resource_exhausted`: a disk is full, the guest's own.
 pub const GUEST_DISK_FULL: &str = "guest_disk_full";
 /// With `resource_exhausted`: as many commands and transfers are under way as the sandbox, or the host, may have at once.
@@ -54,12 +60,15 @@ pub fn error(code: ErrorCode, reason: &str, message: impl std::fmt::Display) -> 
 
 /// The reason in front of an error's message and the rest of it; no reason when the message does not begin with a known one.
 pub fn reason(message: &str) -> (Option<&'static str>, &str) {
-    const REASONS: [&str; 8] = [
+    const REASONS: [&str; 11] = [
         STALE_GENERATION,
         NOT_RUNNING,
         NO_ROOM,
         UNKNOWN_SANDBOX,
         UNKNOWN_TEMPLATE,
+        UNKNOWN_SNAPSHOT,
+        NO_DISK,
+        NOT_SAVED,
         GUEST_DISK_FULL,
         TOO_MANY_STREAMS,
         NOT_READY,

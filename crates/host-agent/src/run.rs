@@ -32,6 +32,7 @@ use crate::registration::{self, RegisterError, Registration, keep_fresh};
 use crate::rpc::serve::{self, TlsError};
 use crate::sandbox::Sandboxes;
 use crate::sandbox::journal::{Journal, JournalError};
+use crate::sandbox::snapshots::Snapshots;
 use crate::sandbox::steps::{Context, blocking};
 use crate::sandbox::template_generations::TemplateGenerations;
 use crate::{durable, isolation, template};
@@ -140,6 +141,8 @@ impl Base {
         let pool = self.ground.pool_dir();
         let journal = Journal::open(&pool, self.tag.as_str())
             .map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
+        let snapshots = Snapshots::open(&pool, &journal)
+            .map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
         let template_generations = if self.config.restores {
             let opened = TemplateGenerations::open(&pool, &dir);
             Some(Arc::new(opened.map_err(|cause| RunError::Directory { path: pool.clone(), cause })?))
@@ -149,6 +152,7 @@ impl Base {
         };
         let context = Context {
             template_generations,
+            snapshots: Arc::new(snapshots),
             machines: Machines::new(dir.clone(), ground.clone(), self.adopter.clone(), driver),
             dir,
             tag: self.tag.clone(),

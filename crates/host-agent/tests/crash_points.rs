@@ -11,9 +11,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use host_agent::sandbox::Sandboxes;
 use host_agent::sandbox::points::CRASHPOINTS;
 use model::sandbox::Observed;
-use stage::{Stage, create, id, kill, pause, soon};
+use stage::{Stage, create, fence, forked, id, kill, pause, snapshot, snapshot_id, soon};
 
 /// Of the kill at the end.
 const LAST: u64 = 9;
@@ -25,8 +26,8 @@ fn fake_envd() {
     stage::fake_envd();
 }
 
-/// Not a test of its own: what the children do. One sandbox is made, paused, resumed and killed; a second one that ran before is left
-/// alone.
+/// Not a test of its own: what the children do. One sandbox is made, snapshotted, paused, snapshotted, resumed and killed; a second one
+/// that ran before is left alone.
 #[test]
 fn life() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
@@ -40,11 +41,21 @@ fn life() {
             // A new wish begins anew.
             assert_eq!(create(&sandboxes, &id(1), 2).await.observed, Observed::Running, "after {}", view.reason);
         }
+        if snapshot(&sandboxes, &id(1), snapshot_id(1)).await.is_err() {
+            let view = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
+            assert_eq!(view.observed, Observed::Running, "a snapshot that does not come about changes nothing");
+            snapshot(&sandboxes, &id(1), snapshot_id(1)).await.unwrap();
+        }
         let view = pause(&sandboxes, &id(1), 3).await;
         if view.observed != Observed::Paused {
             assert_eq!(view.observed, Observed::Running, "a pause that does not come about leaves it running");
             assert!(!view.reason.is_empty());
             assert_eq!(pause(&sandboxes, &id(1), 4).await.observed, Observed::Paused, "after {}", view.reason);
+        }
+        if snapshot(&sandboxes, &id(1), snapshot_id(2)).await.is_err() {
+            let view = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
+            assert_eq!(view.observed, Observed::Paused, "a snapshot that does not come about changes nothing");
+            snapshot(&sandboxes, &id(1), snapshot_id(2)).await.unwrap();
         }
         let view = create(&sandboxes, &id(1), 5).await;
         if view.observed != Observed::Running {
@@ -53,8 +64,15 @@ fn life() {
             assert_eq!(create(&sandboxes, &id(1), 6).await.observed, Observed::Running, "after {}", view.reason);
         }
         assert_eq!(kill(&sandboxes, &id(1), LAST).await.observed, Observed::Killed);
+        remove_snapshots(&sandboxes).await;
         sandboxes.stop(Duration::from_secs(5)).await;
     });
+}
+
+async fn remove_snapshots(sandboxes: &Sandboxes) {
+    for n in [1, 2] {
+        sandboxes.remove_snapshot(snapshot_id(n)).await.unwrap();
+    }
 }
 
 /// From now on a create that boots leaves the booted state behind, and the next one is restored from it.
@@ -164,6 +182,17 @@ fn the_agents_death_at_any_point_leaves_nothing() {
                 // The wish that was cut off, sent again; or a new one.
                 let again = create(&sandboxes, &id(1), if is_half { 5 } else { 6 }).await;
                 assert_eq!(again.observed, Observed::Running, "{point}: {}", again.reason);
+            } else if point.starts_with("snapshot.") || point.starts_with("copy.") {
+                // Valid or not there; the same wish, sent again, makes it, and others begin with it.
+                let n = if point.starts_with("copy.") { 2 } else { 1 };
+                let found = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
+                let stays = if n == 2 { Observed::Paused } else { Observed::Running };
+                assert_eq!(found.observed, stays, "{point}: {}", found.reason);
+                snapshot(&sandboxes, &id(1), snapshot_id(n)).await.unwrap();
+                let spec = forked(snapshot_id(n));
+                let child = sandboxes.ensure_running(&id(2), fence(1), spec, soon()).await.unwrap();
+                assert_eq!(child.observed, Observed::Running, "{point}: {}", child.reason);
+                assert_eq!(kill(&sandboxes, &id(2), 2).await.observed, Observed::Killed, "{point}");
             } else if point.starts_with("pause.") {
                 let found = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
                 assert_eq!(found.observed, Observed::Running, "{point}: {}", found.reason);
@@ -179,6 +208,7 @@ fn the_agents_death_at_any_point_leaves_nothing() {
             }
             assert_eq!(kill(&sandboxes, &id(1), LAST).await.observed, Observed::Killed, "{point}");
             assert_eq!(kill(&sandboxes, &id(9), LAST).await.observed, Observed::Killed, "{point}");
+            remove_snapshots(&sandboxes).await;
             sandboxes.stop(Duration::from_secs(5)).await;
         });
         assert_eq!(stage.leftovers(), Vec::<String>::new(), "{point}");
@@ -186,7 +216,7 @@ fn the_agents_death_at_any_point_leaves_nothing() {
 }
 
 /// Waits until everything that was taken up has come to its end.
-async fn settle(sandboxes: &host_agent::sandbox::Sandboxes, point: &str) {
+async fn settle(sandboxes: &Sandboxes, point: &str) {
     let end = soon();
     while sandboxes.list().iter().any(|view| !view.settled) {
         assert!(tokio::time::Instant::now() < end, "{point}: {:?}", sandboxes.list());

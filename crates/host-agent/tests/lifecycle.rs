@@ -8,7 +8,7 @@ use host_agent::sandbox::WishError;
 use host_agent::sandbox::fence::Refusal;
 use host_agent::sandbox::state::Spec;
 use model::sandbox::Observed;
-use stage::{Stage, create, fence, id, kill, pause, soon, spec};
+use stage::{Stage, create, fence, forked, id, kill, pause, snapshot, snapshot_id, soon, spec};
 
 #[test]
 fn fake_envd() {
@@ -404,6 +404,105 @@ async fn wishes_to_pause_are_taken_as_late_as_they_come() {
     tokio::task::yield_now().await;
     assert_eq!(kill(&sandboxes, &id(1), 41).await.observed, Observed::Killed);
     let _ = pausing.await.unwrap();
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_taken_of_what_runs_and_of_what_is_paused_and_outlives_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    let directory = |n: u128| dir.path().join("pool/sandboxes").join(id(n).as_str());
+    let content = |n: u128, file: &str| std::fs::read_to_string(directory(n).join(file)).unwrap();
+    let before = create(&sandboxes, &id(1), 1).await;
+    std::fs::write(directory(1).join("disk"), "disk 1").unwrap();
+    std::fs::write(directory(1).join("memory"), "memory 1").unwrap();
+    // Several who want the same one at once: it is one.
+    let source = id(1);
+    let wants = (0..8).map(|_| snapshot(&sandboxes, &source, snapshot_id(1)));
+    futures::future::join_all(wants).await.into_iter().collect::<Result<Vec<()>, _>>().unwrap();
+    let view = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
+    assert_eq!((view.observed, &view.incarnation), (Observed::Running, &before.incarnation));
+    let steps: Vec<_> = view.steps.iter().map(|(name, _)| *name).collect();
+    assert_eq!(steps, ["begin", "quiet", "save", "continue", "stopped", "thaw", "seal", "commit"]);
+    sandboxes.guest(&id(1)).unwrap().health(Duration::from_secs(1)).await.unwrap();
+    std::fs::write(directory(1).join("disk"), "disk 2").unwrap();
+
+    let view = sandboxes.ensure_running(&id(2), fence(1), forked(snapshot_id(1)), soon()).await.unwrap();
+    assert_eq!((view.observed, view.reason.as_str()), (Observed::Running, ""));
+    assert_eq!((content(2, "disk"), content(2, "memory")), ("disk 1".to_owned(), "memory 1".to_owned()));
+    // A child is like any other, also after its snapshot has gone; so is the snapshot of a child, and of one that is paused.
+    assert_eq!(pause(&sandboxes, &id(1), 2).await.observed, Observed::Paused);
+    snapshot(&sandboxes, &id(1), snapshot_id(2)).await.unwrap();
+    assert_eq!(sandboxes.get(&id(1)).await.unwrap().unwrap().view.observed, Observed::Paused);
+    kill(&sandboxes, &id(1), 3).await;
+    sandboxes.remove_snapshot(snapshot_id(1)).await.unwrap();
+    assert_eq!(pause(&sandboxes, &id(2), 2).await.observed, Observed::Paused);
+    sandboxes.stop(Duration::from_secs(5)).await;
+    let sandboxes = stage.agent().await;
+    let view = sandboxes.ensure_running(&id(2), fence(3), forked(snapshot_id(1)), soon()).await.unwrap();
+    assert_eq!((view.observed, view.reason.as_str()), (Observed::Running, ""));
+    let view = sandboxes.ensure_running(&id(3), fence(1), forked(snapshot_id(2)), soon()).await.unwrap();
+    assert_eq!(view.observed, Observed::Running, "{}", view.reason);
+    assert_eq!(content(3, "disk"), "disk 2");
+
+    // What was removed never comes back, what never was is not there.
+    let removed = snapshot(&sandboxes, &id(2), snapshot_id(1)).await;
+    assert!(matches!(removed, Err(WishError::SnapshotRemoved)), "{removed:?}");
+    for absent in [1, 7] {
+        let refused = sandboxes.ensure_running(&id(4), fence(1), forked(snapshot_id(absent)), soon()).await;
+        assert!(matches!(refused, Err(WishError::UnknownTemplate(_))), "{refused:?}");
+    }
+    // Of another shape than the snapshot's it cannot be.
+    let other = Spec { memory_mib: 512, ..forked(snapshot_id(2)) };
+    let view = sandboxes.ensure_running(&id(5), fence(1), other, soon()).await.unwrap();
+    assert_eq!(view.observed, Observed::Failed);
+    assert!(view.reason.contains("shape"), "{}", view.reason);
+    for gone in [1, 9] {
+        let refused = snapshot(&sandboxes, &id(gone), snapshot_id(9)).await;
+        assert!(matches!(refused, Err(WishError::NoState(_) | WishError::UnknownSandbox)), "{refused:?}");
+    }
+    for n in [2, 3, 5] {
+        kill(&sandboxes, &id(n), 9).await;
+    }
+    sandboxes.remove_snapshot(snapshot_id(2)).await.unwrap();
+    sandboxes.remove_snapshot(snapshot_id(3)).await.unwrap();
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_pauses_and_a_kill_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    for n in 1..=10u128 {
+        create(&sandboxes, &id(n), 1).await;
+        let wishes = (1..=6u64).map(|wish| {
+            let sandboxes = sandboxes.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(wish * n as u64 % 7)).await;
+                let snapshot = snapshot_id(n * 100 + u128::from(wish));
+                match wish {
+                    1 | 4 => sandboxes.ensure_snapshot(&id(n), 1, snapshot, soon()).await.map(drop),
+                    2 => sandboxes.ensure_paused(&id(n), fence(2), soon()).await.map(drop),
+                    3 => sandboxes.ensure_running(&id(n), fence(3), spec(), soon()).await.map(drop),
+                    5 => sandboxes.ensure_snapshot(&id(n), 1, snapshot_id(n * 100 + 1), soon()).await.map(drop),
+                    _ => sandboxes.ensure_killed(&id(n), fence(4), soon()).await.map(drop),
+                }
+            })
+        });
+        for wish in futures::future::join_all(wishes).await {
+            match wish.unwrap() {
+                Ok(()) | Err(WishError::Refused(_) | WishError::NoState(_) | WishError::Busy) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(kill(&sandboxes, &id(n), 5).await.observed, Observed::Killed);
+        // Half of one is nothing; whole ones stay until they are removed.
+        for wish in [1, 4] {
+            sandboxes.remove_snapshot(snapshot_id(n * 100 + wish)).await.unwrap();
+        }
+    }
     assert_eq!(stage.leftovers(), Vec::<String>::new());
 }
 

@@ -222,7 +222,8 @@ pub trait Microvm: Send + Sync + 'static {
     async fn stop_vcpus(&self) -> Result<(), Error>;
     async fn continue_vcpus(&self) -> Result<(), Error>;
 
-    /// Stops the vCPUs and writes device state and memory, synced. They stay stopped: the caller continues them or kills the VMM.
+    /// Stops the vCPUs and writes device state and memory, which whoever keeps them syncs. They stay stopped: the caller continues them or
+    /// kills the VMM.
     /// After an error they may be continued: nothing of the microVM has been changed.
     async fn save(&self, target: &SaveTarget) -> Result<Saved, Error>;
 

@@ -125,6 +125,10 @@ uuid_id!(
     ApiKeyId, "key", "API key"
 );
 uuid_id!(
+    /// A saved state that sandboxes begin with.
+    SnapshotId, "snap", "snapshot"
+);
+uuid_id!(
     /// One accepted state change, from the wish to its outcome.
     OperationId, "op", "operation"
 );

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use api::host::{self, SandboxSpec};
 use connectrpc::ConnectError;
+use model::ids::SnapshotId;
 use model::shape::Shape;
 
 use crate::sandbox::state::{Fence, Spec};
@@ -21,6 +22,10 @@ pub fn fence(fence: Option<host::Fence>) -> Result<Fence, ConnectError> {
     Ok(Fence { epoch: fence.host_epoch, revision: fence.revision, operation: fence.operation_id })
 }
 
+pub fn snapshot_id(text: &str) -> Result<SnapshotId, ConnectError> {
+    text.parse().map_err(|_| ConnectError::invalid_argument("snapshot_id is not a snapshot's id"))
+}
+
 pub fn spec(spec: Option<SandboxSpec>) -> Result<Spec, ConnectError> {
     let spec = spec.ok_or_else(|| ConnectError::invalid_argument("spec is missing"))?;
     let shape = Shape::new(i64::from(spec.vcpus), i64::from(spec.memory_mib), i64::from(spec.disk_mib))
@@ -30,6 +35,10 @@ pub fn spec(spec: Option<SandboxSpec>) -> Result<Spec, ConnectError> {
     if spec.default_user.len() > NAME_BYTES_MAX || spec.team_id.len() > NAME_BYTES_MAX {
         return Err(ConnectError::invalid_argument("default_user or team_id is too long"));
     }
+    let snapshot = match spec.snapshot_id.as_str() {
+        "" => None,
+        id => Some(snapshot_id(id)?),
+    };
     let envs: BTreeMap<String, String> = spec.envs.into_iter().collect();
     let bytes: usize = envs.iter().map(|(name, value)| name.len() + value.len()).sum();
     let named = envs.keys().all(|name| !name.is_empty() && !name.contains(['=', '\0']));
@@ -44,6 +53,7 @@ pub fn spec(spec: Option<SandboxSpec>) -> Result<Spec, ConnectError> {
         envs,
         default_user: spec.default_user,
         team: spec.team_id,
+        snapshot,
     })
 }
 
@@ -67,6 +77,7 @@ mod tests {
             SandboxSpec { memory_mib: u32::MAX, ..good() },
             SandboxSpec { template: "../x".to_owned(), ..good() },
             SandboxSpec { default_user: "x".repeat(200), ..good() },
+            SandboxSpec { snapshot_id: "snap-../x".to_owned(), ..good() },
             SandboxSpec { envs: [("A=B".to_owned(), String::new())].into_iter().collect(), ..good() },
             SandboxSpec { envs: [("A".to_owned(), "x".repeat(100_000))].into_iter().collect(), ..good() },
         ] {

@@ -8,6 +8,7 @@ use tracing::error;
 use crate::guest::GuestError;
 use crate::sandbox::WishError;
 use crate::sandbox::fence::Refusal;
+use crate::sandbox::state::Cause;
 
 pub fn wish(cause: WishError) -> ConnectError {
     match &cause {
@@ -20,6 +21,16 @@ pub fn wish(cause: WishError) -> ConnectError {
         WishError::NoRoom(_) => host::error(ErrorCode::ResourceExhausted, host::NO_ROOM, cause),
         WishError::Busy => ConnectError::unavailable(cause.to_string()),
         WishError::Restarting | WishError::Stopping => host::error(ErrorCode::Unavailable, host::NOT_READY, cause),
+        WishError::NoState(_) => host::error(ErrorCode::FailedPrecondition, host::NOT_RUNNING, cause),
+        WishError::NotSaved(failure) => match failure.cause {
+            Cause::NoDisk => host::error(ErrorCode::ResourceExhausted, host::NO_DISK, cause),
+            _ => host::error(ErrorCode::Internal, host::NOT_SAVED, cause),
+        },
+        WishError::SnapshotRemoved => host::error(ErrorCode::NotFound, host::UNKNOWN_SNAPSHOT, cause),
+        WishError::Snapshot(error) => {
+            error!(cause = ?error, "a call failed: {cause}");
+            ConnectError::internal("the host cannot read or write its files")
+        }
         WishError::Journal(journal) => {
             error!(cause = ?journal, "a call failed: {journal}");
             ConnectError::internal("the host cannot read or write its state")

@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use api::host::{
     EnsureKilledRequest, EnsureKilledResponse, EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest,
-    EnsureRunningResponse, ExecRequest, ExecResponse, GetConsoleRequest, GetConsoleResponse, GetHostRequest,
+    EnsureRunningResponse, EnsureSnapshotRequest, EnsureSnapshotResponse, ExecRequest, ExecResponse, GetConsoleRequest, GetConsoleResponse, GetHostRequest,
     GetHostResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService, ListProcessesRequest,
     ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, ReadFileRequest, ReadFileResponse,
+    RemoveSnapshotRequest, RemoveSnapshotResponse,
     SandboxState, SignalProcessRequest, SignalProcessResponse, WriteFileRequest, WriteFileResponse,
 };
 use connectrpc::{
@@ -135,6 +136,41 @@ impl HostAgentService for Service {
         let fence = answers::fence(request.fence.into_option())?;
         let view = self.agent.sandboxes.ensure_killed(&id, fence, deadline).await.map_err(errors::wish)?;
         Response::ok(EnsureKilledResponse { state: self.state(&view).await.into(), ..Default::default() })
+    }
+
+    async fn ensure_snapshot<'a>(
+        &'a self,
+        context: RequestContext,
+        request: ServiceRequest<'_, EnsureSnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<EnsureSnapshotResponse> + Send + use<'a>> {
+        let deadline = answer_at(&context);
+        let request = request.to_owned_message();
+        self.ready()?;
+        let id = self.id(&request.sandbox_id)?;
+        let snapshot = answers::snapshot_id(&request.snapshot_id)?;
+        let sandboxes = &self.agent.sandboxes;
+        let size = sandboxes.ensure_snapshot(&id, request.host_epoch, snapshot, deadline).await.map_err(errors::wish)?;
+        let state = match sandboxes.get(&id).await.map_err(errors::wish)? {
+            Some(published) => self.state(&published.view).await.into(),
+            None => None.into(),
+        };
+        Response::ok(EnsureSnapshotResponse {
+            ready: size.is_some(),
+            size_bytes: size.unwrap_or_default(),
+            state,
+            ..Default::default()
+        })
+    }
+
+    async fn remove_snapshot<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, RemoveSnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<RemoveSnapshotResponse> + Send + use<'a>> {
+        self.ready()?;
+        let snapshot = answers::snapshot_id(request.snapshot_id)?;
+        self.agent.sandboxes.remove_snapshot(snapshot).await.map_err(errors::wish)?;
+        Response::ok(RemoveSnapshotResponse::default())
     }
 
     async fn get_sandbox<'a>(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use microvm::Microvm;
+use model::ids::SnapshotId;
 use model::sandbox::{Desired, Observed};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 
 use super::console::{self, Console};
 use super::fence::{Refusal, Verdict, Wish};
-use super::plan::{Create, Down, Pause, Progress, Revert, Step, plan};
+use super::plan::{Create, Down, Pause, Progress, Revert, Snapshot, Step, Undone, plan};
 use super::state::{Cause, Failure, FailureKind, Fence, Generation, Spec, View};
 use super::steps::{Body, StepError};
 use crate::control_plane::BackOff;
@@ -22,6 +23,8 @@ use crate::guest::Guest;
 
 /// Wishes that wait for the actor. More callers than this for one sandbox are told to come again.
 pub const MAILBOX_MAX: usize = 32;
+/// Who waits for a snapshot of one sandbox: each of its forks does.
+const SNAPSHOTS_WAITING_MAX: usize = 256;
 /// The longest that a create may take, by invariant I14.
 const CREATE_TIME_MAX: Duration = Duration::from_secs(120);
 const DOWN_BACK_OFF_FIRST: Duration = Duration::from_millis(100);
@@ -31,6 +34,18 @@ pub enum Message {
     Run { fence: Fence, spec: Spec, reply: oneshot::Sender<Result<(), Refusal>> },
     Pause { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
     Kill { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
+    /// Answered at the end.
+    Snapshot { id: SnapshotId, reply: oneshot::Sender<Result<(), NotTaken>> },
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, Clone)]
+pub enum NotTaken {
+    /// Only what runs or is paused has a state to be saved.
+    State(Observed),
+    /// As many wait as may.
+    Busy,
+    Failed(Failure),
 }
 
 /// What the actor shows without being asked.
@@ -65,6 +80,8 @@ struct Mind {
     /// The wish is newer than what is written down.
     unwritten: bool,
     steps: Vec<(&'static str, Duration)>,
+    /// Snapshots that are wished, and who waits for them.
+    snapshots: Vec<(SnapshotId, oneshot::Sender<Result<(), NotTaken>>)>,
 }
 
 impl Actor {
@@ -76,7 +93,7 @@ impl Actor {
         wish: Wish,
         progress: Progress,
     ) -> (Self, watch::Receiver<Published>) {
-        let mind = Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new() };
+        let mind = Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new(), snapshots: Vec::new() };
         let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
         let (published, receiver) = watch::channel(show(&mind, &body, settled));
         (Self { mailbox, published, changed, body, mind }, receiver)
@@ -91,9 +108,13 @@ impl Actor {
                 self.mind.restart = false;
                 self.mind.progress = Progress::Absent;
             }
-            let steps = plan(self.mind.wish.desired, &self.mind.progress, Instant::now());
+            let mut steps = plan(self.mind.wish.desired, &self.mind.progress, Instant::now());
+            if steps.is_empty() && self.mind.begin_snapshot(self.body.generation()) {
+                steps = plan(self.mind.wish.desired, &self.mind.progress, Instant::now());
+            }
             self.publish(steps.is_empty());
             if self.mind.progress == Progress::Killed || stop.is_cancelled() {
+                // Whoever waits for a snapshot hears that the actor has ended.
                 return;
             }
             let (Some(step), false) = (steps.first().copied(), resume_at.is_some_and(|at| at > Instant::now())) else {
@@ -166,6 +187,9 @@ impl Actor {
             self.mind.progress = Progress::Making { done: None, give_up_at: begin + CREATE_TIME_MAX };
             self.publish(false);
         }
+        if step == Step::Snapshot(Snapshot::Begin) {
+            self.mind.steps.clear();
+        }
         if step == Step::Pause(Pause::Begin) {
             self.mind.steps.clear();
             self.mind.progress = Progress::Pausing { to: self.body.next_generation(), done: None };
@@ -196,10 +220,10 @@ impl Actor {
         if let Step::Create(Create::Commit) = step {
             self.mind.unwritten = self.mind.wish.fence != wish.fence;
         }
-        if let Step::Create(_) | Step::Pause(_) | Step::Kill(_) = step {
+        if let Step::Create(_) | Step::Pause(_) | Step::Snapshot(_) | Step::Kill(_) = step {
             self.mind.steps.push((step.name(), begin.elapsed()));
         }
-        if step == Step::Pause(Pause::Save) && result.is_ok() {
+        if let (Step::Pause(Pause::Save) | Step::Snapshot(Snapshot::Continue), Ok(())) = (step, &result) {
             // A part of it.
             self.mind.steps.push(("stopped", self.body.stopped()));
         }
@@ -230,9 +254,11 @@ fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
         Progress::Absent | Progress::Making { .. } if body.generation().is_some() => (Observed::Resuming, None),
         Progress::Absent | Progress::Making { .. } => (Observed::Starting, None),
         Progress::Running => (Observed::Running, mind.refusal.as_ref()),
+        Progress::Snapshotting { .. } | Progress::Reverting { what: Undone::Snapshot, .. } => (Observed::Running, None),
         Progress::Pausing { .. } | Progress::Reverting { .. } | Progress::Parking { failure: None, .. } => {
             (Observed::Pausing, None)
         }
+        Progress::Copying { .. } => (Observed::Paused, None),
         Progress::Parking { failure, .. } => (Observed::Resuming, failure.as_ref()),
         Progress::Paused { failure, .. } => (Observed::Paused, failure.as_ref()),
         Progress::Failing { failure, .. } | Progress::Failed { failure } => (Observed::Failed, Some(failure)),
@@ -263,6 +289,14 @@ fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
 impl Mind {
     fn take(&mut self, message: Message, published: &watch::Sender<Published>) {
         let (verdict, reply) = match message {
+            Message::Snapshot { id, reply } => {
+                if self.snapshots.len() < SNAPSHOTS_WAITING_MAX {
+                    self.snapshots.push((id, reply));
+                } else {
+                    let _ = reply.send(Err(NotTaken::Busy));
+                }
+                return;
+            }
             Message::Run { fence, spec, reply } => {
                 let verdict = self.wish.judge_run(&self.progress, &fence, &spec);
                 match verdict {
@@ -315,6 +349,36 @@ impl Mind {
         let _ = reply.send(verdict.map(drop));
     }
 
+    /// Nothing else is to be done: the next snapshot that somebody waits for, if there can be one.
+    fn begin_snapshot(&mut self, last: Option<Generation>) -> bool {
+        // Who has left wants none.
+        self.snapshots.retain(|(_, reply)| !reply.is_closed());
+        let Some(&(to, _)) = self.snapshots.first() else { return false };
+        self.progress = match (&self.progress, last) {
+            (Progress::Running, _) => Progress::Snapshotting { to, done: None },
+            (Progress::Paused { failure, .. }, Some(generation)) => {
+                Progress::Copying { to, generation, failure: failure.clone() }
+            }
+            (other, _) => {
+                let state = match other {
+                    Progress::Killing { .. } | Progress::Killed => Observed::Killed,
+                    _ => Observed::Failed,
+                };
+                for (_, reply) in self.snapshots.drain(..) {
+                    let _ = reply.send(Err(NotTaken::State(state)));
+                }
+                return false;
+            }
+        };
+        true
+    }
+
+    fn answer_snapshot(&mut self, id: SnapshotId, answer: &Result<(), NotTaken>) {
+        for (_, reply) in self.snapshots.extract_if(.., |(of, _)| *of == id) {
+            let _ = reply.send(answer.clone());
+        }
+    }
+
     fn raise(&mut self, fence: Fence) {
         self.unwritten |= self.wish.fence != fence;
         self.wish.fence = fence;
@@ -339,8 +403,16 @@ impl Mind {
             let reason = format!("it did not run within {} s", CREATE_TIME_MAX.as_secs());
             return self.fail(FailureKind::Create, reason, Cause::Other, last);
         }
-        if let (Step::Revert(Revert::Commit), Progress::Reverting { failure, .. }) = (step, &self.progress) {
+        let reverted = matches!(step, Step::Revert(Revert::Commit));
+        if let (true, Progress::Reverting { what: Undone::Pause { failure, .. }, .. }) = (reverted, &self.progress) {
             self.refusal = Some(failure.clone());
+        }
+        if let (
+            Step::Snapshot(Snapshot::Commit) | Step::Copy,
+            &(Progress::Snapshotting { to, .. } | Progress::Copying { to, .. }),
+        ) = (step, &self.progress)
+        {
+            self.answer_snapshot(to, &Ok(()));
         }
         let progress = std::mem::replace(&mut self.progress, Progress::Absent);
         self.progress = match (step, progress) {
@@ -353,8 +425,13 @@ impl Mind {
             }
             (Step::Pause(pause), Progress::Pausing { to, .. }) => Progress::Pausing { to, done: Some(pause) },
             (Step::Revert(Revert::Commit), _) => Progress::Running,
-            (Step::Revert(revert), Progress::Reverting { to, failure, .. }) => {
-                Progress::Reverting { to, failure, done: Some(revert) }
+            (Step::Snapshot(Snapshot::Commit), _) => Progress::Running,
+            (Step::Snapshot(snapshot), Progress::Snapshotting { to, .. }) => {
+                Progress::Snapshotting { to, done: Some(snapshot) }
+            }
+            (Step::Copy, Progress::Copying { generation, failure, .. }) => Progress::Paused { generation, failure },
+            (Step::Revert(revert), Progress::Reverting { what, .. }) => {
+                Progress::Reverting { what, done: Some(revert) }
             }
             (Step::Park(Down::Settle), Progress::Parking { generation, failure, .. }) => {
                 Progress::Paused { generation, failure }
@@ -378,10 +455,26 @@ impl Mind {
                 warn!(sandbox.id = %id, step = pause.name(), cause = error.causes(), "sandbox {id} is not paused, at {}: {error}", pause.name());
                 if let Progress::Pausing { to, .. } = self.progress {
                     let failure = Failure { kind: FailureKind::Pause, reason: error.public(), cause: error.cause() };
-                    self.progress = Progress::Reverting { to, failure, done: None };
+                    self.progress = Progress::Reverting { what: Undone::Pause { to, failure }, done: None };
                 }
                 self.wish.desired = Desired::Running;
                 self.restart = false;
+                false
+            }
+            Step::Snapshot(_) | Step::Copy => {
+                warn!(sandbox.id = %id, step = step.name(), cause = error.causes(), "there is no snapshot of sandbox {id}, at {}: {error}", step.name());
+                let failure = Failure { kind: FailureKind::Snapshot, reason: error.public(), cause: error.cause() };
+                match self.progress.clone() {
+                    Progress::Snapshotting { to, .. } => {
+                        self.answer_snapshot(to, &Err(NotTaken::Failed(failure)));
+                        self.progress = Progress::Reverting { what: Undone::Snapshot, done: None };
+                    }
+                    Progress::Copying { to, generation, failure: before } => {
+                        self.answer_snapshot(to, &Err(NotTaken::Failed(failure)));
+                        self.progress = Progress::Paused { generation, failure: before };
+                    }
+                    _ => {}
+                }
                 false
             }
             Step::Revert(revert) => {

@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -155,7 +155,7 @@ pub fn is_sealed(sandbox: &Path, generation: Generation) -> io::Result<bool> {
     sandbox.join(name(generation)).try_exists()
 }
 
-/// Makes the generation valid. Its memory and device state are on the disk already; everything else is when this returns.
+/// Makes the generation valid, and everything of it is on the disk when this returns.
 pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result<(), GenerationError> {
     let files = begun_files(sandbox, generation);
     let sealed = || -> io::Result<()> {
@@ -175,12 +175,25 @@ pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result
             memory_bytes: size(&files.memory())?,
             disk_bytes: size(&files.disk())?,
         };
-        File::open(files.disk())?.sync_all()?;
-        durable::write(&files.manifest(), &sealed::encode(FORMAT, &manifest), 0o600)?;
-        fs::rename(&files.directory, sandbox.join(name(generation)))?;
-        durable::sync_directory(sandbox)
+        seal_with(sandbox, generation, &manifest)
     };
     sealed().map_err(GenerationError::Make)
+}
+
+fn seal_with(sandbox: &Path, generation: Generation, manifest: &Manifest) -> io::Result<()> {
+    let files = begun_files(sandbox, generation);
+    for file in [files.memory(), files.device(), files.disk()] {
+        File::open(file)?.sync_all()?;
+    }
+    durable::write(&files.manifest(), &sealed::encode(FORMAT, manifest), 0o600)?;
+    fs::rename(&files.directory, sandbox.join(name(generation)))?;
+    durable::sync_directory(sandbox)
+}
+
+/// Makes a copy of a valid generation valid: the same state under another number. The copy is checked when it is loaded.
+pub fn seal_copy(place: &Path, generation: Generation, from: &Files) -> Result<(), GenerationError> {
+    let manifest = Manifest { generation, parent: None, ..read_manifest(from)? };
+    seal_with(place, generation, &manifest).map_err(GenerationError::Make)
 }
 
 /// The files of a generation that can be loaded here, as far as that is known before it is tried.
@@ -191,11 +204,7 @@ pub fn verified(
     vmm: &Stamp,
 ) -> Result<(Files, Manifest), GenerationError> {
     let files = sealed_files(sandbox, generation);
-    let bytes = durable::read(&files.manifest(), MANIFEST_BYTES_MAX).map_err(GenerationError::Read)?;
-    let manifest: Manifest = sealed::decode(FORMAT, &bytes).map_err(|broken| match broken {
-        Broken::Format(_) => GenerationError::Incompatible(format!("its manifest says: {broken}")),
-        Broken::Damaged(_) => GenerationError::Damaged(format!("its manifest: {broken}")),
-    })?;
+    let manifest = read_manifest(&files)?;
     vmm.loads(&manifest.vmm).map_err(GenerationError::Incompatible)?;
     if (manifest.vcpus, manifest.memory_mib, manifest.disk_mib) != (spec.vcpus, spec.memory_mib, spec.disk_mib) {
         return Err(GenerationError::Incompatible("it is of a machine of another shape".to_owned()));
@@ -215,6 +224,20 @@ pub fn verified(
         return Err(GenerationError::Damaged("its device state differs from its digest".to_owned()));
     }
     Ok((files, manifest))
+}
+
+fn read_manifest(files: &Files) -> Result<Manifest, GenerationError> {
+    let bytes = durable::read(&files.manifest(), MANIFEST_BYTES_MAX).map_err(GenerationError::Read)?;
+    sealed::decode(FORMAT, &bytes).map_err(|broken| match broken {
+        Broken::Format(_) => GenerationError::Incompatible(format!("its manifest says: {broken}")),
+        Broken::Damaged(_) => GenerationError::Damaged(format!("its manifest: {broken}")),
+    })
+}
+
+/// Bytes that a generation takes, also those that it shares.
+pub fn size(files: &Files) -> io::Result<u64> {
+    let taken = |path: PathBuf| fs::metadata(path).map(|meta| meta.blocks() * 512);
+    Ok(taken(files.memory())? + taken(files.device())? + taken(files.disk())?)
 }
 
 /// Removes every other generation than this one, or all of them, whole or not.

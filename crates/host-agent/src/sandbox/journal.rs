@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use model::ids::SandboxId;
+use model::ids::{SandboxId, SnapshotId};
 use tracing::{error, warn};
 
 use super::state::{Record, Tombstone};
@@ -192,6 +192,15 @@ impl Journal {
         }
     }
 
+    /// No late call makes that snapshot again.
+    pub fn bury_snapshot(&self, id: SnapshotId) -> io::Result<()> {
+        durable::write(&self.tombstones.join(id.to_string()), b"", 0o600)
+    }
+
+    pub fn is_buried(&self, id: SnapshotId) -> io::Result<bool> {
+        self.tombstones.join(id.to_string()).try_exists()
+    }
+
     /// Removes tombstones whose time is over. Best effort: what stays only takes room.
     pub fn prune_tombstones(&self, now: SystemTime) -> usize {
         let Ok(entries) = fs::read_dir(&self.tombstones) else { return 0 };
@@ -354,6 +363,7 @@ mod tests {
                 envs: [("A".to_owned(), "ä\n".to_owned())].into(),
                 default_user: String::new(),
                 team: String::new(),
+                snapshot: None,
             },
             phase: Phase::Making {
                 run: Run {
@@ -364,6 +374,7 @@ mod tests {
                     control_token: "c".to_owned(),
                     process: None,
                     generation: None,
+                    snapshot: None,
                     template_generation: None,
                     envd_version: String::new(),
                 },

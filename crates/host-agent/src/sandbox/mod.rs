@@ -12,6 +12,9 @@ mod pausing;
 pub mod plan;
 pub mod points;
 mod recovery;
+pub mod shelf;
+pub mod snapshots;
+mod snapshotting;
 pub mod state;
 pub mod steps;
 mod supervisor;
@@ -22,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model::ids::SandboxId;
+use model::ids::{SandboxId, SnapshotId};
 use model::sandbox::{Desired, Observed};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -31,9 +34,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::NoRoom;
 use crate::guest::Guest;
-use actor::{Actor, MAILBOX_MAX, Message, Published};
+use actor::{Actor, MAILBOX_MAX, Message, NotTaken, Published};
 use fence::{Refusal, Wish};
 use plan::Progress;
+use snapshots::Standing;
 use state::{Fence, Record, Spec, Tombstone, View};
 use steps::{Body, Context, blocking};
 
@@ -58,6 +62,15 @@ pub enum WishError {
     Restarting,
     #[error("the agent is about to end")]
     Stopping,
+    #[error("the sandbox is {0}: only one that runs or is paused has a snapshot made of it")]
+    NoState(Observed),
+    /// A sentence for a person; the sandbox is what it was.
+    #[error("{}", .0.reason)]
+    NotSaved(state::Failure),
+    #[error("the snapshot was removed")]
+    SnapshotRemoved,
+    #[error("look up the snapshot's files")]
+    Snapshot(#[source] std::io::Error),
     #[error("look up the sandbox's journal")]
     Journal(#[from] journal::JournalError),
 }
@@ -198,8 +211,7 @@ impl Sandboxes {
                     if let Some(tombstone) = self.tombstone(id).await? {
                         return late(&tombstone, &fence);
                     }
-                    let (dir, template) = (self.context.dir.clone(), spec.template.clone());
-                    if blocking(move || crate::template::rootfs(&dir, &template)).await.is_none() {
+                    if !self.has_origin(&spec).await? {
                         return Err(WishError::UnknownTemplate(spec.template.to_string()));
                     }
                     self.admit(id, &spec).await?;
@@ -252,6 +264,75 @@ impl Sandboxes {
             }
         }
         Err(WishError::Busy)
+    }
+
+    /// What a new sandbox begins with is here.
+    async fn has_origin(&self, spec: &Spec) -> Result<bool, WishError> {
+        match spec.snapshot {
+            Some(id) => Ok(matches!(self.snapshot_standing(id).await?, Standing::Ready(_))),
+            None => {
+                let (dir, template) = (self.context.dir.clone(), spec.template.clone());
+                Ok(blocking(move || crate::template::rootfs(&dir, &template)).await.is_some())
+            }
+        }
+    }
+
+    async fn snapshot_standing(&self, id: SnapshotId) -> Result<Standing, WishError> {
+        let snapshots = self.context.snapshots.clone();
+        blocking(move || snapshots.standing(id)).await.map_err(WishError::Snapshot)
+    }
+
+    /// Makes a snapshot of what runs, which goes on, or is paused, and waits until it is valid, or `deadline`; the bytes that it takes.
+    /// Repeated, it is the same snapshot. None at the deadline: it is still under way.
+    ///
+    /// The call changes nothing of the sandbox, so it has an epoch and no revision.
+    pub async fn ensure_snapshot(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        epoch: u64,
+        snapshot: SnapshotId,
+        deadline: Instant,
+    ) -> Result<Option<u64>, WishError> {
+        self.check_epoch(&Fence { epoch, ..Fence::default() })?;
+        match self.snapshot_standing(snapshot).await? {
+            Standing::Ready(bytes) => return Ok(Some(bytes)),
+            Standing::Removed => return Err(WishError::SnapshotRemoved),
+            Standing::Absent => {}
+        }
+        for _ in 0..LOOKUPS_MAX {
+            let Some(handle) = self.handle(id, deadline).await? else {
+                return match self.tombstone(id).await? {
+                    Some(_) => Err(WishError::NoState(Observed::Killed)),
+                    None => Err(WishError::UnknownSandbox),
+                };
+            };
+            let (reply, answer) = oneshot::channel();
+            self.send(&handle, Message::Snapshot { id: snapshot, reply })?;
+            match tokio::time::timeout_at(deadline, answer).await {
+                Err(_) => return Ok(None),
+                Ok(Ok(taken)) => taken.map_err(|not| match not {
+                    NotTaken::State(observed) => WishError::NoState(observed),
+                    NotTaken::Busy => WishError::Busy,
+                    NotTaken::Failed(failure) => WishError::NotSaved(failure),
+                })?,
+                // The actor ended meanwhile.
+                Ok(Err(_)) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            }
+            return match self.snapshot_standing(snapshot).await? {
+                Standing::Ready(bytes) => Ok(Some(bytes)),
+                Standing::Removed | Standing::Absent => Err(WishError::SnapshotRemoved),
+            };
+        }
+        Err(WishError::Busy)
+    }
+
+    /// Nobody begins with the snapshot any more. Repeatable, also for one that was never here.
+    pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), WishError> {
+        let snapshots = self.context.snapshots.clone();
+        blocking(move || snapshots.remove(id)).await.map_err(WishError::Snapshot)
     }
 
     /// Takes the wish that nothing of the sandbox is left and waits until it is so, or `deadline`.

@@ -7,10 +7,10 @@ use microvm::{Stamp, Start};
 
 use super::fence::Wish;
 use super::generation::{self, About, Files};
-use super::plan::{Pause, Revert};
+use super::plan::{Pause, Revert, Undone};
+use super::shelf::GENERATION;
 use super::state::{Generation, Phase, Run};
 use super::steps::{Body, StepError, blocking};
-use super::template_generations::GENERATION;
 use crate::guest::GuestError;
 use crate::machines::MachineError;
 
@@ -45,39 +45,10 @@ impl Body {
         let directory = self.directory();
         match step {
             Pause::Begin => {
-                let mut room = (self.context().room)().await;
-                let own = microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20;
-                if let (true, Some(generations)) =
-                    (room.disk_free_mib < own + SLACK_MIB, self.context().template_generations.clone())
-                {
-                    blocking(move || generations.make_room()).await;
-                    room = (self.context().room)().await;
-                }
-                if room.disk_free_mib < own + SLACK_MIB {
-                    return Err(StepError::NoDisk { wanted: own + SLACK_MIB, left: room.disk_free_mib });
-                }
+                self.has_room_for_state().await?;
                 self.write(wish, Phase::Pausing { run, to }).await?;
             }
-            Pause::Quiet => {
-                // What is written now is not written while the guest waits.
-                let disk = self.places(&run).disk;
-                blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
-                if let Some(guest) = self.guest() {
-                    // First, so that their ends have reached the guest before it stands still.
-                    guest.close_idle();
-                    match guest.prepare(&run.control_token).await {
-                        Ok(true) => {}
-                        Ok(false) => {
-                            tracing::warn!(sandbox.id = %self.id(), "the guest has not flushed its disk in time")
-                        }
-                        // It cannot let its processes stand still: resumed, they would run with another's clock and random numbers.
-                        Err(error @ GuestError::Refused { .. }) => return Err(StepError::Prepare(error)),
-                        Err(error) => {
-                            tracing::warn!(sandbox.id = %self.id(), "the guest does not take part in its pause: {error}");
-                        }
-                    }
-                }
-            }
+            Pause::Quiet => self.quieten(&run).await?,
             Pause::Save => {
                 let files = blocking(move || generation::begin(&directory, to)).await?;
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
@@ -112,42 +83,71 @@ impl Body {
         Ok(())
     }
 
+    /// Room for all that the microVM may have in memory.
+    pub(super) async fn has_room_for_state(&self) -> Result<(), StepError> {
+        let microvm = self.microvm().ok_or(StepError::NoRun)?;
+        let wanted = (microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20) + SLACK_MIB;
+        let mut room = (self.context().room)().await;
+        if let (true, Some(generations)) = (room.disk_free_mib < wanted, self.context().template_generations.clone()) {
+            blocking(move || generations.make_room()).await;
+            room = (self.context().room)().await;
+        }
+        if room.disk_free_mib < wanted {
+            return Err(StepError::NoDisk { wanted, left: room.disk_free_mib });
+        }
+        Ok(())
+    }
+
+    /// The guest and the host let go of each other.
+    pub(super) async fn quieten(&self, run: &Run) -> Result<(), StepError> {
+        // What is written now is not written while the guest waits.
+        let disk = self.places(run).disk;
+        blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
+        let Some(guest) = self.guest() else { return Ok(()) };
+        // First, so that their ends have reached the guest before it stands still.
+        guest.close_idle();
+        match guest.prepare(&run.control_token).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(sandbox.id = %self.id(), "the guest has not flushed its disk in time"),
+            // It cannot let its processes stand still: resumed, they would run with another's clock and random numbers.
+            Err(error @ GuestError::Refused { .. }) => return Err(StepError::Prepare(error)),
+            Err(error) => {
+                tracing::warn!(sandbox.id = %self.id(), "the guest does not take part in this: {error}");
+            }
+        }
+        Ok(())
+    }
+
     /// Each step does what it can: the sandbox runs, or its microVM's end is noticed as ever.
-    pub(super) async fn revert(&mut self, step: Revert, to: Generation, wish: &Wish) -> Result<(), StepError> {
+    pub(super) async fn revert(&mut self, step: Revert, what: &Undone, wish: &Wish) -> Result<(), StepError> {
         let run = self.run()?.clone();
-        match step {
-            Revert::Discard => {
-                let directory = self.directory();
+        match (step, what) {
+            (Revert::Discard, Undone::Pause { to, .. }) => {
+                let (directory, to) = (self.directory(), *to);
                 blocking(move || generation::discard(&directory, to)).await.map_err(StepError::Files)?;
             }
-            Revert::Continue => {
+            (Revert::Discard, Undone::Snapshot) => self.abandon_snapshot().await,
+            (Revert::Continue, _) => {
                 let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
                 microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
             }
-            Revert::Thaw => {
-                let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
-                if let Err(error) = guest.init(&self.init(wish, &run)?, &run.control_token).await {
-                    // Its own watchdog lets users' processes go on within seconds.
-                    tracing::warn!(sandbox.id = %self.id(), "the guest was not told to go on: {error}");
-                }
-            }
-            Revert::Commit => {
-                if let Err(error) = self.write(wish, Phase::Running { run }).await {
-                    // What stands there instead says that the pause was under way: the next start takes it back as this one did.
-                    tracing::warn!(sandbox.id = %self.id(), "that the sandbox goes on was not written down: {error}");
-                }
-            }
+            (Revert::Thaw, _) => self.thaw(wish, &run).await?,
+            (Revert::Commit, _) => self.write_running(wish, run).await,
         }
         Ok(())
     }
 
     /// What this run begins with; none when it is booted.
     pub(super) fn origin(&self, run: &Run) -> Option<Origin> {
-        match (run.generation, &run.template_generation, &self.context().template_generations) {
-            (Some(generation), ..) => Some(Origin { place: self.directory(), generation }),
-            (None, Some(key), Some(all)) => Some(Origin { place: all.place(key), generation: GENERATION }),
-            _ => None,
+        if let Some(generation) = run.generation {
+            return Some(Origin { place: self.directory(), generation });
         }
+        let place = match (run.snapshot, &run.template_generation, &self.context().template_generations) {
+            (Some(id), ..) => self.context().snapshots.place(id),
+            (None, Some(key), Some(all)) => all.place(key),
+            _ => return None,
+        };
+        Some(Origin { place, generation: GENERATION })
     }
 
     /// How a microVM begins with a saved state, if that is one for this host.

@@ -3,7 +3,8 @@
 //! ```text
 //!  create:  reserve -> network -> cgroup -> disk -> memory -> start -> health -> template -> init -> commit
 //!  pause:   begin -> quiet -> save -> seal                                                          seal is the commit
-//!  revert:  discard -> continue -> thaw -> commit                                                   of a pause that did not come about
+//!  snapshot: begin -> quiet -> save -> continue -> thaw -> seal -> commit                           it goes on running
+//!  revert:  discard -> continue -> thaw -> commit                            of a pause or a snapshot that did not come about
 //!  park:    begin -> guest -> microvm -> network -> cgroup -> files -> settle                       after a pause or a failed resume
 //!  fail:    begin -> guest -> microvm -> network -> cgroup -> files -> settle
 //!  kill:    begin -> guest -> microvm -> network -> cgroup -> files -> tombstone -> directory
@@ -13,6 +14,7 @@
 
 use std::time::Instant;
 
+use model::ids::SnapshotId;
 use model::sandbox::Desired;
 
 use super::state::{Failure, Generation};
@@ -91,7 +93,41 @@ impl Pause {
     }
 }
 
-/// The steps by which a sandbox goes on running after a pause that did not come about, in order.
+/// The steps to a snapshot of a sandbox that goes on running, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Snapshot {
+    /// Looks whether there is room, and writes down that the guest may come to stand still for it.
+    Begin,
+    /// As of a pause.
+    Quiet,
+    /// vCPUs stop; device state, memory and disk go into files that are not valid yet.
+    Save,
+    Continue,
+    /// Users' processes go on.
+    Thaw,
+    /// The files become valid, all at once.
+    Seal,
+    Commit,
+}
+
+impl Snapshot {
+    pub const ALL: [Self; 7] =
+        [Self::Begin, Self::Quiet, Self::Save, Self::Continue, Self::Thaw, Self::Seal, Self::Commit];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::Quiet => "quiet",
+            Self::Save => "save",
+            Self::Continue => "continue",
+            Self::Thaw => "thaw",
+            Self::Seal => "seal",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+/// The steps by which a sandbox goes on running after a pause or a snapshot that did not come about, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Revert {
     Discard,
@@ -167,6 +203,9 @@ pub enum Step {
     /// The create took longer than it may: from here on it is taken down.
     GiveUp,
     Pause(Pause),
+    Snapshot(Snapshot),
+    /// The snapshot of a sandbox that is paused.
+    Copy,
     Revert(Revert),
     Park(Down),
     Fail(Down),
@@ -179,10 +218,19 @@ impl Step {
             Self::Create(create) => create.name(),
             Self::GiveUp => "give_up",
             Self::Pause(pause) => pause.name(),
+            Self::Snapshot(snapshot) => snapshot.name(),
+            Self::Copy => "copy",
             Self::Revert(revert) => revert.name(),
             Self::Park(down) | Self::Fail(down) | Self::Kill(down) => down.name(),
         }
     }
+}
+
+/// For what a microVM stood still, and what has come to nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Undone {
+    Pause { to: Generation, failure: Failure },
+    Snapshot,
 }
 
 /// What is there of a sandbox, as far as its actor knows.
@@ -199,10 +247,14 @@ pub enum Progress {
         to: Generation,
         done: Option<Pause>,
     },
-    /// It is to go on running, because of `failure`.
+    /// The snapshot `to` is being made, and it goes on running.
+    Snapshotting {
+        to: SnapshotId,
+        done: Option<Snapshot>,
+    },
+    /// It is to go on running, because `what` did not come about.
     Reverting {
-        to: Generation,
-        failure: Failure,
+        what: Undone,
         done: Option<Revert>,
     },
     /// Paused; the run that there was, or that was to be, is taken down.
@@ -214,6 +266,12 @@ pub enum Progress {
     Paused {
         generation: Generation,
         /// Why it does not run although that was wished.
+        failure: Option<Failure>,
+    },
+    /// Paused, and the snapshot `to` is made of its saved state.
+    Copying {
+        to: SnapshotId,
+        generation: Generation,
         failure: Option<Failure>,
     },
     /// To be taken down, because of `failure`.
@@ -241,6 +299,8 @@ pub fn plan(desired: Desired, progress: &Progress, now: Instant) -> Vec<Step> {
         (_, Progress::Failing { done, .. }) => rest(&Down::FAIL, *done).map(Step::Fail).collect(),
         // Nothing turns back in the middle: neither a pause for a wish to run, nor a start for a wish to pause.
         (_, Progress::Pausing { done, .. }) => rest(&Pause::ALL, *done).map(Step::Pause).collect(),
+        (_, Progress::Snapshotting { done, .. }) => rest(&Snapshot::ALL, *done).map(Step::Snapshot).collect(),
+        (_, Progress::Copying { .. }) => vec![Step::Copy],
         (_, Progress::Reverting { done, .. }) => rest(&Revert::ALL, *done).map(Step::Revert).collect(),
         (_, Progress::Parking { done, .. }) => rest(&Down::FAIL, *done).map(Step::Park).collect(),
         (_, Progress::Making { give_up_at, .. }) if now >= *give_up_at => vec![Step::GiveUp],
@@ -279,7 +339,10 @@ mod tests {
         let failed = Progress::Failed { failure: failure() };
         let to = Generation(3);
         let pausing = |done| Progress::Pausing { to, done };
-        let reverting = |done| Progress::Reverting { to, failure: failure(), done };
+        let reverting = |done| Progress::Reverting { what: Undone::Pause { to, failure: failure() }, done };
+        let snapshot = SnapshotId(Default::default());
+        let snapshotting = |done| Progress::Snapshotting { to: snapshot, done };
+        let copying = Progress::Copying { to: snapshot, generation: to, failure: None };
         let parking = |done| Progress::Parking { generation: to, failure: None, done };
         let paused = Progress::Paused { generation: to, failure: None };
         use Desired::{Killed, Paused, Running};
@@ -291,6 +354,12 @@ mod tests {
             (Running, pausing(None), Some(Step::Pause(Pause::Begin)), 4),
             (Paused, reverting(None), Some(Step::Revert(Revert::Discard)), 4),
             (Running, reverting(Some(Revert::Continue)), Some(Step::Revert(Revert::Thaw)), 2),
+            (Running, snapshotting(None), Some(Step::Snapshot(Snapshot::Begin)), 7),
+            (Paused, snapshotting(Some(Snapshot::Save)), Some(Step::Snapshot(Snapshot::Continue)), 4),
+            (Killed, snapshotting(Some(Snapshot::Save)), Some(Step::Kill(Down::Begin)), 8),
+            (Running, Progress::Reverting { what: Undone::Snapshot, done: None }, Some(Step::Revert(Revert::Discard)), 4),
+            (Paused, copying.clone(), Some(Step::Copy), 1),
+            (Killed, copying, Some(Step::Kill(Down::Begin)), 8),
             (Paused, parking(None), Some(Step::Park(Down::Begin)), 7),
             (Running, parking(Some(Down::Files)), Some(Step::Park(Down::Settle)), 1),
             (Paused, paused.clone(), None, 0),

@@ -4,6 +4,7 @@
 //!  Making   -> everything undone, then failed "interrupted", or paused again; the same wish, sent again, starts anew under a new
 //!              incarnation
 //!  Running  -> adopted when its process is the one that was written down and answers; else failed
+//!  Snapshotting -> adopted like Running, and it goes on; a snapshot that is not valid is gone
 //!  Pausing  -> when the saved state is whole: paused; else adopted, and it goes on running
 //!  Paused   -> what is left of its last run is taken down
 //!  Failed   -> what is left of it is taken down
@@ -21,7 +22,7 @@ use tracing::{error, info, warn};
 
 use super::generation;
 use super::journal::{Found, JournalError, Unreadable};
-use super::plan::Progress;
+use super::plan::{Progress, Undone};
 use super::state::{Cause, Failure, FailureKind, Phase, Record};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
@@ -116,7 +117,8 @@ impl Sandboxes {
                     match body.adopt(run).await {
                         Ok(()) => {
                             let reason = "the host agent ended while the sandbox was being saved";
-                            Progress::Reverting { to, failure: failure(FailureKind::Pause, reason), done: None }
+                            let failure = failure(FailureKind::Pause, reason);
+                            Progress::Reverting { what: Undone::Pause { to, failure }, done: None }
                         }
                         Err(error) => {
                             warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");
@@ -135,9 +137,12 @@ impl Sandboxes {
                     None => Progress::Paused { generation, failure },
                 }
             }
-            Phase::Running { run } => {
+            phase @ (Phase::Running { .. } | Phase::Snapshotting { .. }) => {
+                let stands_still = matches!(phase, Phase::Snapshotting { .. });
+                let run = phase.run().cloned().expect("it has one while it runs");
                 self.context.admission.remember(&id, record.spec.need(), run.is_restored());
                 match body.adopt(run).await {
+                    Ok(()) if stands_still => Progress::Reverting { what: Undone::Snapshot, done: None },
                     Ok(()) => Progress::Running,
                     Err(error) => {
                         warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");

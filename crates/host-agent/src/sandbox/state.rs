@@ -6,6 +6,7 @@
 //!      |         | +-> Failed <--------+ (again Making, if it never ran)
 //!      |         |         v |
 //!      |       Paused <- Pausing                       the commit of a pause is the rename of its generation, between the two
+//!      |         |       Snapshotting, like Pausing, from Running and back
 //!      |         |           |         |
 //!      +---------+-----------+---------+-> Killing -> (a tombstone)
 //! ```
@@ -16,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::ids::{Incarnation, SandboxId};
+use model::ids::{Incarnation, SandboxId, SnapshotId};
 use model::sandbox::Observed;
 use model::shape::TemplateName;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct Spec {
     /// Empty: the template's own.
     pub default_user: String,
     pub team: String,
+    /// What it begins with instead of the template; its shape is the snapshot's.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_text")]
+    pub snapshot: Option<SnapshotId>,
 }
 
 impl Spec {
@@ -56,6 +60,7 @@ impl Spec {
             envs: BTreeMap::new(),
             default_user: String::new(),
             team: String::new(),
+            snapshot: None,
         }
     }
 
@@ -86,6 +91,9 @@ pub struct Run {
     /// The saved state that it began with; none when it was booted.
     #[serde(default)]
     pub generation: Option<Generation>,
+    /// The snapshot that it began with; none when it was booted, or has a saved state of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_text")]
+    pub snapshot: Option<SnapshotId>,
     /// The booted state of its template that it began with, by its key; none when it was booted, or has a saved state of its own.
     #[serde(default)]
     pub template_generation: Option<String>,
@@ -95,9 +103,9 @@ pub struct Run {
 }
 
 impl Run {
-    /// It began with a saved state, its own or its template's: its memory is shared with that until it is saved itself.
+    /// It began with a saved state, its own or another's: its memory is shared with that until it is saved itself.
     pub fn is_restored(&self) -> bool {
-        self.generation.is_some() || self.template_generation.is_some()
+        self.generation.is_some() || self.snapshot.is_some() || self.template_generation.is_some()
     }
 }
 
@@ -156,6 +164,8 @@ pub enum FailureKind {
     Exited,
     /// A pause did not come about, and the sandbox goes on running.
     Pause,
+    /// A snapshot did not come about, and the sandbox is what it was.
+    Snapshot,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,6 +182,10 @@ pub enum Phase {
     Pausing {
         run: Run,
         to: Generation,
+    },
+    /// It may stand still for a snapshot. What there is of that is valid or goes; the sandbox goes on.
+    Snapshotting {
+        run: Run,
     },
     /// With `leftovers`, what they name may still exist.
     Paused {
@@ -193,7 +207,9 @@ pub enum Phase {
 impl Phase {
     pub fn run(&self) -> Option<&Run> {
         match self {
-            Self::Making { run } | Self::Running { run } | Self::Pausing { run, .. } => Some(run),
+            Self::Making { run } | Self::Running { run } | Self::Pausing { run, .. } | Self::Snapshotting { run } => {
+                Some(run)
+            }
             Self::Paused { leftovers: run, .. } | Self::Failed { leftovers: run, .. } | Self::Killing { run } => {
                 run.as_ref()
             }
@@ -255,5 +271,29 @@ mod text {
         D: Deserializer<'de>,
     {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// The same of what may be absent.
+mod optional_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
     }
 }

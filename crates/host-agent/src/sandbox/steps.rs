@@ -20,8 +20,10 @@ use super::generation::{self, GenerationError};
 use super::journal::{Journal, JournalError};
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
+use super::shelf::{Lease, Making};
+use super::snapshots::Snapshots;
 use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
-use super::template_generations::{Booted, Lease, TemplateGenerations};
+use super::template_generations::{Booted, TemplateGenerations};
 use crate::admission::{Admission, Need, NoRoom, Room};
 use crate::durable;
 use crate::ground::{Ground, GroundError, Places};
@@ -46,6 +48,7 @@ pub struct Context {
     pub machines: Machines,
     /// None where every create boots.
     pub template_generations: Option<Arc<TemplateGenerations>>,
+    pub snapshots: Arc<Snapshots>,
     pub admission: Admission,
     pub room: Box<dyn Fn() -> BoxFuture<'static, Room> + Send + Sync>,
     /// Woken when what the control plane should know has changed.
@@ -82,6 +85,10 @@ pub enum StepError {
     Generation(#[from] GenerationError),
     #[error("a saved state may take {wanted} MiB and {left} MiB of disk are left on the host")]
     NoDisk { wanted: u64, left: u64 },
+    #[error("the snapshot that it is made of is not on this host any more")]
+    NoSnapshot,
+    #[error("the snapshot is being made already, or was removed")]
+    SnapshotTaken,
     #[error("the guest does not let itself be saved")]
     Prepare(#[source] GuestError),
     #[error("the guest did not take its identity")]
@@ -176,6 +183,8 @@ pub struct Body {
     wanted: Option<String>,
     /// On the state that this create is being restored from.
     lease: Option<Lease>,
+    /// The place of the snapshot that is being made.
+    making: Option<Making>,
 }
 
 impl Body {
@@ -193,6 +202,7 @@ impl Body {
             known_by: String::new(),
             wanted: None,
             lease: None,
+            making: None,
         }
     }
 
@@ -226,6 +236,14 @@ impl Body {
 
     pub(super) fn wanted(&self) -> Option<&str> {
         self.wanted.as_deref()
+    }
+
+    pub(super) fn making(&self) -> Result<&Making, StepError> {
+        self.making.as_ref().ok_or(StepError::NoRun)
+    }
+
+    pub(super) fn note_making(&mut self, making: Option<Making>) -> Option<Making> {
+        std::mem::replace(&mut self.making, making)
     }
 
     pub fn stopped(&self) -> Duration {
@@ -316,6 +334,9 @@ impl Body {
         if !matches!(step, Step::Create(_)) {
             self.lease = None;
         }
+        if !matches!(step, Step::Snapshot(_) | Step::Revert(_)) {
+            self.abandon_snapshot().await;
+        }
         let [before, after] = points::around(step);
         hit(before)?;
         match step {
@@ -335,9 +356,19 @@ impl Body {
                 };
                 self.pause(pause, to, wish).await?;
             }
+            Step::Snapshot(snapshot) => {
+                if let Progress::Snapshotting { to, .. } = progress {
+                    self.snapshot(snapshot, *to, wish).await?;
+                }
+            }
+            Step::Copy => {
+                if let Progress::Copying { to, generation, .. } = progress {
+                    self.copy(*generation, *to).await?;
+                }
+            }
             Step::Revert(revert) => {
-                if let Progress::Reverting { to, .. } = progress {
-                    self.revert(revert, *to, wish).await?;
+                if let Progress::Reverting { what, .. } = progress {
+                    self.revert(revert, what, wish).await?;
                 }
             }
             Step::Park(down) => {
@@ -443,15 +474,22 @@ impl Body {
     async fn reserve(&mut self, wish: &Wish) -> Result<(), StepError> {
         // A new sandbox was admitted by the call that brought it; one that begins anew gave its promise back when it failed.
         self.context.admit(&self.id, wish.spec.need()).await?;
-        (self.lease, self.wanted) = match self.generation {
-            Some(_) => (None, None),
-            None => match self.look_for_booted(wish).await {
+        let snapshot = wish.spec.snapshot.filter(|_| self.generation.is_none());
+        (self.lease, self.wanted) = match (self.generation, snapshot) {
+            (Some(_), _) => (None, None),
+            (None, Some(id)) => {
+                let snapshots = self.context.snapshots.clone();
+                let lease = blocking(move || snapshots.lease(id)).await;
+                (Some(lease.ok_or(StepError::NoSnapshot)?), None)
+            }
+            (None, None) => match self.look_for_booted(wish).await {
                 Some(Booted::There(lease)) => (Some(lease), None),
                 Some(Booted::Missing(key)) => (None, Some(key)),
                 None => (None, None),
             },
         };
-        let template_generation = self.lease.as_ref().map(|lease| lease.key().to_owned());
+        let of_template = self.lease.as_ref().filter(|_| snapshot.is_none());
+        let template_generation = of_template.map(|lease| lease.key().to_owned());
         let slot = self.context.ground.reserve_slot()?;
         let run = Run {
             incarnation: Incarnation::from_random(rand::random()),
@@ -461,6 +499,7 @@ impl Body {
             control_token: token()?,
             process: None,
             generation: self.generation,
+            snapshot,
             template_generation,
             envd_version: String::new(),
         };

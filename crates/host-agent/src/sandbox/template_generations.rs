@@ -8,13 +8,12 @@
 //! that the state follows from: the template's edition, the kernel, the machine's shape. Nothing here is anybody's: what no create is
 //! being restored from can be removed at any time, and the next create boots.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use microvm::{Microvm, Stamp};
@@ -24,15 +23,14 @@ use tracing::{info, warn};
 use super::console::BYTES_MAX;
 use super::fence::Wish;
 use super::generation::{self, About, Files, GenerationError};
-use super::state::{Generation, Run, Spec};
+use super::shelf::{GENERATION, Lease, Making, Shelf};
+use super::state::{Run, Spec};
 use super::steps::{Body, StepError, blocking};
 use crate::durable;
 use crate::machines::MachineError;
 use crate::template;
 
 const FOLDER: &str = "templates";
-/// Each key has one.
-pub const GENERATION: Generation = Generation(1);
 /// Kept at once, the ones that were used last.
 const KEPT_MAX: usize = 8;
 /// Pool that must be left when one is made, beside its own size: it is worth less than a sandbox.
@@ -40,83 +38,17 @@ const POOL_LEFT_MIB: u64 = 1024;
 
 #[derive(Debug)]
 pub struct TemplateGenerations {
-    folder: PathBuf,
+    shelf: Shelf,
     /// WRENN_DIR, where kernels lie.
     dir: PathBuf,
-    books: Arc<Mutex<Books>>,
-}
-
-#[derive(Debug, Default)]
-struct Books {
-    making: HashSet<String>,
-    /// How many creates are being restored from each.
-    leases: HashMap<String, usize>,
-    /// To be removed when the last lease ends.
-    condemned: HashSet<String>,
-    /// Being removed: nobody begins with one of them, and nobody makes it anew before it is gone.
-    removing: HashSet<String>,
-}
-
-/// The place of one that is being made; nobody else makes it meanwhile.
-struct Making {
-    key: String,
-    place: PathBuf,
-    books: Arc<Mutex<Books>>,
-}
-
-impl Drop for Making {
-    fn drop(&mut self) {
-        lock(&self.books).making.remove(&self.key);
-    }
-}
-
-/// As long as it is held the state stays: a create is being restored from it.
-#[derive(Debug)]
-pub struct Lease {
-    key: String,
-    place: PathBuf,
-    books: Arc<Mutex<Books>>,
-}
-
-impl Lease {
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut books = lock(&self.books);
-        let left = books.leases.get(&self.key).map_or(0, |count| count - 1);
-        if left > 0 {
-            books.leases.insert(self.key.clone(), left);
-            return;
-        }
-        books.leases.remove(&self.key);
-        if books.condemned.remove(&self.key) && books.removing.insert(self.key.clone()) {
-            drop(books);
-            let (key, place, books) = (self.key.clone(), self.place.clone(), self.books.clone());
-            // Wherever that is dropped: removing a file of gigabytes takes its time.
-            let removing = std::thread::Builder::new().name("remove".to_owned());
-            if let Err(error) = removing.spawn(move || remove_marked(&books, &key, &place)) {
-                warn!("remove a template's generation: {error}");
-            }
-        }
-    }
 }
 
 impl TemplateGenerations {
     /// Removes what an earlier agent had half made.
     pub fn open(pool: &Path, dir: &Path) -> io::Result<Self> {
-        let folder = pool.join(FOLDER);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        for entry in fs::read_dir(&folder)? {
-            let place = entry?.path();
-            if !generation::is_sealed(&place, GENERATION)? {
-                durable::remove_tree(&place)?;
-            }
-        }
-        let all = Self { folder, dir: dir.to_owned(), books: Arc::default() };
+        // Of two that are made at once each would take the other's room.
+        let shelf = Shelf::open(pool.join(FOLDER), 1, |_| true)?;
+        let all = Self { shelf, dir: dir.to_owned() };
         all.prune(KEPT_MAX)?;
         Ok(all)
     }
@@ -144,28 +76,19 @@ impl TemplateGenerations {
     }
 
     pub fn place(&self, key: &str) -> PathBuf {
-        self.folder.join(key)
+        self.shelf.place(key)
     }
 
     /// One that a create can be restored from, as far as that is known before it is tried. One that cannot is removed.
     fn find(&self, key: &str, spec: &Spec, vmm: &Stamp) -> Option<Lease> {
-        let place = self.place(key);
-        let lease = {
-            let mut books = lock(&self.books);
-            let is_going = books.condemned.contains(key) || books.removing.contains(key);
-            if is_going || !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
-                return None;
-            }
-            *books.leases.entry(key.to_owned()).or_default() += 1;
-            Lease { key: key.to_owned(), place: place.clone(), books: self.books.clone() }
-        };
-        if let Err(error) = generation::verified(&place, GENERATION, spec, vmm) {
+        let lease = self.shelf.lease(key)?;
+        if let Err(error) = generation::verified(lease.place(), GENERATION, spec, vmm) {
             warn!("a template's booted state is of no use any more and is removed: {error}");
             self.remove(key);
             return None;
         }
         // It is in use, which keeps it.
-        let touched = File::open(&place).and_then(|place| place.set_modified(SystemTime::now()));
+        let touched = File::open(lease.place()).and_then(|place| place.set_modified(SystemTime::now()));
         if let Err(error) = touched {
             warn!("mark a template's generation as used: {error}");
         }
@@ -174,25 +97,7 @@ impl TemplateGenerations {
 
     /// The next create of this kind boots. What is being restored from it is not disturbed.
     pub fn remove(&self, key: &str) {
-        let mut books = lock(&self.books);
-        if books.leases.contains_key(key) {
-            books.condemned.insert(key.to_owned());
-        } else if books.removing.insert(key.to_owned()) {
-            drop(books);
-            remove_marked(&self.books, key, &self.place(key));
-        }
-    }
-
-    /// `None` when it is there, and while one is made or this one is removed: of two at once each would take the other's room.
-    fn begin(&self, key: &str) -> Option<Making> {
-        let place = self.place(key);
-        let mut books = lock(&self.books);
-        let is_busy = !books.making.is_empty() || books.removing.contains(key);
-        if is_busy || generation::is_sealed(&place, GENERATION).unwrap_or(true) {
-            return None;
-        }
-        books.making.insert(key.to_owned());
-        Some(Making { key: key.to_owned(), place, books: self.books.clone() })
+        self.shelf.remove(key);
     }
 
     /// Room for what is worth more: removes all that nobody is being restored from.
@@ -205,7 +110,7 @@ impl TemplateGenerations {
     /// Leaves so many, the ones that were used last, and those that are in use.
     fn prune(&self, kept: usize) -> io::Result<()> {
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
+        for entry in fs::read_dir(self.shelf.folder())? {
             let entry = entry?;
             match entry.metadata() {
                 // Somebody else was faster.
@@ -216,31 +121,12 @@ impl TemplateGenerations {
         all.sort();
         let spare = all.len().saturating_sub(kept);
         for (_, key) in all.into_iter().take(spare) {
-            let is_in_use = {
-                let books = lock(&self.books);
-                books.leases.contains_key(&key) || books.making.contains(&key)
-            };
-            if !is_in_use {
+            if !self.shelf.is_in_use(&key) {
                 self.remove(&key);
             }
         }
         Ok(())
     }
-}
-
-fn remove_marked(books: &Mutex<Books>, key: &str, place: &Path) {
-    remove_place(place);
-    lock(books).removing.remove(key);
-}
-
-fn remove_place(place: &Path) {
-    if let Err(error) = generation::discard(place, GENERATION).and_then(|()| durable::remove_tree(place)) {
-        warn!("remove a template's generation: {error}");
-    }
-}
-
-fn lock(books: &Mutex<Books>) -> MutexGuard<'_, Books> {
-    books.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is there of the booted state that a create would be restored from.
@@ -274,7 +160,7 @@ impl Body {
         if !matches!(self.look_for_booted(wish).await, Some(Booted::Missing(key)) if key == wanted) {
             return Ok(());
         }
-        let Some(making) = generations.begin(wanted) else { return Ok(()) };
+        let Some(making) = generations.shelf.begin(wanted).unwrap_or_default() else { return Ok(()) };
         let making_room = generations.clone();
         if let Err(error) = blocking(move || making_room.prune(KEPT_MAX - 1)).await {
             warn!("remove templates' generations that others take the place of: {error}");
@@ -293,7 +179,7 @@ impl Body {
             let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm)?));
             if let Err(error) = sealed {
                 warn!("the booted state of template {} is not kept: {error}: {}", spec.template, error.causes());
-                remove_place(&making.place);
+                making.abandon();
                 return;
             }
             info!(
@@ -305,13 +191,8 @@ impl Body {
     }
 
     async fn save_booted(&self, making: &Making, microvm: &Arc<dyn Microvm>, run: &Run) -> Result<Stamp, StepError> {
-        let place = making.place.clone();
-        let files = blocking(move || -> Result<Files, GenerationError> {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&place);
-            made.map_err(GenerationError::Make)?;
-            generation::begin(&place, GENERATION)
-        })
-        .await?;
+        let place = making.place().to_owned();
+        let files: Files = blocking(move || generation::begin(&place, GENERATION)).await?;
         // Neither synced nor needed.
         let said = self.console().tail(Some(microvm), BYTES_MAX).await.unwrap_or_default();
         let console = files.console();
@@ -326,13 +207,13 @@ impl Body {
 
 fn seal(making: &Making, spec: &Spec, vmm: Stamp) -> Result<(), GenerationError> {
     let about = About { parent: None, vmm, spec, envd_version: "", control_token: "" };
-    dig(&generation::begun_files(&making.place, GENERATION).memory()).map_err(GenerationError::Make)?;
-    generation::seal(&making.place, GENERATION, &about)
+    dig(&generation::begun_files(making.place(), GENERATION).memory()).map_err(GenerationError::Make)?;
+    generation::seal(making.place(), GENERATION, &about)
 }
 
 /// Gives back what was reserved for a file and never written: most of the memory of a guest that has just booted. What was written becomes
 /// the file's own: else the sandbox that it is shared with needs new blocks for each page that it writes to, and a full pool ends it.
-fn dig(path: &Path) -> io::Result<()> {
+pub(super) fn dig(path: &Path) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let length = file.metadata()?.len();
     let mut at = 0;
@@ -364,6 +245,7 @@ fn change(file: &File, how: FallocateFlags, range: Range<u64>) -> io::Result<()>
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::io::{Seek as _, Write as _};
     use std::time::Duration;
 
@@ -426,27 +308,11 @@ mod tests {
         let left = || fs::read_dir(dir.path().join(FOLDER)).unwrap().flatten().count();
         let generations = TemplateGenerations::open(dir.path(), dir.path()).unwrap();
         assert!(left() == KEPT_MAX && !place("half").exists() && !place("key-02").exists());
-        let lease = |key: &str| {
-            *lock(&generations.books).leases.entry(key.to_owned()).or_default() += 1;
-            Lease { key: key.to_owned(), place: place(key), books: generations.books.clone() }
-        };
-        let leases = [lease("key-03"), lease("key-03")];
+        let lease = generations.shelf.lease("key-03").unwrap();
         generations.make_room();
         assert!(left() == 1 && place("key-03").exists());
-        generations.remove("key-03");
-        let [first, second] = leases;
-        drop(first);
-        assert!(place("key-03").exists(), "one is still being restored from it");
-        drop(second);
-        let began = std::time::Instant::now();
-        while place("key-03").exists() {
-            assert!(began.elapsed() < Duration::from_secs(10));
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let making = generations.begin("x").unwrap();
-        assert!(generations.begin("x").is_none());
-        drop(making);
-        make(0);
-        assert!(generations.begin("x").is_some() && generations.begin("key-00").is_none());
+        drop(lease);
+        generations.make_room();
+        assert_eq!(left(), 0);
     }
 }

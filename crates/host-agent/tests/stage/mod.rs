@@ -19,13 +19,14 @@ use host_agent::ground::{Ground, GroundError, Places};
 use host_agent::guest::Dial;
 use host_agent::identity::{self, Tag};
 use host_agent::machines::Machines;
-use host_agent::sandbox::Sandboxes;
+use host_agent::sandbox::{Sandboxes, WishError};
 use host_agent::sandbox::journal::Journal;
+use host_agent::sandbox::snapshots::Snapshots;
 use host_agent::sandbox::state::{Fence, Spec, View};
 use host_agent::sandbox::steps::Context;
 use host_agent::sandbox::template_generations::TemplateGenerations;
 use host_agent::sweep;
-use model::ids::SandboxId;
+use model::ids::{SandboxId, SnapshotId};
 use model::shape::TemplateName;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -96,12 +97,14 @@ impl Stage {
         let (_, known) = watch::channel(Some(driver.clone()));
         let for_agent = known.clone();
         let templates = self.dir.join("pool");
+        let journal = Journal::open(&self.dir.join("pool"), tag.as_str()).unwrap();
         let context = Context {
+            snapshots: Arc::new(Snapshots::open(&self.dir.join("pool"), &journal).unwrap()),
             template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
             machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
             ground,
             dir: self.dir.clone(),
-            journal: Journal::open(&self.dir.join("pool"), tag.as_str()).unwrap(),
+            journal,
             admission: Admission::new(100),
             room: Box::new(|| {
                 Box::pin(async {
@@ -124,7 +127,7 @@ impl Stage {
     /// Everything that a sandbox could have left.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for kind in ["slots", "cgroups", "pool/sandboxes", "pool/quarantine"] {
+        for kind in ["slots", "cgroups", "pool/sandboxes", "pool/snapshots", "pool/quarantine"] {
             for entry in std::fs::read_dir(self.dir.join(kind)).unwrap().flatten() {
                 found.push(format!("{kind}/{}", entry.file_name().to_string_lossy()));
             }
@@ -182,6 +185,7 @@ pub fn spec() -> Spec {
         envs: [("A".to_owned(), "b".to_owned())].into(),
         default_user: String::new(),
         team: String::new(),
+        snapshot: None,
     }
 }
 
@@ -195,6 +199,22 @@ pub async fn create(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -
 
 pub async fn pause(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -> View {
     sandboxes.ensure_paused(id, fence(revision), soon()).await.unwrap()
+}
+
+/// Of a sandbox that runs, or is paused.
+pub async fn snapshot(sandboxes: &Arc<Sandboxes>, id: &SandboxId, snapshot: SnapshotId) -> Result<(), WishError> {
+    let taken = sandboxes.ensure_snapshot(id, 1, snapshot, soon()).await?;
+    assert!(taken.is_some_and(|bytes| bytes > 0), "{taken:?}");
+    Ok(())
+}
+
+pub fn snapshot_id(n: u128) -> SnapshotId {
+    SnapshotId(uuid::Uuid::from_u128(n))
+}
+
+/// A sandbox that begins with a snapshot.
+pub fn forked(snapshot: SnapshotId) -> Spec {
+    Spec { snapshot: Some(snapshot), ..spec() }
 }
 
 pub async fn kill(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -> View {

@@ -23,8 +23,8 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_THE_FILE: u64 = 1 << 61;
 
-/// Bytes copied, and the new file, not yet synced. The vCPUs must stand still.
-pub fn write(record: &ProcessRecord, target: &Path) -> Result<(u64, File), Error> {
+/// Bytes copied into the new file, which is not synced. The vCPUs must stand still.
+pub fn write(record: &ProcessRecord, target: &Path) -> Result<u64, Error> {
     let source = File::open(&record.memory).map_err(Error::io("open the memory file"))?;
     // Always a new file: emptying an old one frees its extents first, which takes longer than everything else here.
     let target = File::options()
@@ -37,11 +37,10 @@ pub fn write(record: &ProcessRecord, target: &Path) -> Result<(u64, File), Error
     if !record.memory_private {
         // The guest has written into the file itself, which has all its room reserved: what was never written stays behind.
         clone_written(&source, &target).map_err(Error::io("clone the memory file"))?;
-        return Ok((0, target));
+        return Ok(0);
     }
     clone(&source, &target).map_err(Error::io("clone the memory file"))?;
-    let copied = copy_own_pages(record.pid, &source, &target).map_err(Error::io("copy the microVM's own pages"))?;
-    Ok((copied, target))
+    copy_own_pages(record.pid, &source, &target).map_err(Error::io("copy the microVM's own pages"))
 }
 
 fn clone(source: &File, target: &File) -> io::Result<()> {
@@ -280,7 +279,7 @@ mod tests {
             memory_private: true,
             memory_mib: 1,
         };
-        let (copied, _) = write(&record, &saved).unwrap();
+        let copied = write(&record, &saved).unwrap();
         assert_eq!(copied, 2 * PAGE);
         content[4096..8192].fill(9);
         content[8192..12288].fill(0);

@@ -182,8 +182,8 @@ impl Vm {
         Qmp::connect(&self.record.dir).await.map_err(|cause| Error::Control { command, cause })
     }
 
-    /// Device state and memory into new files, not yet synced. While this holds its turn nobody can make the vCPUs run on.
-    async fn write_state(&self, target: &SaveTarget) -> Result<(Saved, [std::fs::File; 2]), Error> {
+    /// Device state and memory into new files. While this holds its turn nobody can make the vCPUs run on.
+    async fn write_state(&self, target: &SaveTarget) -> Result<Saved, Error> {
         let limit = COMMAND_LIMIT;
         let _turn = within("stop", limit, async { Ok(self.turn.lock().await) }).await?;
         let mut qmp = within("stop", limit, self.connect("stop")).await?;
@@ -198,8 +198,8 @@ impl Vm {
         within("remove-fd", limit, qmp.call("remove-fd", json!({"fdset-id": set}))).await?;
         let (record, memory) = (self.record.clone(), target.memory.clone());
         let written = tokio::task::spawn_blocking(move || memory::write(&record, &memory)).await;
-        let (copied_bytes, memory) = written.map_err(|e| Error::io("copy the memory")(std::io::Error::other(e)))??;
-        Ok((Saved { copied_bytes, stopped: began.elapsed() }, [memory, device]))
+        let copied_bytes = written.map_err(|e| Error::io("copy the memory")(std::io::Error::other(e)))??;
+        Ok(Saved { copied_bytes, stopped: began.elapsed() })
     }
 
     async fn wait_loaded(&self) -> Result<(), Error> {
@@ -239,13 +239,7 @@ impl Microvm for Vm {
                 });
             }
         }
-        let saved = async {
-            let (saved, files) = self.write_state(target).await?;
-            let synced = tokio::task::spawn_blocking(move || files.iter().try_for_each(std::fs::File::sync_all)).await;
-            synced.map_err(std::io::Error::other).and_then(|done| done).map_err(Error::io("sync the saved state"))?;
-            Ok(saved)
-        }
-        .await;
+        let saved = self.write_state(target).await;
         if saved.is_err() {
             for path in [&target.memory, &target.device] {
                 let _ = tokio::fs::remove_file(path).await;

@@ -1,0 +1,144 @@
+//! The steps of a snapshot: of a sandbox that goes on running, and of one that is paused. As dumb as those of a create: `steps`.
+
+use std::fs;
+use std::time::Instant;
+
+use microvm::Stamp;
+use model::ids::SnapshotId;
+
+use super::console::BYTES_MAX;
+use super::fence::Wish;
+use super::generation::{self, About, GenerationError};
+use super::plan::Snapshot;
+use super::shelf::{GENERATION, Making};
+use super::state::{Generation, Phase, Run};
+use super::steps::{Body, StepError, blocking};
+use super::template_generations::dig;
+use crate::machines::MachineError;
+
+impl Body {
+    pub(super) async fn snapshot(&mut self, step: Snapshot, to: SnapshotId, wish: &Wish) -> Result<(), StepError> {
+        let run = self.run()?.clone();
+        let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
+        match step {
+            Snapshot::Begin => {
+                self.has_room_for_state().await?;
+                let making = self.begin_snapshot(to).await?;
+                self.note_making(Some(making));
+                self.write(wish, Phase::Snapshotting { run }).await?;
+            }
+            Snapshot::Quiet => self.quieten(&run).await?,
+            Snapshot::Save => {
+                let place = self.making()?.place().to_owned();
+                let said = self.console().tail(Some(&microvm), BYTES_MAX).await.unwrap_or_default();
+                let files = blocking(move || {
+                    let files = generation::begin(&place, GENERATION)?;
+                    fs::write(files.console(), said).map_err(GenerationError::Make)?;
+                    Ok::<_, StepError>(files)
+                })
+                .await?;
+                let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
+                self.note_stopped(saved.stopped);
+                let began = Instant::now();
+                self.context().ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.note_stopped(saved.stopped + began.elapsed());
+            }
+            Snapshot::Continue => {
+                let began = Instant::now();
+                microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
+                self.note_stopped(self.stopped() + began.elapsed());
+                tracing::info!(
+                    sandbox.id = %self.id(), stopped_ms = self.stopped().as_millis(),
+                    "saved snapshot {to} of sandbox {}, which goes on", self.id()
+                );
+            }
+            Snapshot::Thaw => self.thaw(wish, &run).await?,
+            Snapshot::Seal => {
+                let place = self.making()?.place().to_owned();
+                // Of the VMM that runs, which may be older than the one that is installed.
+                let version = microvm.record().vmm_version.clone();
+                let vmm = Stamp { version, ..self.context().machines.stamp().await? };
+                let spec = wish.spec.clone();
+                blocking(move || {
+                    if !run.is_restored() {
+                        // The guest goes on writing into the file that this one is shared with.
+                        let memory = generation::begun_files(&place, GENERATION).memory();
+                        dig(&memory).map_err(GenerationError::Make)?;
+                    }
+                    let about = About {
+                        parent: None,
+                        vmm,
+                        spec: &spec,
+                        envd_version: &run.envd_version,
+                        control_token: &run.control_token,
+                    };
+                    generation::seal(&place, GENERATION, &about)
+                })
+                .await?;
+                self.note_making(None);
+            }
+            Snapshot::Commit => self.write_running(wish, run).await,
+        }
+        Ok(())
+    }
+
+    /// Of a saved state, which is what a snapshot is.
+    pub(super) async fn copy(&self, from: Generation, to: SnapshotId) -> Result<(), StepError> {
+        let making = self.begin_snapshot(to).await?;
+        let from = generation::sealed_files(&self.directory(), from);
+        let ground = self.context().ground.clone();
+        let copied = async {
+            let place = making.place().to_owned();
+            let files = blocking(move || generation::begin(&place, GENERATION)).await?;
+            for (from, to) in [
+                (from.memory(), files.memory()),
+                (from.device(), files.device()),
+                (from.disk(), files.disk()),
+            ] {
+                ground.clone_file(&from, &to, 0).await?;
+            }
+            let said = self.console().tail(None, BYTES_MAX).await.unwrap_or_default();
+            let place = making.place().to_owned();
+            blocking(move || {
+                fs::write(files.console(), said).map_err(GenerationError::Make)?;
+                generation::seal_copy(&place, GENERATION, &from)
+            })
+            .await?;
+            Ok(())
+        };
+        let copied = copied.await;
+        if copied.is_err() {
+            blocking(move || making.abandon()).await;
+        }
+        copied
+    }
+
+    async fn begin_snapshot(&self, to: SnapshotId) -> Result<Making, StepError> {
+        let snapshots = self.context().snapshots.clone();
+        let begun = blocking(move || snapshots.begin(to)).await.map_err(GenerationError::Make)?;
+        begun.ok_or(StepError::SnapshotTaken)
+    }
+
+    /// What there is of a snapshot that will not be made.
+    pub(super) async fn abandon_snapshot(&mut self) {
+        if let Some(making) = self.note_making(None) {
+            blocking(move || making.abandon()).await;
+        }
+    }
+
+    /// Users' processes go on. That they were not told to is no failure: the guest's own watchdog lets them within seconds.
+    pub(super) async fn thaw(&self, wish: &Wish, run: &Run) -> Result<(), StepError> {
+        let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
+        if let Err(error) = guest.init(&self.init(wish, run)?, &run.control_token).await {
+            tracing::warn!(sandbox.id = %self.id(), "the guest was not told to go on: {error}");
+        }
+        Ok(())
+    }
+
+    pub(super) async fn write_running(&self, wish: &Wish, run: Run) {
+        if let Err(error) = self.write(wish, Phase::Running { run }).await {
+            // What stands there instead says that it stood still: the next start lets it go on, which it does already.
+            tracing::warn!(sandbox.id = %self.id(), "that the sandbox goes on was not written down: {error}");
+        }
+    }
+}
