@@ -53,6 +53,13 @@ pub enum AgentError {
     UnknownSandbox,
     #[error("the host does not have the template")]
     UnknownTemplate,
+    #[error("the host does not have the snapshot")]
+    UnknownSnapshot,
+    #[error("the host has no disk for it")]
+    NoDisk,
+    /// The sentence is for the sandbox's owner.
+    #[error("{message}")]
+    NotSaved { message: String },
     #[error("the sandbox does not run")]
     NotRunning,
     #[error("the sandbox's disk is full")]
@@ -147,6 +154,9 @@ impl From<ConnectError> for AgentError {
             (_, Some(host::NO_ROOM)) => Self::NoRoom,
             (_, Some(host::UNKNOWN_SANDBOX)) => Self::UnknownSandbox,
             (_, Some(host::UNKNOWN_TEMPLATE)) => Self::UnknownTemplate,
+            (_, Some(host::UNKNOWN_SNAPSHOT)) => Self::UnknownSnapshot,
+            (_, Some(host::NO_DISK)) => Self::NoDisk,
+            (_, Some(host::NOT_SAVED)) => Self::NotSaved { message: message.to_owned() },
             (_, Some(host::GUEST_DISK_FULL)) => Self::GuestDiskFull,
             (_, Some(host::TOO_MANY_STREAMS)) => Self::TooManyStreams,
             (_, Some(host::NOT_READY)) => Self::NotReady,

@@ -48,7 +48,13 @@ async fn every_route_refuses_every_wrong_credential() {
         let path = path(route, &host.to_string(), sandbox.as_str());
         let method: Method = method.parse().unwrap();
         // Nobody answers for the host, and that is not what is waited for.
-        let waits = ["/v1/sandboxes", "/v1/sandboxes/{id}", "/v1/sandboxes/{id}/pause", "/v1/sandboxes/{id}/resume"];
+        let waits = [
+            "/v1/sandboxes",
+            "/v1/sandboxes/{id}",
+            "/v1/sandboxes/{id}/pause",
+            "/v1/sandboxes/{id}/resume",
+            "/v1/sandboxes/{id}/fork",
+        ];
         let path = if waits.contains(&route) { format!("{path}?wait_sec=0") } else { path };
         for (what, who) in wrong {
             let answer = replica.call(who, method.clone(), &path, Some(json!({}))).await;

@@ -141,8 +141,8 @@ impl Base {
         let pool = self.ground.pool_dir();
         let journal = Journal::open(&pool, self.tag.as_str())
             .map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
-        let snapshots = Snapshots::open(&pool, &journal)
-            .map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
+        let snapshots =
+            Snapshots::open(&pool, &journal).map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
         let template_generations = if self.config.restores {
             let opened = TemplateGenerations::open(&pool, &dir);
             Some(Arc::new(opened.map_err(|cause| RunError::Directory { path: pool.clone(), cause })?))

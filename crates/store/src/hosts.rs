@@ -82,8 +82,11 @@ pub enum Created {
 pub enum Deleted {
     Done,
     Missing,
-    /// Sandboxes that are not known to have ended.
-    HasSandboxes(Vec<SandboxId>),
+    /// Sandboxes that are not known to have ended, and snapshots by their names.
+    Holds {
+        sandboxes: Vec<SandboxId>,
+        snapshots: Vec<String>,
+    },
 }
 
 pub(crate) struct Row {
@@ -216,8 +219,8 @@ impl Store {
             .map(Host::from))
     }
 
-    /// Removes the record, by which the host's credential opens nothing any more. With `force` its sandboxes count as killed; what of them
-    /// still runs is for whoever removed the host to end there.
+    /// Removes the record, by which the host's credential opens nothing any more. With `force` its sandboxes count as killed and its
+    /// snapshots as deleted; what of them is still there is for whoever removed the host to end there.
     pub async fn delete_host(&self, id: HostId, force: bool, actor: &Actor) -> Result<Deleted, StoreError> {
         let mut tx = self.begin().await?;
         if sqlx::query_scalar!("select id from hosts where id = $1 for update", id.0)
@@ -234,8 +237,17 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
-        if !live.is_empty() && !force {
-            return Ok(Deleted::HasSandboxes(live.iter().filter_map(|id| id.parse().ok()).collect()));
+        let snapshots = sqlx::query_scalar!(
+            r#"select name as "name!" from snapshots where host_id = $1 and name is not null and state = 'ready'
+               order by created_at limit $2"#,
+            id.0,
+            NAMED_MAX
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        if !(force || live.is_empty() && snapshots.is_empty()) {
+            let sandboxes = live.iter().filter_map(|id| id.parse().ok()).collect();
+            return Ok(Deleted::Holds { sandboxes, snapshots });
         }
         sqlx::query!(
             "update operations set phase = 'superseded', finished_at = now()
@@ -298,6 +310,15 @@ impl Store {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+
+    /// The templates of the platform, by name.
+    pub async fn offered_templates(&self) -> Result<Vec<String>, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"select distinct unnest(templates) as "name!" from hosts where state <> 'pending' order by 1"#
+        )
+        .fetch_all(&self.pool)
+        .await?)
     }
 
     /// True when some host offers the template.

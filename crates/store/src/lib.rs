@@ -15,6 +15,7 @@ mod placement;
 pub mod presence;
 pub mod registration_tokens;
 pub mod sandboxes;
+pub mod snapshots;
 pub mod users;
 
 use std::str::FromStr as _;

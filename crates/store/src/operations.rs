@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use model::ids::{HostId, OperationId, SandboxId};
+use model::ids::{HostId, OperationId, SandboxId, SnapshotId};
 use model::sandbox::Observed;
 use uuid::Uuid;
 
@@ -29,6 +29,8 @@ pub enum Kind {
     Pause,
     Resume,
     Kill,
+    /// Of a sandbox that stays what it is.
+    Snapshot,
     /// Ends what a failed run may have left on its host; the sandbox stays failed.
     Clean,
 }
@@ -40,6 +42,7 @@ impl Kind {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Kill => "kill",
+            Self::Snapshot => "snapshot",
             Self::Clean => "clean",
         }
     }
@@ -68,6 +71,8 @@ pub struct Operation {
     pub attempts: i32,
     pub refused_hosts: Vec<HostId>,
     pub deadline: Option<DateTime<Utc>>,
+    /// What it makes.
+    pub snapshot: Option<SnapshotId>,
 }
 
 /// Who works on an operation.
@@ -85,6 +90,7 @@ struct Row {
     attempts: i32,
     refused_hosts: Vec<Uuid>,
     deadline: Option<DateTime<Utc>>,
+    snapshot_id: Option<Uuid>,
     error_code: Option<String>,
     error_message: Option<String>,
 }
@@ -102,6 +108,7 @@ impl TryFrom<Row> for Operation {
                 "pause" => Kind::Pause,
                 "resume" => Kind::Resume,
                 "kill" => Kind::Kill,
+                "snapshot" => Kind::Snapshot,
                 "clean" => Kind::Clean,
                 _ => return Err(damaged("kind")),
             },
@@ -119,6 +126,7 @@ impl TryFrom<Row> for Operation {
             attempts: row.attempts,
             refused_hosts: row.refused_hosts.into_iter().map(HostId).collect(),
             deadline: row.deadline,
+            snapshot: row.snapshot_id.map(SnapshotId),
         })
     }
 }
@@ -127,7 +135,7 @@ macro_rules! operations {
     ($text:literal $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
             Row,
-            $text + " id, sandbox_id, kind, revision, phase, attempts, refused_hosts, deadline, error_code, error_message"
+            $text + " id, sandbox_id, kind, revision, phase, attempts, refused_hosts, deadline, snapshot_id, error_code, error_message"
             $(, $argument)*
         )
     };
@@ -139,11 +147,12 @@ pub(crate) async fn open(
     kind: Kind,
     revision: i64,
     lease: Option<&Lease>,
+    snapshot: Option<Uuid>,
 ) -> Result<Operation, StoreError> {
-    let time_max = (kind == Kind::Run).then(|| RUN_TIME_MAX.as_secs_f64());
+    let time_max = matches!(kind, Kind::Run | Kind::Snapshot).then(|| RUN_TIME_MAX.as_secs_f64());
     let row = operations!(
-        "insert into operations (id, sandbox_id, kind, revision, attempts, lease_owner, lease_until, deadline)
-         values (gen_random_uuid(), $1, $2, $3, 1, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6))
+        "insert into operations (id, sandbox_id, kind, revision, attempts, lease_owner, lease_until, deadline, snapshot_id)
+         values (gen_random_uuid(), $1, $2, $3, 1, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6), $7)
          returning",
         sandbox.as_str(),
         kind.as_str(),
@@ -151,6 +160,7 @@ pub(crate) async fn open(
         lease.map(|lease| lease.replica.number()),
         LEASE.as_secs_f64(),
         time_max,
+        snapshot,
     )
     .fetch_one(&mut **tx)
     .await?;
@@ -170,10 +180,11 @@ pub(crate) async fn latest(tx: &mut Tx, sandbox: &SandboxId, kind: Kind) -> Resu
     Ok(OperationId(id.unwrap_or_default()))
 }
 
-/// Ends the open operations of older wishes.
+/// Ends the open operations of older wishes. A snapshot is no wish for another state, and goes on.
 pub(crate) async fn supersede(tx: &mut Tx, sandbox: &SandboxId) -> Result<(), StoreError> {
     let ended = sqlx::query_scalar!(
-        "update operations set phase = 'superseded', finished_at = now() where sandbox_id = $1 and phase = 'open' returning id",
+        "update operations set phase = 'superseded', finished_at = now() where sandbox_id = $1 and phase = 'open' and kind <> 'snapshot'
+         returning id",
         sandbox.as_str()
     )
     .fetch_all(&mut **tx)
@@ -190,7 +201,7 @@ async fn tell(tx: &mut Tx, id: OperationId) -> Result<(), StoreError> {
 }
 
 /// False when somebody else ended it.
-async fn end(tx: &mut Tx, id: OperationId, failure: Option<(&str, &str)>) -> Result<bool, StoreError> {
+pub(crate) async fn end(tx: &mut Tx, id: OperationId, failure: Option<(&str, &str)>) -> Result<bool, StoreError> {
     let ended = sqlx::query!(
         "update operations set phase = case when $2::text is null then 'done' else 'failed' end, error_code = $2,
              error_message = $3, finished_at = now(), lease_owner = null
@@ -209,7 +220,7 @@ impl Store {
     pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
         let row = sqlx::query_as!(
             Row,
-            "select id, sandbox_id, kind, revision, phase, attempts, refused_hosts, deadline, error_code, error_message
+            "select id, sandbox_id, kind, revision, phase, attempts, refused_hosts, deadline, snapshot_id, error_code, error_message
              from operations where id = $1",
             id.0
         )
@@ -268,10 +279,12 @@ impl Store {
         .await?;
         sqlx::query!(
             "update sandboxes set reason = $3, updated_at = now()
-             where id = $1 and revision = $2 and reason is distinct from $3 and observed not in ('killed', 'failed')",
+             where id = $1 and revision = $2 and reason is distinct from $3 and observed not in ('killed', 'failed') and $4",
             operation.sandbox.as_str(),
             operation.revision,
-            reason
+            reason,
+            // The sandbox is what it was.
+            operation.kind != Kind::Snapshot
         )
         .execute(&mut *tx)
         .await?;
@@ -435,7 +448,7 @@ impl Store {
         if let Some(row) = &failed
             && row.host_id.is_some()
         {
-            open(&mut tx, &operation.sandbox, Kind::Clean, row.revision, None).await?;
+            open(&mut tx, &operation.sandbox, Kind::Clean, row.revision, None, None).await?;
         }
         tx.commit().await?;
         Ok(if failed.is_some() { Update::Changed } else { Update::Stale })

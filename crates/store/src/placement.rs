@@ -53,6 +53,11 @@ pub(crate) async fn has_room(tx: &mut Tx, host: HostId, wanted: &Wanted<'_>) -> 
     Ok(room_on(tx, host.0, wanted, "draining").await?.is_some())
 }
 
+/// The host's epoch, if it takes this beside what it has. The caller's transaction writes what is there then.
+pub(crate) async fn reserve_on(tx: &mut Tx, host: HostId, wanted: &Wanted<'_>) -> Result<Option<i64>, StoreError> {
+    room_on(tx, host.0, wanted, "active").await
+}
+
 /// The host's epoch, if it has room when its row is locked. `also`: a state in which it may be beside `active`.
 async fn room_on(tx: &mut Tx, host: Uuid, wanted: &Wanted<'_>, also: &str) -> Result<Option<i64>, StoreError> {
     let locked = sqlx::query!(

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use model::ids::{HostId, OperationId, SandboxId, TeamId};
+use model::ids::{HostId, OperationId, SandboxId, SnapshotId, TeamId};
 use model::sandbox::{Desired, Observed, OnTimeout, Status};
 use model::shape::{Shape, TemplateName};
 use serde_json::Value;
@@ -32,6 +32,8 @@ pub struct Sandbox {
     pub id: SandboxId,
     pub team: TeamId,
     pub template: String,
+    /// What it began with instead of the template; that may be gone.
+    pub snapshot: Option<SnapshotId>,
     pub shape: Shape,
     pub envs: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
@@ -78,6 +80,8 @@ pub struct NewSandbox {
     pub id: SandboxId,
     pub team: TeamId,
     pub template: TemplateName,
+    /// What it begins with instead of the template, on the host where that lies.
+    pub snapshot: Option<SnapshotId>,
     pub shape: Shape,
     pub envs: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
@@ -94,6 +98,8 @@ pub enum Created {
     OtherArguments,
     /// No host has room; nothing was written.
     NoHost,
+    /// The snapshot is not there any more; nothing was written.
+    NoSnapshot,
 }
 
 pub enum KillWish {
@@ -154,6 +160,7 @@ pub(crate) struct Row {
     id: String,
     team_id: Uuid,
     template: String,
+    snapshot_id: Option<Uuid>,
     vcpus: i32,
     memory_mib: i32,
     disk_mib: i32,
@@ -209,6 +216,7 @@ impl TryFrom<Row> for Sandbox {
             observed: row.observed.parse().map_err(|_| damaged("observed"))?,
             host,
             template: row.template,
+            snapshot: row.snapshot_id.map(SnapshotId),
             default_user: row.default_user,
             timeout_sec: row.timeout_sec,
             on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
@@ -230,7 +238,7 @@ macro_rules! sandboxes {
     ($rest:literal $(, $argument:expr)*) => {
         sqlx::query_as!(
             Row,
-            r#"select s.id, s.team_id, s.template, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
+            r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
                    s.timeout_sec, s.on_timeout, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
@@ -270,28 +278,38 @@ impl Store {
             memory_mib: shape.memory().0.into(),
             refused: &[],
         };
-        let Some((host, epoch)) = placement::choose(&mut tx, &wanted).await? else { return Ok(Created::NoHost) };
-        sqlx::query!(
-            "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
-                 on_timeout, desired, revision, observed, host_id, host_epoch)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12)",
-            new.id.as_str(),
-            new.team.0,
-            new.template.as_str(),
-            i32::from(shape.vcpus()),
-            mib(shape.memory().0),
-            mib(shape.disk().0),
-            serde_json::json!(new.envs),
-            serde_json::json!(new.metadata),
-            new.default_user,
-            new.timeout_sec,
-            host.0,
+        let placed = match new.snapshot {
+            None => placement::choose(&mut tx, &wanted).await?,
+            Some(id) => {
+                // Whoever deletes it waits until this sandbox is there to be seen.
+                let host = sqlx::query_scalar!(
+                    "select host_id from snapshots where id = $1 and team_id = $2 and state = 'ready' for share",
+                    id.0,
+                    new.team.0
+                )
+                .fetch_optional(&mut *tx)
+                .await?;
+                let Some(host) = host.map(HostId) else { return Ok(Created::NoSnapshot) };
+                placement::reserve_on(&mut tx, host, &wanted).await?.map(|epoch| (host, epoch))
+            }
+        };
+        let Some((host, epoch)) = placed else { return Ok(Created::NoHost) };
+        let birth = Birth {
+            id: &new.id,
+            team: new.team,
+            template: new.template.as_str(),
+            shape: new.shape,
+            envs: serde_json::json!(new.envs),
+            metadata: serde_json::json!(new.metadata),
+            default_user: &new.default_user,
+            timeout_sec: new.timeout_sec,
+            on_timeout: new.on_timeout,
+            host,
             epoch,
-            new.on_timeout.as_str(),
-        )
-        .execute(&mut *tx)
-        .await?;
-        let operation = operations::open(&mut tx, &new.id, Kind::Run, 1, Some(lease)).await?;
+            snapshot: new.snapshot,
+        };
+        insert(&mut tx, &birth).await?;
+        let operation = operations::open(&mut tx, &new.id, Kind::Run, 1, Some(lease), None).await?;
         audit::record(&mut tx, actor, "sandbox.create", new.id.as_str(), serde_json::json!({})).await?;
         let row = sandboxes!("where s.id = $2", new.id.as_str()).fetch_one(&mut *tx).await?;
         tx.commit().await?;
@@ -624,8 +642,49 @@ impl Store {
     }
 }
 
+/// What the row of a new sandbox holds.
+pub(crate) struct Birth<'a> {
+    pub id: &'a SandboxId,
+    pub team: TeamId,
+    pub template: &'a str,
+    pub shape: Shape,
+    pub envs: Value,
+    pub metadata: Value,
+    pub default_user: &'a str,
+    pub timeout_sec: i64,
+    pub on_timeout: OnTimeout,
+    pub host: HostId,
+    pub epoch: i64,
+    pub snapshot: Option<SnapshotId>,
+}
+
+pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
+             on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14)",
+        birth.id.as_str(),
+        birth.team.0,
+        birth.template,
+        i32::from(birth.shape.vcpus()),
+        mib(birth.shape.memory().0),
+        mib(birth.shape.disk().0),
+        birth.envs,
+        birth.metadata,
+        birth.default_user,
+        birth.timeout_sec,
+        birth.host.0,
+        birth.epoch,
+        birth.on_timeout.as_str(),
+        birth.snapshot.map(|id| id.0),
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// A team's sandbox, that nobody else changes before this transaction ends.
-async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
+pub(crate) async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
     sqlx::query!("select id from sandboxes where id = $1 and team_id = $2 for update", id.as_str(), team.0)
         .fetch_optional(&mut **tx)
         .await?;
@@ -656,7 +715,7 @@ async fn turn(
     .execute(&mut **tx)
     .await?;
     operations::supersede(tx, id).await?;
-    operations::open(tx, id, kind, revision, lease).await
+    operations::open(tx, id, kind, revision, lease, None).await
 }
 
 /// Raises the revision to the wish of an end.
@@ -676,9 +735,9 @@ async fn kill(
     .execute(&mut **tx)
     .await?;
     operations::supersede(tx, id).await?;
-    operations::open(tx, id, Kind::Kill, revision + 1, lease).await
+    operations::open(tx, id, Kind::Kill, revision + 1, lease, None).await
 }
 
-fn mib(value: u32) -> i32 {
+pub(crate) fn mib(value: u32) -> i32 {
     i32::try_from(value).expect("a shape's sizes are below 2^21")
 }

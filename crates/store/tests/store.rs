@@ -69,6 +69,7 @@ impl Bench {
             id: SandboxId::from_random(self.made.get()),
             team: self.team,
             template: "minimal".parse().unwrap(),
+            snapshot: None,
             shape: Shape::new(1, 512, 5120).unwrap(),
             envs: [("SECRET".to_owned(), "x".to_owned())].into(),
             metadata: BTreeMap::new(),

@@ -9,3 +9,4 @@ pub mod files;
 pub mod hosts;
 pub mod keys;
 pub mod sandboxes;
+pub mod snapshots;

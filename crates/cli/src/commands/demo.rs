@@ -22,6 +22,9 @@ const UP_MAX: Duration = Duration::from_secs(400);
 const COMMAND_MAX: Duration = Duration::from_secs(200);
 /// Pools of made-ahead things are filled, and released things go away, within moments; this is the longest that is waited for it.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
+/// A process that adds to a file in memory, five times a second.
+const COUNTER: &str = ": >/dev/shm/count; (while :; do echo >>/dev/shm/count; sleep 0.2; done) >/dev/null 2>&1 &";
+const FORKS: usize = 5;
 const FILE_BYTES: usize = 4 << 20;
 const OUTPUT_MAX: u64 = 32 << 20;
 
@@ -184,8 +187,8 @@ impl Demo {
         expect("a file out of the sandbox", &said, 0, &content)?;
         self.step("file_read", began, "4 MiB out, the same bytes");
 
-        let marked = ["sandbox", "exec", &id, "--", "sh", "-c", "echo in memory >/dev/shm/mark"];
-        expect("a mark in the sandbox's memory", &self.wrenn(&marked, None).await?, 0, b"")?;
+        let counting = ["sandbox", "exec", &id, "--", "sh", "-c", COUNTER];
+        expect("a counter in the sandbox", &self.wrenn(&counting, None).await?, 0, b"")?;
         let began = Instant::now();
         let said = self.wrenn(&["sandbox", "pause", &id], None).await?;
         expect("pausing the sandbox", &said, 0, format!("{id}\n").as_bytes())?;
@@ -194,9 +197,9 @@ impl Demo {
         let began = Instant::now();
         let said = self.wrenn(&["sandbox", "resume", &id], None).await?;
         expect("resuming the sandbox", &said, 0, format!("{id}\n").as_bytes())?;
-        self.step("resume", began, "it runs again");
-        let looked = ["sandbox", "exec", &id, "--", "cat", "/dev/shm/mark"];
-        expect("the mark in the sandbox's memory", &self.wrenn(&looked, None).await?, 0, b"in memory\n")?;
+        self.step("resume", began, "it runs again, and its counter goes on");
+        self.expect_counting(&id).await?;
+        self.show_fork(&id).await?;
 
         let began = Instant::now();
         let said = self.wrenn(&["run", "--template", "no-such-template", "--", "true"], None).await?;
@@ -221,6 +224,44 @@ impl Demo {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    async fn expect_counting(&self, id: &str) -> Result<(), Failure> {
+        let look = "a=$(wc -c </dev/shm/count); sleep 0.5; b=$(wc -c </dev/shm/count); test $b -gt $a";
+        let said = self.wrenn(&["sandbox", "exec", id, "--", "sh", "-c", look], None).await?;
+        expect("the counter in the sandbox's memory", &said, 0, b"")
+    }
+
+    /// Sandboxes that go on from where one stands, each for itself.
+    async fn show_fork(&mut self, id: &str) -> Result<(), Failure> {
+        let began = Instant::now();
+        let forked = self.json(&["sandbox", "fork", "--json", id, "--count", &FORKS.to_string()]).await?;
+        let children: Vec<String> = forked["sandboxes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|child| child["id"].as_str().map(str::to_owned))
+            .collect();
+        self.step("fork", began, &format!("{} more begin where it stands, and it goes on", children.len()));
+        if children.len() != FORKS {
+            return Err(Failure::new(format!("{FORKS} forks were to be made, and {} were", children.len())));
+        }
+        let began = Instant::now();
+        for each in std::iter::once(id).chain(children.iter().map(String::as_str)) {
+            self.expect_counting(each).await?;
+        }
+        self.step("forks_count", began, "in each of them the counter goes on");
+        let mut kill = vec!["sandbox", "kill"];
+        kill.extend(children.iter().map(String::as_str));
+        let began = Instant::now();
+        expect(
+            "killing the forks",
+            &self.wrenn(&kill, None).await?,
+            0,
+            format!("{}\n", children.join("\n")).as_bytes(),
+        )?;
+        self.step("kill_forks", began, "");
+        Ok(())
     }
 
     async fn start(&mut self, arguments: &Arguments) -> Result<Value, Failure> {

@@ -9,6 +9,7 @@ mod host;
 mod key;
 mod run;
 mod sandbox;
+mod snapshot;
 mod up;
 mod version;
 
@@ -49,6 +50,9 @@ enum Command {
     /// Create, use and kill sandboxes.
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::Command),
+    /// Keep what sandboxes are, under names that others can begin with.
+    #[command(subcommand, visible_alias = "template")]
+    Snapshot(snapshot::Command),
     /// Hosts of the platform (administrators).
     #[command(subcommand)]
     Host(host::Command),
@@ -78,6 +82,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Demo(arguments) => demo::run(arguments, &options, format).await,
         Command::Run(arguments) => run::run(arguments, &options, format).await,
         Command::Sandbox(command) => sandbox::run(command, &options, format).await,
+        Command::Snapshot(command) => snapshot::run(command, &options, format).await,
         Command::Host(command) => host::run(command, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
         Command::Admin(command) => admin::run(&command, &options, format).await,

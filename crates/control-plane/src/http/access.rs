@@ -27,7 +27,7 @@ pub enum Policy {
 use Policy::{Administrator, Host, Open, Team};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 35] = [
+pub const TABLE: [(&str, &str, Policy); 39] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -54,6 +54,7 @@ pub const TABLE: [(&str, &str, Policy); 35] = [
     ("POST", "/v1/sandboxes/{id}/pause", Team),
     ("POST", "/v1/sandboxes/{id}/resume", Team),
     ("POST", "/v1/sandboxes/{id}/timeout", Team),
+    ("POST", "/v1/sandboxes/{id}/fork", Team),
     ("POST", "/v1/sandboxes/{id}/exec", Team),
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team),
     ("GET", "/v1/sandboxes/{id}/processes", Team),
@@ -63,6 +64,9 @@ pub const TABLE: [(&str, &str, Policy); 35] = [
     ("POST", "/v1/sandboxes/{id}/files/write", Team),
     ("POST", "/v1/sandboxes/{id}/files/stream/read", Team),
     ("POST", "/v1/sandboxes/{id}/files/stream/write", Team),
+    ("POST", "/v1/snapshots", Team),
+    ("GET", "/v1/snapshots", Team),
+    ("DELETE", "/v1/snapshots/{id}", Team),
 ];
 
 pub fn policy(method: &Method, route: &str) -> Option<Policy> {

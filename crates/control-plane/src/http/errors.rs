@@ -15,7 +15,7 @@ use tracing::error;
 use crate::agents::{AgentError, Refusal};
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 24] = [
+pub const CODES: [(&str, StatusCode); 26] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("unauthorized", StatusCode::UNAUTHORIZED),
     ("forbidden", StatusCode::FORBIDDEN),
@@ -25,6 +25,8 @@ pub const CODES: [(&str, StatusCode); 24] = [
     ("invalid_state", StatusCode::CONFLICT),
     ("conflict", StatusCode::CONFLICT),
     ("host_has_sandboxes", StatusCode::CONFLICT),
+    ("name_reserved", StatusCode::CONFLICT),
+    ("template_name_taken", StatusCode::CONFLICT),
     ("snapshot_incompatible", StatusCode::CONFLICT),
     ("snapshot_damaged", StatusCode::CONFLICT),
     ("too_large", StatusCode::PAYLOAD_TOO_LARGE),
@@ -122,9 +124,24 @@ impl ApiError {
         Self::new("invalid_state", message).with("state", state.to_string())
     }
 
-    pub fn host_has_sandboxes(ids: Vec<String>) -> Self {
-        Self::new("host_has_sandboxes", "the host has sandboxes; kill them, or repeat with force=true")
-            .with("sandbox_ids", ids)
+    pub fn host_has_sandboxes(sandboxes: Vec<String>, snapshots: Vec<String>) -> Self {
+        let what = if sandboxes.is_empty() { "snapshots; delete them" } else { "sandboxes; kill them" };
+        Self::new("host_has_sandboxes", format!("the host has {what}, or repeat with force=true"))
+            .with("sandbox_ids", sandboxes)
+            .with("snapshots", snapshots)
+    }
+
+    pub fn name_reserved(name: &str) -> Self {
+        Self::new("name_reserved", format!("{} is the name of a template of the platform", echo(name)))
+            .with("field", "name")
+    }
+
+    pub fn template_name_taken(name: &str) -> Self {
+        Self::new("template_name_taken", format!("there is a snapshot {} already", echo(name))).with("field", "name")
+    }
+
+    pub fn snapshot_under_way() -> Self {
+        Self::new("conflict", "another snapshot of this sandbox is being made")
     }
 
     pub fn too_large(limit_bytes: u64) -> Self {
@@ -251,6 +268,9 @@ impl From<AgentError> for ApiError {
             AgentError::NoRoom => {
                 Self::new("insufficient_storage", "the host has no room for that").with("where", "host")
             }
+            AgentError::UnknownSnapshot => Self::not_found("snapshot"),
+            AgentError::NoDisk => Self::new("insufficient_storage", "the sandbox's host has no disk for it"),
+            AgentError::NotSaved { message } => Self::new("agent_error", message),
             AgentError::GuestDiskFull => {
                 Self::new("insufficient_storage", "the sandbox's disk is full").with("where", "guest")
             }

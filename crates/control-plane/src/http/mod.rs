@@ -46,6 +46,7 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1/api-keys", v1::api_keys::router())
         .nest("/v1/hosts", v1::hosts::router())
         .nest("/v1/sandboxes", v1::sandboxes::router())
+        .nest("/v1/snapshots", v1::snapshots::router())
 }
 
 /// Which methods there are is said by the router's own header.

@@ -7,6 +7,7 @@ pub mod driver;
 mod expired_sandboxes;
 mod old_rows;
 mod run;
+mod snapshots;
 
 use std::future::Future;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::app::App;
 const EXPIRED_EVERY: Duration = Duration::from_secs(1);
 const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
 const ABSENT_EVERY: Duration = Duration::from_secs(2);
+const UNWANTED_SNAPSHOTS_EVERY: Duration = Duration::from_secs(1);
 const OLD_ROWS_EVERY: Duration = Duration::from_secs(600);
 const CLIENT_CERTIFICATE_EVERY: Duration = Duration::from_secs(86_400);
 const PRESENCE_CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +37,7 @@ pub fn start(app: &App) {
         app.store.reopen_unfulfilled().await.map(drop)
     }));
     tracker.spawn(every(app.clone(), "absent_sandboxes", ABSENT_EVERY, absent_sandboxes::run));
+    tracker.spawn(every(app.clone(), "unwanted_snapshots", UNWANTED_SNAPSHOTS_EVERY, snapshots::remove_unwanted));
     tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, old_rows::run));
     tracker.spawn(every(app.clone(), "client_certificate", CLIENT_CERTIFICATE_EVERY, |app| async move {
         match app.authority.client_config(chrono::Utc::now()) {

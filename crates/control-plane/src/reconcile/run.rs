@@ -14,11 +14,12 @@ use store::{StoreError, Update};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::snapshots::{self, Taken};
 use crate::agents::AgentError;
 use crate::app::App;
 
 /// One call of "ensure": the agent answers with what is true before this is over, and is asked again.
-const ENSURE_TIME_MAX: Duration = Duration::from_secs(60);
+pub(super) const ENSURE_TIME_MAX: Duration = Duration::from_secs(60);
 /// A host agent that restarts is back within a second; after this time another host is tried.
 const REACH_TIME_MAX: Duration = Duration::from_millis(2500);
 const REACH_AGAIN: Duration = Duration::from_millis(150);
@@ -26,6 +27,9 @@ const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
 const PUT_OFF_MAX: Duration = Duration::from_secs(30);
 
 pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Result<(), StoreError> {
+    if operation.kind == Kind::Snapshot {
+        return snapshots::run(app, operation).await;
+    }
     let sandbox = app.store.sandbox_of_any_team(&operation.sandbox).await?;
     let Some(sandbox) = sandbox.filter(|sandbox| is_wanted(sandbox, operation)) else {
         return app.store.finish_operation(operation).await;
@@ -34,6 +38,7 @@ pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Re
         Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
         Kind::Pause => turn_sandbox(app, operation, &sandbox, &PAUSE).await,
         Kind::Resume => turn_sandbox(app, operation, &sandbox, &RESUME).await,
+        Kind::Snapshot => Ok(()),
         Kind::Kill | Kind::Clean => end_sandbox(app, operation, &sandbox).await,
     }
 }
@@ -62,6 +67,11 @@ async fn run_sandbox(
             return Ok(());
         }
         let Some(placed) = sandbox.host.clone() else {
+            if sandbox.snapshot.is_some() {
+                // It begins with what lies on one host.
+                app.store.fail_run(&operation, "no_hosts_available", "its host has no room for the sandbox").await?;
+                return Ok(());
+            }
             if app.store.place(&operation, &sandbox).await?.is_none() {
                 let (code, message) = no_host(&operation, had_no_room);
                 app.store.fail_run(&operation, code, message).await?;
@@ -76,6 +86,19 @@ async fn run_sandbox(
             continue;
         };
         point("cp.run.placed").await;
+        if let Some(snapshot) = sandbox.snapshot {
+            match snapshots::ensure(app, snapshot).await? {
+                Taken::Ready => {}
+                Taken::Later => {
+                    return app.store.put_off(&operation, pause(operation.attempts), "host_unavailable").await;
+                }
+                Taken::Never { code, message } => {
+                    app.store.fail_run(&operation, code, &message).await?;
+                    return Ok(());
+                }
+            }
+            point("cp.fork.taken").await;
+        }
         own_ms = own_ms.or(since.map(|since| since.elapsed().as_secs_f64() * 1000.0));
         match ensure_running(app, &operation, &sandbox, &placed).await {
             Ok(state) => match state.observed.parse::<Observed>() {
@@ -98,7 +121,8 @@ async fn run_sandbox(
             },
             Err(AgentError::Unreachable) if began.elapsed() < REACH_TIME_MAX => tokio::time::sleep(REACH_AGAIN).await,
             Err(error @ (AgentError::Unreachable | AgentError::NoRoom))
-                if may_have_it != Some(placed.host) || matches!(error, AgentError::NoRoom) =>
+                if may_have_it != Some(placed.host) && sandbox.snapshot.is_none()
+                    || matches!(error, AgentError::NoRoom) =>
             {
                 warn!(host.id = %placed.host, "host {} does not take sandbox {}: {error}", placed.host, operation.sandbox);
                 app.store.refuse_host(&operation, placed.host).await?;
@@ -269,6 +293,7 @@ async fn ensure_running(
             envs: sandbox.envs.clone().into_iter().collect(),
             default_user: sandbox.default_user.clone(),
             team_id: sandbox.team.to_string(),
+            snapshot_id: sandbox.snapshot.map(|id| id.to_string()).unwrap_or_default(),
             ..Default::default()
         }
         .into(),
@@ -348,13 +373,13 @@ fn report(state: &SandboxState, observed: Observed, own_ms: Option<f64>) -> Repo
     }
 }
 
-fn pause(attempts: i32) -> Duration {
+pub(super) fn pause(attempts: i32) -> Duration {
     let doublings = u32::try_from(attempts.clamp(1, 7) - 1).unwrap_or_default();
     (PUT_OFF_FIRST * 2u32.pow(doublings)).min(PUT_OFF_MAX)
 }
 
 /// A named point at which tests let the control plane die. An armed error has no meaning here: what may fail is the call after it.
-async fn point(name: &'static str) {
+pub(super) async fn point(name: &'static str) {
     let _ = crashpoint::hit(name);
 }
 

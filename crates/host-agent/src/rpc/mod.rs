@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use api::host::{
     EnsureKilledRequest, EnsureKilledResponse, EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest,
-    EnsureRunningResponse, EnsureSnapshotRequest, EnsureSnapshotResponse, ExecRequest, ExecResponse, GetConsoleRequest, GetConsoleResponse, GetHostRequest,
-    GetHostResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService, ListProcessesRequest,
-    ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, ReadFileRequest, ReadFileResponse,
-    RemoveSnapshotRequest, RemoveSnapshotResponse,
-    SandboxState, SignalProcessRequest, SignalProcessResponse, WriteFileRequest, WriteFileResponse,
+    EnsureRunningResponse, EnsureSnapshotRequest, EnsureSnapshotResponse, ExecRequest, ExecResponse, GetConsoleRequest,
+    GetConsoleResponse, GetHostRequest, GetHostResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService,
+    ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, ReadFileRequest,
+    ReadFileResponse, RemoveSnapshotRequest, RemoveSnapshotResponse, SandboxState, SignalProcessRequest,
+    SignalProcessResponse, WriteFileRequest, WriteFileResponse,
 };
 use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
@@ -149,7 +149,8 @@ impl HostAgentService for Service {
         let id = self.id(&request.sandbox_id)?;
         let snapshot = answers::snapshot_id(&request.snapshot_id)?;
         let sandboxes = &self.agent.sandboxes;
-        let size = sandboxes.ensure_snapshot(&id, request.host_epoch, snapshot, deadline).await.map_err(errors::wish)?;
+        let size =
+            sandboxes.ensure_snapshot(&id, request.host_epoch, snapshot, deadline).await.map_err(errors::wish)?;
         let state = match sandboxes.get(&id).await.map_err(errors::wish)? {
             Some(published) => self.state(&published.view).await.into(),
             None => None.into(),

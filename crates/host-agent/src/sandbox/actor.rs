@@ -31,11 +31,24 @@ const DOWN_BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const DOWN_BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
 pub enum Message {
-    Run { fence: Fence, spec: Spec, reply: oneshot::Sender<Result<(), Refusal>> },
-    Pause { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
-    Kill { fence: Fence, reply: oneshot::Sender<Result<(), Refusal>> },
+    Run {
+        fence: Fence,
+        spec: Spec,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Pause {
+        fence: Fence,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Kill {
+        fence: Fence,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
     /// Answered at the end.
-    Snapshot { id: SnapshotId, reply: oneshot::Sender<Result<(), NotTaken>> },
+    Snapshot {
+        id: SnapshotId,
+        reply: oneshot::Sender<Result<(), NotTaken>>,
+    },
 }
 
 /// Why there is no snapshot.
@@ -93,7 +106,15 @@ impl Actor {
         wish: Wish,
         progress: Progress,
     ) -> (Self, watch::Receiver<Published>) {
-        let mind = Mind { wish, progress, restart: false, refusal: None, unwritten: false, steps: Vec::new(), snapshots: Vec::new() };
+        let mind = Mind {
+            wish,
+            progress,
+            restart: false,
+            refusal: None,
+            unwritten: false,
+            steps: Vec::new(),
+            snapshots: Vec::new(),
+        };
         let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
         let (published, receiver) = watch::channel(show(&mind, &body, settled));
         (Self { mailbox, published, changed, body, mind }, receiver)

@@ -58,7 +58,9 @@ impl Wish {
         let failure = match progress {
             Progress::Failing { failure, .. } | Progress::Failed { failure } => Some(failure.kind),
             // A resume that failed is not tried again for the same wish, unless the agent's end was what stopped it.
-            Progress::Parking { failure, .. } | Progress::Paused { failure, .. } | Progress::Copying { failure, .. }
+            Progress::Parking { failure, .. }
+            | Progress::Paused { failure, .. }
+            | Progress::Copying { failure, .. }
                 if *spec == self.spec =>
             {
                 let interrupted = failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Interrupted);

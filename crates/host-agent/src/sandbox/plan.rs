@@ -357,7 +357,12 @@ mod tests {
             (Running, snapshotting(None), Some(Step::Snapshot(Snapshot::Begin)), 7),
             (Paused, snapshotting(Some(Snapshot::Save)), Some(Step::Snapshot(Snapshot::Continue)), 4),
             (Killed, snapshotting(Some(Snapshot::Save)), Some(Step::Kill(Down::Begin)), 8),
-            (Running, Progress::Reverting { what: Undone::Snapshot, done: None }, Some(Step::Revert(Revert::Discard)), 4),
+            (
+                Running,
+                Progress::Reverting { what: Undone::Snapshot, done: None },
+                Some(Step::Revert(Revert::Discard)),
+                4,
+            ),
             (Paused, copying.clone(), Some(Step::Copy), 1),
             (Killed, copying, Some(Step::Kill(Down::Begin)), 8),
             (Paused, parking(None), Some(Step::Park(Down::Begin)), 7),

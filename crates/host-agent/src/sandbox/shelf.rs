@@ -151,8 +151,7 @@ impl Shelf {
     pub fn begin(&self, key: &str) -> io::Result<Option<Making>> {
         let place = self.place(key);
         let mut books = lock(&self.books);
-        let is_busy =
-            books.making.len() >= self.at_once || books.making.contains(key) || books.removing.contains(key);
+        let is_busy = books.making.len() >= self.at_once || books.making.contains(key) || books.removing.contains(key);
         if is_busy || generation::is_sealed(&place, GENERATION)? {
             return Ok(None);
         }

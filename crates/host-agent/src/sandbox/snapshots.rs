@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(snapshots.standing(id).unwrap(), Standing::Removed);
         assert!(snapshots.place(id).exists() && snapshots.lease(id).is_none());
         // An agent that ends before the lease does leaves it to the next one.
-        std::mem::forget(lease);
+        let _lease = std::mem::ManuallyDrop::new(lease);
         let snapshots = Snapshots::open(dir.path(), &journal).unwrap();
         assert!(!snapshots.place(id).exists() && snapshots.begin(id).unwrap().is_none());
         snapshots.remove(id).unwrap();

@@ -90,11 +90,9 @@ impl Body {
         let copied = async {
             let place = making.place().to_owned();
             let files = blocking(move || generation::begin(&place, GENERATION)).await?;
-            for (from, to) in [
-                (from.memory(), files.memory()),
-                (from.device(), files.device()),
-                (from.disk(), files.disk()),
-            ] {
+            for (from, to) in
+                [(from.memory(), files.memory()), (from.device(), files.device()), (from.disk(), files.disk())]
+            {
                 ground.clone_file(&from, &to, 0).await?;
             }
             let said = self.console().tail(None, BYTES_MAX).await.unwrap_or_default();

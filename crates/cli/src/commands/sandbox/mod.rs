@@ -3,6 +3,7 @@
 pub mod cp;
 pub mod create;
 pub mod exec;
+mod fork;
 mod get;
 pub mod kill;
 mod list;
@@ -33,6 +34,8 @@ pub enum Command {
     Pause(turn::Arguments),
     /// Let paused sandboxes run again, where they stood.
     Resume(turn::Arguments),
+    /// Make sandboxes that begin where this one stands now, with its memory, disk and processes; it goes on.
+    Fork(fork::Arguments),
     /// Let a sandbox's time begin anew, with another length or another end.
     Timeout(timeout::Arguments),
     /// End sandboxes for good.
@@ -51,6 +54,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Cp(arguments) => cp::run(&arguments, options, format).await,
         Command::Pause(arguments) => turn::run(turn::Turn::Pause, &arguments, options, format).await,
         Command::Resume(arguments) => turn::run(turn::Turn::Resume, &arguments, options, format).await,
+        Command::Fork(arguments) => fork::run(&arguments, options, format).await,
         Command::Timeout(arguments) => timeout::run(&arguments, options, format).await,
         Command::Kill(arguments) => kill::run(&arguments, options, format).await,
         Command::Logs(arguments) => logs::run(&arguments, options, format).await,

@@ -4,6 +4,7 @@ pub mod api_keys;
 pub mod auth;
 pub mod hosts;
 pub mod sandboxes;
+pub mod snapshots;
 
 use std::future::Future;
 

@@ -1,5 +1,5 @@
-//! `DELETE /v1/hosts/{id}`: the host's credential opens nothing from now on. A host with sandboxes goes only with `force=true`, which
-//! counts them as killed; `wrenn-agent --stop-all` on the machine ends what runs there.
+//! `DELETE /v1/hosts/{id}`: the host's credential opens nothing from now on. A host with sandboxes or snapshots goes only with
+//! `force=true`, which counts them as killed and deleted; `wrenn-agent --stop-all` on the machine ends what runs there.
 
 use api::v1::errors::ErrorBody;
 use axum::extract::State;
@@ -17,7 +17,7 @@ use crate::http::errors::ApiError;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Force {
-    /// Also with sandboxes on it.
+    /// Also with sandboxes or snapshots on it.
     #[serde(default)]
     force: bool,
 }
@@ -34,6 +34,9 @@ pub async fn delete(
     match super::super::detached(&app, async move { store.delete_host(id, force.force, &actor).await }).await? {
         Deleted::Done => Ok(StatusCode::NO_CONTENT),
         Deleted::Missing => Err(ApiError::not_found("host")),
-        Deleted::HasSandboxes(ids) => Err(ApiError::host_has_sandboxes(ids.iter().map(ToString::to_string).collect())),
+        Deleted::Holds { sandboxes, snapshots } => {
+            let sandboxes = sandboxes.iter().map(ToString::to_string).collect();
+            Err(ApiError::host_has_sandboxes(sandboxes, snapshots))
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! `POST /v1/sandboxes`: the wish for a sandbox, and, within `wait_sec`, its being there.
 //!
+//! A team's snapshot is a template, too: what begins with it has its shape, and stands where the snapshot's sandbox stood.
+//!
 //! 201: it runs. 202: it is still under way, or another replica works on it. An error after the wish was written names the sandbox in
 //! `details.sandbox_id`; it stays readable, as `error`, until it is killed.
 
@@ -53,8 +55,13 @@ pub async fn create(
 ) -> Result<(StatusCode, axum::Json<Sandbox>), ApiError> {
     let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let key = repeat.scoped(&caller, "POST /v1/sandboxes", &body);
-    let new = checked(&caller, body)?;
-    let template = new.template.clone();
+    let mut new = checked(&caller, body)?;
+    if let Some(snapshot) = app.store.snapshot_named(caller.team, &new.template).await? {
+        new.snapshot = Some(snapshot.id);
+        new.shape = snapshot.shape;
+        new.default_user = snapshot.default_user;
+    }
+    let (template, is_snapshot) = (new.template.clone(), new.snapshot.is_some());
     let (worker, actor) = (app.clone(), caller.actor());
     let created = super::super::detached(&app, async move {
         let created = worker.store.create_sandbox(&new, &worker.lease(), key.as_ref(), &actor).await?;
@@ -68,7 +75,8 @@ pub async fn create(
         Created::Made(sandbox, operation) => (sandbox.id, operation.id),
         Created::Repeated(id, operation) => (id, operation),
         Created::OtherArguments => return Err(ApiError::idempotency_key_reused()),
-        Created::NoHost => return Err(no_host(&app, &template).await?),
+        Created::NoSnapshot => return Err(ApiError::no_template(template.as_str())),
+        Created::NoHost => return Err(no_host(&app, &template, is_snapshot).await?),
     };
     let ended = app.outcomes.wait(operation, deadline).await?;
     if let Some(Phase::Failed { code, message }) = ended.map(|operation| operation.phase) {
@@ -80,7 +88,7 @@ pub async fn create(
 }
 
 /// How long the caller wants to wait.
-pub(super) fn waiting(wait: &Wait, default_sec: u32) -> Result<Duration, ApiError> {
+pub(in crate::http::v1) fn waiting(wait: &Wait, default_sec: u32) -> Result<Duration, ApiError> {
     let seconds = wait.wait_sec.unwrap_or(default_sec);
     if seconds > WAIT_MAX_SEC {
         return Err(ApiError::invalid("wait_sec", format!("must be from 0 to {WAIT_MAX_SEC}")));
@@ -88,7 +96,10 @@ pub(super) fn waiting(wait: &Wait, default_sec: u32) -> Result<Duration, ApiErro
     Ok(Duration::from_secs(seconds.into()))
 }
 
-async fn no_host(app: &App, template: &TemplateName) -> Result<ApiError, ApiError> {
+async fn no_host(app: &App, template: &TemplateName, is_snapshot: bool) -> Result<ApiError, ApiError> {
+    if is_snapshot {
+        return Ok(ApiError::no_hosts_available());
+    }
     // Without a host nobody knows which templates there are.
     let is_unknown = !app.store.template_is_offered(template.as_str()).await? && app.store.any_host_online().await?;
     Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::no_hosts_available() })
@@ -114,6 +125,7 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
         id: SandboxId::from_random(rand::random()),
         team: caller.team,
         template,
+        snapshot: None,
         shape,
         envs: envs(body.envs.unwrap_or_default())?,
         metadata: metadata(body.metadata.unwrap_or_default())?,
@@ -135,7 +147,7 @@ pub(super) fn time(
     Ok((timeout_sec, on_timeout.map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?))
 }
 
-fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(super) fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     let is_name =
         |name: &String| !name.is_empty() && name.len() <= METADATA_BYTES_MAX && !name.chars().any(char::is_control);
     let fits = |(name, value): (&String, &String)| is_name(name) && value.len() <= METADATA_BYTES_MAX;

@@ -1,11 +1,12 @@
 //! `/v1/sandboxes` (and `/v1/capsules`): wishes for sandboxes, and what one does in them.
 
 mod console;
-mod create;
+pub(super) mod create;
 mod exec;
 mod exec_stream;
 mod files_read;
 mod files_write;
+mod fork;
 mod get;
 mod kill;
 mod list;
@@ -37,6 +38,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(pause::pause))
         .routes(routes!(resume::resume))
         .routes(routes!(timeout::timeout))
+        .routes(routes!(fork::fork))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))
@@ -48,7 +50,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(files_write::stream_write))
 }
 
-async fn find(app: &App, caller: &Caller, id: &SandboxId) -> Result<Sandbox, ApiError> {
+pub(super) async fn find(app: &App, caller: &Caller, id: &SandboxId) -> Result<Sandbox, ApiError> {
     app.store.sandbox(caller.team, id).await?.ok_or_else(|| ApiError::not_found("sandbox"))
 }
 

@@ -1,0 +1,110 @@
+//! Snapshots: has them made on the host of what they are of, and removed when nothing will begin with them any more.
+
+use api::host::{EnsureSnapshotRequest, RemoveSnapshotRequest};
+use connectrpc::client::CallOptions;
+use model::ids::SnapshotId;
+use store::operations::Operation;
+use store::snapshots::Snapshot;
+use store::{StoreError, Update};
+use tracing::{info, warn};
+
+use super::run::{ENSURE_TIME_MAX, pause, point};
+use crate::agents::{AgentError, ask};
+use crate::app::App;
+
+/// What has become of a snapshot that was asked for.
+pub(super) enum Taken {
+    Ready,
+    /// The host does not answer, or works on it: it is to be asked again.
+    Later,
+    /// A code of the public API and a sentence.
+    Never {
+        code: &'static str,
+        message: String,
+    },
+}
+
+/// The operation that makes one with a name.
+pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreError> {
+    let Some(id) = operation.snapshot else { return app.store.finish_operation(operation).await };
+    point("cp.snapshot.begun").await;
+    match ensure(app, id).await? {
+        Taken::Ready => {
+            point("cp.snapshot.ended").await;
+            app.store.finish_operation(operation).await
+        }
+        Taken::Never { code, message } => app.store.fail_snapshot(operation, code, &message).await,
+        Taken::Later if operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline) => {
+            app.store.fail_snapshot(operation, "deadline_exceeded", "the snapshot was not made in time").await
+        }
+        Taken::Later => app.store.put_off(operation, pause(operation.attempts), "host_unavailable").await,
+    }
+}
+
+/// Has it made if it is not there yet. Whoever begins with one of a fork asks for it: all of them are told of the same one.
+pub(super) async fn ensure(app: &App, id: SnapshotId) -> Result<Taken, StoreError> {
+    let Some(snapshot) = app.store.snapshot(id).await? else {
+        return Ok(Taken::Never { code: "not_found", message: "the snapshot is not there any more".to_owned() });
+    };
+    if snapshot.is_ready {
+        return Ok(Taken::Ready);
+    }
+    let never = |code, message: &str| Ok(Taken::Never { code, message: message.to_owned() });
+    match make(app, &snapshot).await {
+        Ok(Some(bytes)) => {
+            if app.store.snapshot_is_ready(id, bytes).await? == Update::Changed {
+                info!(sandbox.id = %snapshot.sandbox, host.id = %snapshot.host.host, "snapshot {id} of sandbox {} is there", snapshot.sandbox);
+            }
+            Ok(Taken::Ready)
+        }
+        Ok(None) => Ok(Taken::Later),
+        Err(AgentError::NotRunning) => never("invalid_state", "the sandbox neither runs nor is it paused"),
+        Err(AgentError::UnknownSandbox) => never("agent_error", "the host no longer has the sandbox"),
+        Err(AgentError::UnknownSnapshot) => never("not_found", "the snapshot is not there any more"),
+        Err(AgentError::NoDisk) => never("insufficient_storage", "the host's disk has no room for the snapshot"),
+        Err(AgentError::NotSaved { message } | AgentError::Refused { message, .. }) => never("agent_error", &message),
+        Err(AgentError::Stale) => never("host_unavailable", "the host refused the call as out of date"),
+        Err(error) => {
+            warn!(host.id = %snapshot.host.host, "snapshot {id} of sandbox {} is not made yet: {error}", snapshot.sandbox);
+            Ok(Taken::Later)
+        }
+    }
+}
+
+/// Its bytes; none while the host works on it.
+async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<i64>, AgentError> {
+    let request = EnsureSnapshotRequest {
+        sandbox_id: snapshot.sandbox.to_string(),
+        host_epoch: snapshot.host.epoch,
+        snapshot_id: snapshot.id.to_string(),
+        ..Default::default()
+    };
+    let agent = app.agents.at(&snapshot.host.address)?;
+    let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
+    let answer = agent.ensure_snapshot_with_options(request, options).await?.into_owned();
+    Ok(answer.ready.then(|| i64::try_from(answer.size_bytes).unwrap_or(i64::MAX)))
+}
+
+/// Tells hosts of what nothing will begin with any more. A host that is silent is told when it is back.
+pub async fn remove_unwanted(app: App) -> Result<(), StoreError> {
+    for snapshot in app.store.unwanted_snapshots().await? {
+        if snapshot.host.is_silent {
+            continue;
+        }
+        let request = RemoveSnapshotRequest { snapshot_id: snapshot.id.to_string(), ..Default::default() };
+        let removed = match app.agents.at(&snapshot.host.address) {
+            Ok(agent) => agent.remove_snapshot_with_options(request, ask()).await.map(drop).map_err(AgentError::from),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) => {
+                point("cp.snapshot.removed").await;
+                app.store.forget_snapshot(snapshot.id).await?;
+            }
+            Err(error) => {
+                warn!(host.id = %snapshot.host.host, "snapshot {} is not removed yet: {error}", snapshot.id);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,397 @@
+//! Snapshots: saved states of sandboxes that other sandboxes begin with. They lie on one host each.
+//!
+//! ```text
+//!  making -> ready -> removing -> (no row)        with a name: until it is deleted
+//!                                                 without one, of a fork: until all its sandboxes have begun, or failed to
+//! ```
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use model::ids::{HostId, OperationId, SandboxId, SnapshotId, TeamId};
+use model::sandbox::{OnTimeout, Status};
+use model::shape::{Shape, TemplateName};
+use uuid::Uuid;
+
+use crate::audit::{self, Actor};
+use crate::idempotency::{self, Claim};
+use crate::operations::{self, Kind, Lease, Operation};
+use crate::placement::{self, Wanted};
+use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
+use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
+
+/// Of one answer of the list.
+const LIST_MAX: i64 = 10_000;
+/// Removed by one run of the reconciler.
+const BATCH_MAX: i64 = 100;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    pub id: SnapshotId,
+    pub team: TeamId,
+    /// None: a fork's.
+    pub name: Option<String>,
+    /// What it is of.
+    pub sandbox: SandboxId,
+    pub host: Placed,
+    pub template: String,
+    pub shape: Shape,
+    pub default_user: String,
+    pub is_ready: bool,
+    pub size_bytes: i64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// What becomes of the wish for a snapshot with a name.
+pub enum SnapshotWish {
+    /// The operation, leased to the caller.
+    Opened(SnapshotId, Operation),
+    /// What the first call under this key made, and its operation.
+    Repeated(SnapshotId, OperationId),
+    OtherArguments,
+    /// Another one of this sandbox is being made.
+    UnderWay,
+    Wrong(Status),
+    /// The platform has a template of that name.
+    NameReserved,
+    NameTaken,
+    Missing,
+}
+
+/// One sandbox of a fork. What is none is as the source has it.
+pub struct Child {
+    pub id: SandboxId,
+    pub envs: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+    pub timeout_sec: Option<i64>,
+    pub on_timeout: Option<OnTimeout>,
+}
+
+pub enum ForkWish {
+    /// The operation of each child, leased to the caller.
+    Opened(Vec<Operation>),
+    /// What the first call under this key made, and the operations.
+    Repeated(Vec<(SandboxId, OperationId)>),
+    OtherArguments,
+    Wrong(Status),
+    /// The source's host has no room for all of them; nothing was written.
+    NoRoom,
+    Missing,
+}
+
+struct Row {
+    id: Uuid,
+    team_id: Uuid,
+    name: Option<String>,
+    sandbox_id: String,
+    host_id: Uuid,
+    host_epoch: i64,
+    host_address: Option<String>,
+    host_silent: Option<bool>,
+    template: String,
+    vcpus: i32,
+    memory_mib: i32,
+    disk_mib: i32,
+    default_user: String,
+    state: String,
+    size_bytes: i64,
+    created_at: DateTime<Utc>,
+}
+
+impl TryFrom<Row> for Snapshot {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let damaged = |column| StoreError::Damaged { row: row.id.to_string(), column };
+        Ok(Self {
+            id: SnapshotId(row.id),
+            team: TeamId(row.team_id),
+            sandbox: row.sandbox_id.parse().map_err(|_| damaged("sandbox_id"))?,
+            host: Placed {
+                host: HostId(row.host_id),
+                epoch: u64::try_from(row.host_epoch).map_err(|_| damaged("host_epoch"))?,
+                address: row.host_address.unwrap_or_default(),
+                is_silent: row.host_silent.unwrap_or(true),
+            },
+            shape: Shape::new(row.vcpus.into(), row.memory_mib.into(), row.disk_mib.into())
+                .map_err(|_| damaged("shape"))?,
+            name: row.name,
+            template: row.template,
+            default_user: row.default_user,
+            is_ready: row.state == "ready",
+            size_bytes: row.size_bytes,
+            created_at: row.created_at,
+        })
+    }
+}
+
+/// `select` of a snapshot with its host; `$1` is [`HOST_SILENCE_MAX`] in seconds.
+macro_rules! snapshots {
+    ($rest:literal $(, $argument:expr)*) => {
+        sqlx::query_as!(
+            Row,
+            r#"select s.id, s.team_id, s.name, s.sandbox_id, s.host_id, h.epoch as host_epoch, h.address as host_address,
+                   (h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, s.template, s.vcpus, s.memory_mib,
+                   s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at
+               from snapshots s join hosts h on h.id = s.host_id "# + $rest,
+            HOST_SILENCE_MAX.as_secs_f64()
+            $(, $argument)*
+        )
+    };
+}
+
+impl Store {
+    /// The wish for a snapshot of a sandbox that runs or is paused, under a name that its team has not given yet.
+    pub async fn wish_snapshot(
+        &self,
+        team: TeamId,
+        of: &SandboxId,
+        name: &TemplateName,
+        lease: &Lease,
+        key: Option<&idempotency::Key>,
+        actor: &Actor,
+    ) -> Result<SnapshotWish, StoreError> {
+        let mut tx = self.begin().await?;
+        let id = Uuid::now_v7();
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, &id.to_string()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(SnapshotWish::OtherArguments),
+                Claim::Repeated(subject) => {
+                    let id = subject_of(key, &subject)?;
+                    return Ok(SnapshotWish::Repeated(SnapshotId(id), operation_of(&mut tx, id).await?));
+                }
+            }
+        }
+        let Some(sandbox) = locked(&mut tx, team, of).await? else { return Ok(SnapshotWish::Missing) };
+        let placed = match (sandbox.status(), &sandbox.host) {
+            (Status::Running | Status::Paused, Some(placed)) => placed.host,
+            (other, _) => return Ok(SnapshotWish::Wrong(other)),
+        };
+        let standing = sqlx::query!(
+            r#"select exists (select 1 from hosts where $1 = any(templates)) as "reserved!",
+                   exists (select 1 from operations where sandbox_id = $2 and kind = 'snapshot' and phase = 'open') as "under_way!""#,
+            name.as_str(),
+            of.as_str()
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if standing.reserved {
+            return Ok(SnapshotWish::NameReserved);
+        }
+        if standing.under_way {
+            return Ok(SnapshotWish::UnderWay);
+        }
+        if !new_snapshot(&mut tx, id, &sandbox, placed, Some(name)).await? {
+            return Ok(SnapshotWish::NameTaken);
+        }
+        let operation = operations::open(&mut tx, of, Kind::Snapshot, sandbox.revision, Some(lease), Some(id)).await?;
+        let facts = serde_json::json!({"name": name.as_str()});
+        audit::record(&mut tx, actor, "sandbox.snapshot", of.as_str(), facts).await?;
+        tx.commit().await?;
+        Ok(SnapshotWish::Opened(SnapshotId(id), operation))
+    }
+
+    /// The wish for sandboxes that begin with what another one is now, on its host: all of them or none.
+    pub async fn wish_forked(
+        &self,
+        team: TeamId,
+        of: &SandboxId,
+        children: &[Child],
+        lease: &Lease,
+        key: Option<&idempotency::Key>,
+        actor: &Actor,
+    ) -> Result<ForkWish, StoreError> {
+        let mut tx = self.begin().await?;
+        let id = Uuid::now_v7();
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, &id.to_string()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(ForkWish::OtherArguments),
+                Claim::Repeated(subject) => return forked(&mut tx, subject_of(key, &subject)?).await,
+            }
+        }
+        let Some(sandbox) = locked(&mut tx, team, of).await? else { return Ok(ForkWish::Missing) };
+        let placed = match (sandbox.status(), &sandbox.host) {
+            (Status::Running | Status::Paused, Some(placed)) => placed.host,
+            (other, _) => return Ok(ForkWish::Wrong(other)),
+        };
+        let count = i64::try_from(children.len()).unwrap_or(i64::MAX);
+        let wanted = Wanted {
+            template: &sandbox.template,
+            vcpus: count * i64::from(sandbox.shape.vcpus()),
+            memory_mib: count * i64::from(sandbox.shape.memory().0),
+            refused: &[],
+        };
+        let Some(epoch) = placement::reserve_on(&mut tx, placed, &wanted).await? else { return Ok(ForkWish::NoRoom) };
+        new_snapshot(&mut tx, id, &sandbox, placed, None).await?;
+        let mut opened = Vec::with_capacity(children.len());
+        for child in children {
+            let envs: BTreeMap<_, _> = sandbox.envs.iter().chain(&child.envs).collect();
+            let metadata: BTreeMap<_, _> = sandbox.metadata.iter().chain(&child.metadata).collect();
+            let birth = Birth {
+                id: &child.id,
+                team,
+                template: &sandbox.template,
+                shape: sandbox.shape,
+                envs: serde_json::json!(envs),
+                metadata: serde_json::json!(metadata),
+                default_user: &sandbox.default_user,
+                timeout_sec: child.timeout_sec.unwrap_or(sandbox.timeout_sec),
+                on_timeout: child.on_timeout.unwrap_or(sandbox.on_timeout),
+                host: placed,
+                epoch,
+                snapshot: Some(SnapshotId(id)),
+            };
+            insert(&mut tx, &birth).await?;
+            opened.push(operations::open(&mut tx, &child.id, Kind::Run, 1, Some(lease), None).await?);
+            let facts = serde_json::json!({"of": of.as_str()});
+            audit::record(&mut tx, actor, "sandbox.fork", child.id.as_str(), facts).await?;
+        }
+        tx.commit().await?;
+        Ok(ForkWish::Opened(opened))
+    }
+
+    pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, StoreError> {
+        let row = snapshots!("where s.id = $2", id.0).fetch_optional(&self.pool).await?;
+        row.map(Snapshot::try_from).transpose()
+    }
+
+    /// A team's, that sandboxes can begin with.
+    pub async fn snapshot_named(&self, team: TeamId, name: &TemplateName) -> Result<Option<Snapshot>, StoreError> {
+        let row = snapshots!("where s.team_id = $2 and s.name = $3 and s.state = 'ready'", team.0, name.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(Snapshot::try_from).transpose()
+    }
+
+    /// A team's that sandboxes can begin with, newest first.
+    pub async fn snapshots(&self, team: TeamId) -> Result<Vec<Snapshot>, StoreError> {
+        let rows = snapshots!(
+            "where s.team_id = $2 and s.name is not null and s.state = 'ready' order by s.created_at desc, s.id limit $3",
+            team.0,
+            LIST_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Snapshot::try_from).collect()
+    }
+
+    /// The host has it, whole.
+    pub async fn snapshot_is_ready(&self, id: SnapshotId, size_bytes: i64) -> Result<Update, StoreError> {
+        let updated = sqlx::query!(
+            "update snapshots set state = 'ready', size_bytes = $2, updated_at = now() where id = $1 and state = 'making'",
+            id.0,
+            size_bytes
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+
+    /// The snapshot that an operation was to make will not be made. Its name is free again.
+    pub async fn fail_snapshot(&self, operation: &Operation, code: &str, message: &str) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!(
+            "update snapshots set state = 'removing', updated_at = now() where id = $1 and state = 'making'",
+            operation.snapshot.map(|id| id.0)
+        )
+        .execute(&mut *tx)
+        .await?;
+        operations::end(&mut tx, operation.id, Some((code, message))).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// From now on nothing begins with it. False: there is none.
+    pub async fn delete_snapshot(&self, team: TeamId, name: &TemplateName, actor: &Actor) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let removed = sqlx::query!(
+            "update snapshots set state = 'removing', updated_at = now() where team_id = $1 and name = $2 and state = 'ready'",
+            team.0,
+            name.as_str()
+        )
+        .execute(&mut *tx)
+        .await?;
+        if removed.rows_affected() == 0 {
+            return Ok(false);
+        }
+        audit::record(&mut tx, actor, "snapshot.delete", name.as_str(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// What no sandbox will begin with any more, for its host to be told so.
+    pub async fn unwanted_snapshots(&self) -> Result<Vec<Snapshot>, StoreError> {
+        let rows = snapshots!(
+            "where (s.name is null or s.state = 'removing' or s.state = 'making'
+                     and not exists (select 1 from operations o where o.snapshot_id = s.id and o.phase = 'open'))
+                 and not exists (select 1 from sandboxes b where b.snapshot_id = s.id and b.observed = 'starting' and b.desired <> 'killed')
+             order by s.updated_at limit $2",
+            BATCH_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Snapshot::try_from).collect()
+    }
+
+    /// The host no longer has it.
+    pub async fn forget_snapshot(&self, id: SnapshotId) -> Result<(), StoreError> {
+        sqlx::query!("delete from snapshots where id = $1", id.0).execute(&self.pool).await?;
+        Ok(())
+    }
+}
+
+/// False: its team has one of that name.
+async fn new_snapshot(
+    tx: &mut Tx,
+    id: Uuid,
+    of: &Sandbox,
+    host: HostId,
+    name: Option<&TemplateName>,
+) -> Result<bool, StoreError> {
+    let made = sqlx::query!(
+        "insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (team_id, name) where name is not null and state <> 'removing' do nothing",
+        id,
+        of.team.0,
+        name.map(TemplateName::as_str),
+        of.id.as_str(),
+        host.0,
+        of.template,
+        i32::from(of.shape.vcpus()),
+        crate::sandboxes::mib(of.shape.memory().0),
+        crate::sandboxes::mib(of.shape.disk().0),
+        of.default_user,
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(made.rows_affected() == 1)
+}
+
+/// What a fork made before.
+async fn forked(tx: &mut Tx, snapshot: Uuid) -> Result<ForkWish, StoreError> {
+    let ids = sqlx::query_scalar!("select id from sandboxes where snapshot_id = $1 order by id", snapshot)
+        .fetch_all(&mut **tx)
+        .await?;
+    let mut children = Vec::with_capacity(ids.len());
+    for text in ids {
+        let id: SandboxId = text.parse().map_err(|_| StoreError::Damaged { row: text.clone(), column: "id" })?;
+        let operation = operations::latest(tx, &id, Kind::Run).await?;
+        children.push((id, operation));
+    }
+    Ok(ForkWish::Repeated(children))
+}
+
+async fn operation_of(tx: &mut Tx, snapshot: Uuid) -> Result<OperationId, StoreError> {
+    let id = sqlx::query_scalar!("select id from operations where snapshot_id = $1", snapshot)
+        .fetch_optional(&mut **tx)
+        .await?;
+    // One that was purged has ended: nobody waits for an id that is not there.
+    Ok(OperationId(id.unwrap_or_default()))
+}
+
+fn subject_of(key: &idempotency::Key, subject: &str) -> Result<Uuid, StoreError> {
+    subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })
+}
