@@ -89,7 +89,7 @@ async fn another_teams_things_do_not_exist() {
     let sandbox = replica.sandbox(host).await;
     let foreign = replica.foreign_key().await;
     for (method, route, policy) in TABLE {
-        if policy != Policy::Team || !route.starts_with("/v1/sandboxes/{id}") {
+        if policy != Policy::Team || !route.starts_with("/v1/sandboxes/{id}") && route != "/v1/snapshots/{id}" {
             continue;
         }
         let method: Method = method.parse().unwrap();

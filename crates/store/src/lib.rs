@@ -16,6 +16,7 @@ pub mod presence;
 pub mod registration_tokens;
 pub mod sandboxes;
 pub mod snapshots;
+pub mod timeline;
 pub mod users;
 
 use std::str::FromStr as _;

@@ -33,6 +33,8 @@ pub enum Kind {
     Snapshot,
     /// Ends what a failed run may have left on its host; the sandbox stays failed.
     Clean,
+    /// Its end that nobody wished: never open.
+    Exit,
 }
 
 impl Kind {
@@ -44,6 +46,7 @@ impl Kind {
             Self::Kill => "kill",
             Self::Snapshot => "snapshot",
             Self::Clean => "clean",
+            Self::Exit => "exit",
         }
     }
 }
@@ -59,6 +62,20 @@ pub enum Phase {
     },
     /// A newer wish took its place.
     Superseded,
+}
+
+impl Phase {
+    pub(crate) fn of(word: &str, code: Option<String>, message: Option<String>) -> Option<Self> {
+        match word {
+            "open" => Some(Self::Open),
+            "done" => Some(Self::Done),
+            "superseded" => Some(Self::Superseded),
+            "failed" => {
+                Some(Self::Failed { code: code.unwrap_or_default(), message: message.unwrap_or_default() })
+            }
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -110,19 +127,12 @@ impl TryFrom<Row> for Operation {
                 "kill" => Kind::Kill,
                 "snapshot" => Kind::Snapshot,
                 "clean" => Kind::Clean,
+                "exit" => Kind::Exit,
                 _ => return Err(damaged("kind")),
             },
             revision: row.revision,
-            phase: match row.phase.as_str() {
-                "open" => Phase::Open,
-                "done" => Phase::Done,
-                "superseded" => Phase::Superseded,
-                "failed" => Phase::Failed {
-                    code: row.error_code.unwrap_or_default(),
-                    message: row.error_message.unwrap_or_default(),
-                },
-                _ => return Err(damaged("phase")),
-            },
+            phase: Phase::of(&row.phase, row.error_code.clone(), row.error_message.clone())
+                .ok_or_else(|| damaged("phase"))?,
             attempts: row.attempts,
             refused_hosts: row.refused_hosts.into_iter().map(HostId).collect(),
             deadline: row.deadline,
@@ -201,14 +211,20 @@ async fn tell(tx: &mut Tx, id: OperationId) -> Result<(), StoreError> {
 }
 
 /// False when somebody else ended it.
-pub(crate) async fn end(tx: &mut Tx, id: OperationId, failure: Option<(&str, &str)>) -> Result<bool, StoreError> {
+pub(crate) async fn end(
+    tx: &mut Tx,
+    id: OperationId,
+    failure: Option<(&str, &str)>,
+    steps: &[(String, f64)],
+) -> Result<bool, StoreError> {
     let ended = sqlx::query!(
         "update operations set phase = case when $2::text is null then 'done' else 'failed' end, error_code = $2,
-             error_message = $3, finished_at = now(), lease_owner = null
+             error_message = $3, steps = $4, finished_at = now(), lease_owner = null
          where id = $1 and phase = 'open'",
         id.0,
         failure.map(|(code, _)| code),
         failure.map(|(_, message)| message),
+        serde_json::json!(steps),
     )
     .execute(&mut **tx)
     .await?;
@@ -351,7 +367,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // Somebody else who worked on it has said how it ended: nothing of this is kept.
-        if !end(&mut tx, operation.id, None).await? {
+        if !end(&mut tx, operation.id, None, &report.steps).await? {
             return Ok(Update::Stale);
         }
         tx.commit().await?;
@@ -365,6 +381,7 @@ impl Store {
         is: Observed,
         code: &str,
         message: &str,
+        steps: &[(String, f64)],
     ) -> Result<Update, StoreError> {
         let mut tx = self.begin().await?;
         let updated = sqlx::query!(
@@ -378,7 +395,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // Somebody else who worked on it has said how it ended: nothing of this is kept.
-        if !end(&mut tx, operation.id, Some((code, message))).await? {
+        if !end(&mut tx, operation.id, Some((code, message)), steps).await? {
             return Ok(Update::Stale);
         }
         tx.commit().await?;
@@ -398,7 +415,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // Somebody else who worked on it has said how it ended: nothing of this is kept.
-        if !end(&mut tx, operation.id, Some((code, message))).await? {
+        if !end(&mut tx, operation.id, Some((code, message)), &[]).await? {
             return Ok(Update::Stale);
         }
         tx.commit().await?;
@@ -426,7 +443,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, None).await?;
+        end(&mut tx, operation.id, None, &report.steps).await?;
         tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }
@@ -444,7 +461,7 @@ impl Store {
         )
         .fetch_optional(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, Some((code, message))).await?;
+        end(&mut tx, operation.id, Some((code, message)), &[]).await?;
         if let Some(row) = &failed
             && row.host_id.is_some()
         {
@@ -455,7 +472,7 @@ impl Store {
     }
 
     /// Nothing of the sandbox is left.
-    pub async fn finish_kill(&self, operation: &Operation) -> Result<Update, StoreError> {
+    pub async fn finish_kill(&self, operation: &Operation, steps: &[(String, f64)]) -> Result<Update, StoreError> {
         let mut tx = self.begin().await?;
         let updated = sqlx::query!(
             "update sandboxes set observed = 'killed', killed_at = now(), envs = '{}', absent_since = null, updated_at = now()
@@ -465,15 +482,15 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, None).await?;
+        end(&mut tx, operation.id, None, steps).await?;
         tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }
 
-    /// An operation that changes nothing more: cleaned up, or overtaken by a newer wish.
-    pub async fn finish_operation(&self, operation: &Operation) -> Result<(), StoreError> {
+    /// An operation that changes nothing more of its sandbox.
+    pub async fn finish_operation(&self, operation: &Operation, steps: &[(String, f64)]) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        end(&mut tx, operation.id, None).await?;
+        end(&mut tx, operation.id, None, steps).await?;
         tx.commit().await?;
         Ok(())
     }

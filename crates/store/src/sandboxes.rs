@@ -555,7 +555,7 @@ impl Store {
         let reasons: Vec<String> = sightings.iter().map(|seen| seen.reason.clone()).collect();
         let mut tx = self.begin().await?;
         // What is under way belongs to its operation, whose end says more than a report.
-        sqlx::query!(
+        let changed = sqlx::query_scalar!(
             "update sandboxes s set observed = seen.observed, reason = nullif(seen.reason, ''),
                  incarnation = coalesce(nullif(seen.incarnation, ''), s.incarnation), updated_at = now()
              from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
@@ -563,7 +563,8 @@ impl Store {
              where s.id = seen.id and s.host_id = $1 and s.revision = seen.revision and s.desired = 'running'
                  and s.observed in ('running', 'failed') and seen.observed in ('running', 'failed')
                  and s.observed <> seen.observed
-                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')",
+                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
+             returning s.id",
             host.0,
             &ids,
             &observed,
@@ -571,8 +572,9 @@ impl Store {
             &incarnations,
             &reasons,
         )
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await?;
+        note_exits(&mut tx, &changed).await?;
         // A sandbox that was killed and is there again: whoever brought it back, it ends again.
         sqlx::query!(
             "insert into operations (id, sandbox_id, kind, revision)
@@ -629,6 +631,7 @@ impl Store {
 
     /// The host, asked about this one sandbox, does not have it.
     pub async fn sandbox_is_gone(&self, id: &SandboxId, revision: i64, reason: &str) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
         let updated = sqlx::query!(
             "update sandboxes set observed = 'failed', reason = $3, absent_since = null, updated_at = now()
              where id = $1 and revision = $2 and observed in ('running', 'paused') and absent_since is not null",
@@ -636,10 +639,27 @@ impl Store {
             revision,
             reason
         )
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
+        if updated.rows_affected() == 1 {
+            note_exits(&mut tx, &[id.to_string()]).await?;
+        }
+        tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }
+}
+
+/// Of those that have failed: for their timelines.
+async fn note_exits(tx: &mut Tx, ids: &[String]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into operations (id, sandbox_id, kind, revision, phase, error_code, error_message, finished_at)
+         select gen_random_uuid(), id, 'exit', revision, 'failed', 'agent_error', reason, now() from sandboxes
+         where id = any($1) and observed = 'failed'",
+        ids
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 /// What the row of a new sandbox holds.

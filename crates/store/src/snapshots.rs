@@ -298,7 +298,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        operations::end(&mut tx, operation.id, Some((code, message))).await?;
+        operations::end(&mut tx, operation.id, Some((code, message)), &[]).await?;
         tx.commit().await?;
         Ok(())
     }

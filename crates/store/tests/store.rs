@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::ids::{HostId, SandboxId, TeamId, UserId};
+use model::ids::{HostId, SandboxId, SnapshotId, TeamId, UserId};
 use model::sandbox::{Observed, OnTimeout, Status};
 use model::shape::Shape;
 use store::audit::Actor;
-use store::hosts::NewHost;
+use store::hosts::{Deleted, NewHost};
 use store::operations::{Kind, Lease, Operation, Phase};
 use store::presence::Replica;
+use store::idempotency::Key;
 use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting, Timed, Turned};
+use store::snapshots::{Child, ForkWish, SnapshotWish};
 use store::{Store, Update};
 use testkit::postgres::Database;
 use uuid::Uuid;
@@ -64,12 +66,21 @@ impl Bench {
     }
 
     async fn create(&self) -> (SandboxId, Operation) {
+        self.create_with(None).await
+    }
+
+    /// The run of a sandbox that begins with a snapshot.
+    async fn begin_with(&self, snapshot: SnapshotId) -> Operation {
+        self.create_with(Some(snapshot)).await.1
+    }
+
+    async fn create_with(&self, snapshot: Option<SnapshotId>) -> (SandboxId, Operation) {
         self.made.set(self.made.get() + 1);
         let new = NewSandbox {
             id: SandboxId::from_random(self.made.get()),
             team: self.team,
             template: "minimal".parse().unwrap(),
-            snapshot: None,
+            snapshot,
             shape: Shape::new(1, 512, 5120).unwrap(),
             envs: [("SECRET".to_owned(), "x".to_owned())].into(),
             metadata: BTreeMap::new(),
@@ -93,6 +104,28 @@ impl Bench {
 
     async fn kill(&self, id: &SandboxId) -> KillWish {
         self.store.wish_killed(self.team, id, &self.lease, &Actor::platform("test")).await.unwrap()
+    }
+
+    async fn snapshot(&self, of: &SandboxId, name: &str) -> SnapshotWish {
+        let name = name.parse().unwrap();
+        self.store.wish_snapshot(self.team, of, &name, &self.lease, None, &Actor::platform("test")).await.unwrap()
+    }
+
+    async fn fork(&self, of: &SandboxId, count: u128, key: Option<&Key>) -> ForkWish {
+        let child = |n: u128| Child {
+            id: SandboxId::from_random(1 << 64 | Uuid::now_v7().as_u128() << 8 | n),
+            envs: [("F".to_owned(), "f".to_owned())].into(),
+            metadata: BTreeMap::new(),
+            timeout_sec: None,
+            on_timeout: Some(OnTimeout::Pause),
+        };
+        let children: Vec<Child> = (0..count).map(child).collect();
+        let actor = Actor::platform("test");
+        self.store.wish_forked(self.team, of, &children, &self.lease, key, &actor).await.unwrap()
+    }
+
+    async fn unwanted(&self) -> usize {
+        self.store.unwanted_snapshots().await.unwrap().len()
     }
 
     async fn phase(&self, operation: &Operation) -> Phase {
@@ -134,8 +167,8 @@ async fn a_kill_wins_over_a_create_that_is_under_way() {
     assert_eq!(bench.run(&run).await, Update::Stale);
     assert_eq!(bench.store.fail_run(&run, "agent_error", "late").await.unwrap(), Update::Stale);
     assert_eq!(bench.get(&id).await.status(), Status::Stopping);
-    assert_eq!(bench.store.finish_kill(&kill).await.unwrap(), Update::Changed);
-    assert_eq!(bench.store.finish_kill(&kill).await.unwrap(), Update::Stale, "twice is fine");
+    assert_eq!(bench.store.finish_kill(&kill, &[]).await.unwrap(), Update::Changed);
+    assert_eq!(bench.store.finish_kill(&kill, &[]).await.unwrap(), Update::Stale, "twice is fine");
     let ended = bench.get(&id).await;
     assert_eq!((ended.status(), ended.envs.len()), (Status::Stopped, 0), "what a user gave is not kept after the end");
     assert!(matches!(bench.kill(&id).await, KillWish::Ended));
@@ -256,7 +289,7 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     // It does not come about: not at once again, but again.
     let lease = &bench.lease;
     let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
-    bench.store.take_back(&pause, Observed::Running, "agent_error", "no").await.unwrap();
+    bench.store.take_back(&pause, Observed::Running, "agent_error", "no", &[]).await.unwrap();
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
     bench.database.sql(over).await;
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
@@ -331,7 +364,7 @@ async fn a_report_changes_only_what_it_can_know() {
 
     // Killed, and there again: it ends again, whoever brought it back.
     let KillWish::Opened(kill) = bench.kill(&id).await else { panic!("not opened") };
-    bench.store.finish_kill(&kill).await.unwrap();
+    bench.store.finish_kill(&kill, &[]).await.unwrap();
     see(Observed::Running, 1).await;
     let claimed = bench.store.claim_operations(&bench.lease, 10).await.unwrap();
     assert!(claimed.iter().any(|operation| operation.kind == Kind::Kill && operation.sandbox == id));
@@ -389,7 +422,7 @@ async fn pauses_and_resumes_are_wishes_of_their_own_revisions() {
     assert_eq!((resuming.kind, resuming.revision, bench.get(&id).await.status()), (Kind::Resume, 3, Status::Resuming));
     // Whoever comes late with the older wish changes nothing.
     assert_eq!(bench.store.finish_pause(&pausing, &report("i1")).await.unwrap(), Update::Stale);
-    let back = bench.store.take_back(&resuming, Observed::Paused, "no_hosts_available", "no room").await.unwrap();
+    let back = bench.store.take_back(&resuming, Observed::Paused, "no_hosts_available", "no room", &[]).await.unwrap();
     assert_eq!(back, Update::Changed);
     let paused = bench.get(&id).await;
     assert_eq!((paused.status(), paused.reason.as_deref()), (Status::Paused, Some("no room")));
@@ -402,7 +435,7 @@ async fn pauses_and_resumes_are_wishes_of_their_own_revisions() {
     assert_eq!(running.envs["SECRET"], "x", "they are told to the guest again at its next resume");
     // A pause that does not come about.
     let pausing = opened(pause().await);
-    bench.store.take_back(&pausing, Observed::Running, "insufficient_storage", "full").await.unwrap();
+    bench.store.take_back(&pausing, Observed::Running, "insufficient_storage", "full", &[]).await.unwrap();
     assert_eq!((bench.get(&id).await.status(), bench.get(&id).await.revision), (Status::Running, 5));
     // A kill supersedes it, and nothing turns a sandbox that ends.
     let pausing = opened(pause().await);
@@ -441,4 +474,109 @@ async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
     assert_eq!(absent.iter().map(|sandbox| sandbox.id.clone()).collect::<Vec<_>>(), [made[0].clone()]);
     bench.store.sandbox_is_gone(&made[0], 2, "the host no longer has it").await.unwrap();
     assert_eq!(bench.get(&made[0]).await.status(), Status::Error);
+}
+
+#[tokio::test]
+async fn a_snapshot_has_its_name_alone_and_goes_when_nothing_begins_with_it() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    assert!(matches!(bench.snapshot(&id, "one").await, SnapshotWish::Wrong(Status::Starting)));
+    bench.run(&run).await;
+    assert!(matches!(bench.snapshot(&id, "minimal").await, SnapshotWish::NameReserved));
+    let SnapshotWish::Opened(one, taking) = bench.snapshot(&id, "one").await else { panic!("not opened") };
+    assert!(matches!(bench.snapshot(&id, "two").await, SnapshotWish::UnderWay));
+    // A newer wish for the sandbox leaves it alone.
+    let actor = Actor::platform("test");
+    assert!(matches!(bench.store.wish_paused(bench.team, &id, &bench.lease, &actor).await, Ok(Turned::Opened(_))));
+    assert_eq!((bench.phase(&taking).await, bench.unwanted().await), (Phase::Open, 0));
+    let name = "one".parse().unwrap();
+    assert_eq!(bench.store.snapshot_named(bench.team, &name).await.unwrap(), None, "it is not there yet");
+    assert_eq!(bench.store.snapshot_is_ready(one, 7).await.unwrap(), Update::Changed);
+    assert_eq!(bench.store.snapshot_is_ready(one, 9).await.unwrap(), Update::Stale);
+    bench.store.finish_operation(&taking, &[("save".to_owned(), 2.0)]).await.unwrap();
+    let other_team = TeamId(Uuid::now_v7());
+    assert_eq!(bench.store.snapshot_named(other_team, &name).await.unwrap(), None);
+    assert!(bench.store.snapshots(other_team).await.unwrap().is_empty());
+    let found = bench.store.snapshot_named(bench.team, &name).await.unwrap().unwrap();
+    assert_eq!((found.id, found.size_bytes, &found.sandbox), (one, 7, &id));
+    assert_eq!(bench.store.snapshots(bench.team).await.unwrap(), [found]);
+    let [pause] = bench.store.claim_operations(&bench.lease, 9).await.unwrap().try_into().unwrap();
+    bench.store.finish_pause(&pause, &report("i1")).await.unwrap();
+    assert!(matches!(bench.snapshot(&id, "one").await, SnapshotWish::NameTaken));
+
+    // What is about to begin with it is waited for.
+    let begun = bench.begin_with(one).await;
+    assert!(!bench.store.delete_snapshot(other_team, &name, &actor).await.unwrap());
+    assert!(bench.store.delete_snapshot(bench.team, &name, &actor).await.unwrap());
+    assert!(!bench.store.delete_snapshot(bench.team, &name, &actor).await.unwrap());
+    assert_eq!(bench.unwanted().await, 0);
+    bench.run(&begun).await;
+    assert_eq!(bench.unwanted().await, 1);
+    bench.store.forget_snapshot(one).await.unwrap();
+    assert_eq!(bench.unwanted().await, 0);
+    // Its name is free; one that fails frees it, too, and so does one whose operation got lost.
+    let SnapshotWish::Opened(_, failing) = bench.snapshot(&id, "one").await else { panic!("not opened") };
+    bench.store.fail_snapshot(&failing, "agent_error", "no").await.unwrap();
+    assert!(matches!(bench.phase(&failing).await, Phase::Failed { .. }));
+    assert_eq!(bench.unwanted().await, 1);
+    let SnapshotWish::Opened(..) = bench.snapshot(&id, "one").await else { panic!("not opened") };
+
+    let timeline = bench.store.timeline(bench.team, &id).await.unwrap().unwrap();
+    let kinds: Vec<_> = timeline.iter().map(|entry| entry.kind.as_str()).collect();
+    assert_eq!(kinds, ["run", "snapshot", "pause", "snapshot", "snapshot"]);
+    assert_eq!(timeline[1].steps, [("save".to_owned(), 2.0)]);
+    assert_eq!(bench.store.timeline(other_team, &id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_fork_is_all_of_its_sandboxes_or_none() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    assert!(matches!(bench.fork(&id, 1, None).await, ForkWish::Wrong(Status::Starting)));
+    bench.run(&run).await;
+    // The host has 4096 MiB, and the source takes 512 of them.
+    assert!(matches!(bench.fork(&id, 8, None).await, ForkWish::NoRoom));
+    assert_eq!(bench.store.sandboxes(bench.team).await.unwrap().len(), 1);
+    let key = Key { scope: "t fork".to_owned(), key: "k".to_owned(), args_hash: [1; 32] };
+    let ForkWish::Opened(operations) = bench.fork(&id, 7, Some(&key)).await else { panic!("not opened") };
+    assert_eq!(operations.len(), 7);
+    let source = bench.get(&id).await;
+    let mut snapshots = std::collections::BTreeSet::new();
+    for operation in &operations {
+        let child = bench.get(&operation.sandbox).await;
+        assert_eq!((operation.kind, child.status()), (Kind::Run, Status::Starting));
+        assert_eq!((&child.template, child.shape, child.timeout_sec), (&source.template, source.shape, 60));
+        assert_eq!((child.on_timeout, child.envs.len()), (OnTimeout::Pause, 2));
+        assert_eq!(child.host.unwrap().host, bench.host);
+        snapshots.insert(child.snapshot.unwrap());
+    }
+    assert_eq!(snapshots.len(), 1);
+    let ForkWish::Repeated(again) = bench.fork(&id, 7, Some(&key)).await else { panic!("not repeated") };
+    let ids = |list: Vec<SandboxId>| list.into_iter().collect::<std::collections::BTreeSet<_>>();
+    let made = ids(operations.iter().map(|operation| operation.sandbox.clone()).collect());
+    assert_eq!(ids(again.into_iter().map(|(child, _)| child).collect()), made);
+    let other = Key { args_hash: [2; 32], ..key };
+    assert!(matches!(bench.fork(&id, 1, Some(&other)).await, ForkWish::OtherArguments));
+    assert!(bench.store.snapshots(bench.team).await.unwrap().is_empty(), "it has no name");
+
+    // It goes when the last of them has begun, failed to, or is to be killed.
+    let [failed, killed, rest @ ..] = &operations[..] else { panic!("seven") };
+    bench.store.fail_run(failed, "agent_error", "no").await.unwrap();
+    assert!(matches!(bench.kill(&killed.sandbox).await, KillWish::Opened(_)));
+    for operation in rest {
+        assert_eq!(bench.unwanted().await, 0);
+        bench.run(operation).await;
+    }
+    assert_eq!(bench.unwanted().await, 1);
+
+    // A host with a snapshot is not removed by accident.
+    let SnapshotWish::Opened(named, _) = bench.snapshot(&id, "kept").await else { panic!("not opened") };
+    bench.store.snapshot_is_ready(named, 1).await.unwrap();
+    bench.database.sql("update sandboxes set observed = 'killed', desired = 'killed'").await;
+    let actor = Actor::platform("test");
+    let held = bench.store.delete_host(bench.host, false, &actor).await.unwrap();
+    let Deleted::Holds { sandboxes, snapshots } = held else { panic!("it is gone") };
+    assert_eq!((sandboxes.len(), snapshots), (0, vec!["kept".to_owned()]));
+    assert!(matches!(bench.store.delete_host(bench.host, true, &actor).await.unwrap(), Deleted::Done));
+    assert!(bench.store.snapshots(bench.team).await.unwrap().is_empty());
 }

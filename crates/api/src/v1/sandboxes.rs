@@ -122,6 +122,30 @@ pub struct Step {
     pub ms: f64,
 }
 
+/// One entry of `GET /v1/sandboxes/{id}/timeline`, newest last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TimelineEntry {
+    /// create, pause, resume, snapshot, kill; exit: an end that nobody wished; clean: what a create left is removed.
+    pub kind: String,
+    /// under_way, done, failed, superseded (by a newer wish)
+    pub outcome: String,
+    /// Of a failure: a code of the API, and a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How often it was taken up.
+    pub attempts: i64,
+    pub began_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<DateTime<Utc>>,
+    /// From the wish to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<f64>,
+    /// How long each step took, in order.
+    pub steps: Vec<Step>,
+}
+
 /// How long a call may wait for the outcome before it answers with the state under way (202).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -27,7 +27,7 @@ pub enum Policy {
 use Policy::{Administrator, Host, Open, Team};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 39] = [
+pub const TABLE: [(&str, &str, Policy); 40] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -55,6 +55,7 @@ pub const TABLE: [(&str, &str, Policy); 39] = [
     ("POST", "/v1/sandboxes/{id}/resume", Team),
     ("POST", "/v1/sandboxes/{id}/timeout", Team),
     ("POST", "/v1/sandboxes/{id}/fork", Team),
+    ("GET", "/v1/sandboxes/{id}/timeline", Team),
     ("POST", "/v1/sandboxes/{id}/exec", Team),
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team),
     ("GET", "/v1/sandboxes/{id}/processes", Team),

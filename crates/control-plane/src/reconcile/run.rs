@@ -32,13 +32,13 @@ pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Re
     }
     let sandbox = app.store.sandbox_of_any_team(&operation.sandbox).await?;
     let Some(sandbox) = sandbox.filter(|sandbox| is_wanted(sandbox, operation)) else {
-        return app.store.finish_operation(operation).await;
+        return app.store.finish_operation(operation, &[]).await;
     };
     match operation.kind {
         Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
         Kind::Pause => turn_sandbox(app, operation, &sandbox, &PAUSE).await,
         Kind::Resume => turn_sandbox(app, operation, &sandbox, &RESUME).await,
-        Kind::Snapshot => Ok(()),
+        Kind::Snapshot | Kind::Exit => Ok(()),
         Kind::Kill | Kind::Clean => end_sandbox(app, operation, &sandbox).await,
     }
 }
@@ -80,7 +80,7 @@ async fn run_sandbox(
             let Some(read) =
                 app.store.sandbox_of_any_team(&operation.sandbox).await?.filter(|s| is_wanted(s, &operation))
             else {
-                return app.store.finish_operation(&operation).await;
+                return app.store.finish_operation(&operation, &[]).await;
             };
             sandbox = read;
             continue;
@@ -88,7 +88,7 @@ async fn run_sandbox(
         point("cp.run.placed").await;
         if let Some(snapshot) = sandbox.snapshot {
             match snapshots::ensure(app, snapshot).await? {
-                Taken::Ready => {}
+                Taken::Ready(_) => {}
                 Taken::Later => {
                     return app.store.put_off(&operation, pause(operation.attempts), "host_unavailable").await;
                 }
@@ -217,7 +217,7 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
         (Ok(state), Some(is)) if is == turn.from => {
             let reason = if state.reason.is_empty() { "the host did not do it" } else { &state.reason };
             warn!(host.id = %placed.host, "sandbox {} stays {is}: {reason}", operation.sandbox);
-            app.store.take_back(operation, is, code_of(&state.cause), reason).await?;
+            app.store.take_back(operation, is, code_of(&state.cause), reason, &timings(&state)).await?;
         }
         (Ok(_), Some(is)) if turn.under_way.contains(&is) => {
             app.store.put_off(operation, pause(1), "the host works on it").await?;
@@ -238,10 +238,10 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
             app.store.fail_sandbox(operation, "agent_error", "the host no longer has it").await?;
         }
         (Err(AgentError::NoRoom), _) if turn.from == Observed::Paused => {
-            app.store.take_back(operation, turn.from, "no_hosts_available", "its host has no room for it now").await?;
+            app.store.take_back(operation, turn.from, "no_hosts_available", "its host has no room for it now", &[]).await?;
         }
         (Err(AgentError::Refused { message, .. }), _) => {
-            app.store.take_back(operation, turn.from, "agent_error", &message).await?;
+            app.store.take_back(operation, turn.from, "agent_error", &message, &[]).await?;
         }
         (Err(error), _) => {
             warn!(host.id = %placed.host, "sandbox {} is not {} yet: {error}", operation.sandbox, turn.to);
@@ -252,23 +252,27 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
 }
 
 async fn end_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox) -> Result<(), StoreError> {
+    let mut steps = Vec::new();
     if let Some(placed) = &sandbox.host {
         point("cp.kill.begun").await;
-        if let Err(error) = ensure_killed(app, operation, placed).await {
-            // A host that does not answer may be there again tomorrow, with the sandbox: the wish stays.
-            warn!(host.id = %placed.host, "sandbox {} is not ended yet: {error}", operation.sandbox);
-            return app.store.put_off(operation, pause(operation.attempts), "host_unavailable").await;
+        match ensure_killed(app, operation, placed).await {
+            Ok(took) => steps = took,
+            Err(error) => {
+                // A host that does not answer may be there again tomorrow, with the sandbox: the wish stays.
+                warn!(host.id = %placed.host, "sandbox {} is not ended yet: {error}", operation.sandbox);
+                return app.store.put_off(operation, pause(operation.attempts), "host_unavailable").await;
+            }
         }
     }
     point("cp.kill.ended").await;
     if operation.kind == Kind::Clean {
-        return app.store.finish_operation(operation).await;
+        return app.store.finish_operation(operation, &steps).await;
     }
-    if app.store.finish_kill(operation).await? == Update::Changed {
+    if app.store.finish_kill(operation, &steps).await? == Update::Changed {
         info!("sandbox {} is killed", operation.sandbox);
     } else {
         // A second kill of what was killed already.
-        app.store.finish_operation(operation).await?;
+        app.store.finish_operation(operation, &steps).await?;
     }
     point("cp.kill.finished").await;
     Ok(())
@@ -317,7 +321,12 @@ async fn ensure_paused(app: &App, operation: &Operation, placed: &Placed) -> Res
     answer.state.into_option().ok_or_else(missing_state)
 }
 
-async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Result<(), AgentError> {
+/// How long each step took.
+async fn ensure_killed(
+    app: &App,
+    operation: &Operation,
+    placed: &Placed,
+) -> Result<Vec<(String, f64)>, AgentError> {
     let request = EnsureKilledRequest {
         sandbox_id: operation.sandbox.to_string(),
         fence: fence(operation, placed).into(),
@@ -327,11 +336,12 @@ async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Res
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = match agent.ensure_killed_with_options(request, options).await.map_err(AgentError::from) {
         Ok(answer) => answer.into_owned(),
-        Err(AgentError::UnknownSandbox) => return Ok(()),
+        Err(AgentError::UnknownSandbox) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    match answer.state.into_option().ok_or_else(missing_state)?.observed.parse() {
-        Ok(Observed::Killed) => Ok(()),
+    let state = answer.state.into_option().ok_or_else(missing_state)?;
+    match state.observed.parse() {
+        Ok(Observed::Killed) => Ok(timings(&state)),
         _ => Err(AgentError::NotReady),
     }
 }
@@ -369,8 +379,12 @@ fn report(state: &SandboxState, observed: Observed, own_ms: Option<f64>) -> Repo
         incarnation: state.incarnation.clone(),
         isolation: state.isolation.clone(),
         versions: state.versions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        steps: own.into_iter().chain(state.steps.iter().map(|step| (step.name.clone(), step.ms))).collect(),
+        steps: own.into_iter().chain(timings(state)).collect(),
     }
+}
+
+pub(super) fn timings(state: &SandboxState) -> Vec<(String, f64)> {
+    state.steps.iter().map(|step| (step.name.clone(), step.ms)).collect()
 }
 
 pub(super) fn pause(attempts: i32) -> Duration {

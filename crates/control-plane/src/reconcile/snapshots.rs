@@ -8,13 +8,14 @@ use store::snapshots::Snapshot;
 use store::{StoreError, Update};
 use tracing::{info, warn};
 
-use super::run::{ENSURE_TIME_MAX, pause, point};
+use super::run::{ENSURE_TIME_MAX, pause, point, timings};
 use crate::agents::{AgentError, ask};
 use crate::app::App;
 
 /// What has become of a snapshot that was asked for.
 pub(super) enum Taken {
-    Ready,
+    /// How long each step took, if this call made it.
+    Ready(Vec<(String, f64)>),
     /// The host does not answer, or works on it: it is to be asked again.
     Later,
     /// A code of the public API and a sentence.
@@ -26,12 +27,12 @@ pub(super) enum Taken {
 
 /// The operation that makes one with a name.
 pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreError> {
-    let Some(id) = operation.snapshot else { return app.store.finish_operation(operation).await };
+    let Some(id) = operation.snapshot else { return app.store.finish_operation(operation, &[]).await };
     point("cp.snapshot.begun").await;
     match ensure(app, id).await? {
-        Taken::Ready => {
+        Taken::Ready(steps) => {
             point("cp.snapshot.ended").await;
-            app.store.finish_operation(operation).await
+            app.store.finish_operation(operation, &steps).await
         }
         Taken::Never { code, message } => app.store.fail_snapshot(operation, code, &message).await,
         Taken::Later if operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline) => {
@@ -47,15 +48,15 @@ pub(super) async fn ensure(app: &App, id: SnapshotId) -> Result<Taken, StoreErro
         return Ok(Taken::Never { code: "not_found", message: "the snapshot is not there any more".to_owned() });
     };
     if snapshot.is_ready {
-        return Ok(Taken::Ready);
+        return Ok(Taken::Ready(Vec::new()));
     }
     let never = |code, message: &str| Ok(Taken::Never { code, message: message.to_owned() });
     match make(app, &snapshot).await {
-        Ok(Some(bytes)) => {
+        Ok(Some((bytes, steps))) => {
             if app.store.snapshot_is_ready(id, bytes).await? == Update::Changed {
                 info!(sandbox.id = %snapshot.sandbox, host.id = %snapshot.host.host, "snapshot {id} of sandbox {} is there", snapshot.sandbox);
             }
-            Ok(Taken::Ready)
+            Ok(Taken::Ready(steps))
         }
         Ok(None) => Ok(Taken::Later),
         Err(AgentError::NotRunning) => never("invalid_state", "the sandbox neither runs nor is it paused"),
@@ -71,8 +72,8 @@ pub(super) async fn ensure(app: &App, id: SnapshotId) -> Result<Taken, StoreErro
     }
 }
 
-/// Its bytes; none while the host works on it.
-async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<i64>, AgentError> {
+/// Its bytes and how long each step took; none while the host works on it.
+async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<(i64, Vec<(String, f64)>)>, AgentError> {
     let request = EnsureSnapshotRequest {
         sandbox_id: snapshot.sandbox.to_string(),
         host_epoch: snapshot.host.epoch,
@@ -82,7 +83,8 @@ async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<i64>, AgentError>
     let agent = app.agents.at(&snapshot.host.address)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_snapshot_with_options(request, options).await?.into_owned();
-    Ok(answer.ready.then(|| i64::try_from(answer.size_bytes).unwrap_or(i64::MAX)))
+    let steps = answer.state.as_option().map(timings).unwrap_or_default();
+    Ok(answer.ready.then(|| (i64::try_from(answer.size_bytes).unwrap_or(i64::MAX), steps)))
 }
 
 /// Tells hosts of what nothing will begin with any more. A host that is silent is told when it is back.

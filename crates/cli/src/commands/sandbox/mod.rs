@@ -8,6 +8,7 @@ mod get;
 pub mod kill;
 mod list;
 mod logs;
+mod timeline;
 mod timeout;
 mod turn;
 
@@ -38,6 +39,8 @@ pub enum Command {
     Fork(fork::Arguments),
     /// Let a sandbox's time begin anew, with another length or another end.
     Timeout(timeout::Arguments),
+    /// What happened to a sandbox in the last seven days, and how long each step took.
+    Timeline(timeline::Arguments),
     /// End sandboxes for good.
     Kill(kill::Arguments),
     /// What a sandbox's console shows: the last part of its kernel's and its init's messages.
@@ -56,6 +59,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Resume(arguments) => turn::run(turn::Turn::Resume, &arguments, options, format).await,
         Command::Fork(arguments) => fork::run(&arguments, options, format).await,
         Command::Timeout(arguments) => timeout::run(&arguments, options, format).await,
+        Command::Timeline(arguments) => timeline::run(&arguments, options, format).await,
         Command::Kill(arguments) => kill::run(&arguments, options, format).await,
         Command::Logs(arguments) => logs::run(&arguments, options, format).await,
     }

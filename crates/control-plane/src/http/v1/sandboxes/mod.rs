@@ -14,6 +14,7 @@ mod pause;
 mod processes;
 mod resume;
 mod signal;
+mod timeline;
 mod timeout;
 mod view;
 
@@ -39,6 +40,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(resume::resume))
         .routes(routes!(timeout::timeout))
         .routes(routes!(fork::fork))
+        .routes(routes!(timeline::timeline))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))
