@@ -27,6 +27,19 @@ impl GroundError {
     pub fn new(public: &'static str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { public, cause: cause.into() }
     }
+
+    /// The pool has no room for it.
+    pub fn is_full(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self.cause.as_ref());
+        while let Some(present) = cause {
+            let io = present.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if matches!(io, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            cause = present.source();
+        }
+        false
+    }
 }
 
 /// Files of one sandbox.

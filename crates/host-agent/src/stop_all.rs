@@ -1,4 +1,4 @@
-//! Ends every sandbox of one WRENN_DIR and takes down what it has in the kernel. For `wrenn down`, when no agent runs.
+//! Ends every sandbox of one WRENN_DIR, removes its snapshots and takes down what it has in the kernel. For `wrenn down`, when no agent runs.
 //!
 //! Asked for by a person, so it is the one place that ends sandboxes without a wish of the control plane.
 
@@ -54,6 +54,11 @@ pub async fn stop_all(config: Config) -> Result<(), RunError> {
             left += 1;
             error!("processes of uid {uid} could not be ended: {cause}");
         }
+    }
+    let snapshots = sandboxes.context().snapshots.clone();
+    if let Err(cause) = blocking(move || snapshots.remove_all()).await {
+        left += 1;
+        error!("snapshots could not be removed: {cause}");
     }
     if left > 0 {
         return Err(RunError::Left(left));

@@ -184,6 +184,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// The disk has no room for what was to be written.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { cause, .. } if matches!(cause.kind(), StorageFull | QuotaExceeded))
+    }
+
     fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |cause| Self::Io { what, cause }
     }

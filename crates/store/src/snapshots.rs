@@ -321,18 +321,26 @@ impl Store {
         Ok(true)
     }
 
-    /// What no sandbox will begin with any more, for its host to be told so.
+    /// What no sandbox will begin with any more, for its host to be told so; of hosts that were heard of lately. Those that were tried last
+    /// come last.
     pub async fn unwanted_snapshots(&self) -> Result<Vec<Snapshot>, StoreError> {
         let rows = snapshots!(
             "where (s.name is null or s.state = 'removing' or s.state = 'making'
                      and not exists (select 1 from operations o where o.snapshot_id = s.id and o.phase = 'open'))
                  and not exists (select 1 from sandboxes b where b.snapshot_id = s.id and b.observed = 'starting' and b.desired <> 'killed')
+                 and h.last_heartbeat_at > now() - make_interval(secs => $1)
              order by s.updated_at limit $2",
             BATCH_MAX
         )
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(Snapshot::try_from).collect()
+    }
+
+    /// The host could not be told.
+    pub async fn put_off_removal(&self, id: SnapshotId) -> Result<(), StoreError> {
+        sqlx::query!("update snapshots set updated_at = now() where id = $1", id.0).execute(&self.pool).await?;
+        Ok(())
     }
 
     /// The host no longer has it.

@@ -5,12 +5,12 @@
 //!   claimed (new, put off, owner gone) -+                 \-> put off, to be claimed again
 //! ```
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use model::ids::OperationId;
+use model::ids::{OperationId, SnapshotId};
 use store::Update;
 use store::operations::{LEASE, Operation};
 use tokio::sync::{Notify, Semaphore};
@@ -29,16 +29,32 @@ pub struct Driver {
     running: Mutex<HashSet<OperationId>>,
     room: Arc<Semaphore>,
     wake: Notify,
+    /// Whose turn it is to ask for a snapshot.
+    turns: Mutex<HashMap<SnapshotId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Driver {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { running: Mutex::default(), room: Arc::new(Semaphore::new(AT_ONCE)), wake: Notify::new() })
+        Arc::new(Self { running: Mutex::default(), room: Arc::new(Semaphore::new(AT_ONCE)), wake: Notify::new(), turns: Mutex::default() })
     }
 
     /// There is something to claim.
     pub fn wake(&self) {
         self.wake.notify_one();
+    }
+
+    /// One lock for all on this replica who want the same snapshot, as long as somebody does.
+    pub fn turn(&self, id: SnapshotId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        match turns.get(&id).and_then(Weak::upgrade) {
+            Some(turn) => turn,
+            None => {
+                let turn = Arc::default();
+                turns.insert(id, Arc::downgrade(&turn));
+                turn
+            }
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {

@@ -115,7 +115,7 @@ async fn run_sandbox(
                 _ => {
                     let reason = if state.reason.is_empty() { "it did not start" } else { &state.reason };
                     warn!(host.id = %placed.host, "sandbox {} failed on its host: {reason}", operation.sandbox);
-                    app.store.fail_run(&operation, "agent_error", reason).await?;
+                    app.store.fail_run(&operation, code_of(&state.cause), reason).await?;
                     return Ok(());
                 }
             },
@@ -137,6 +137,10 @@ async fn run_sandbox(
             }
             Err(AgentError::UnknownTemplate) => {
                 app.store.fail_run(&operation, "not_found", "the host does not have the template").await?;
+                return Ok(());
+            }
+            Err(AgentError::UnknownSnapshot) => {
+                app.store.fail_run(&operation, "not_found", "the snapshot is not on its host any more").await?;
                 return Ok(());
             }
             Err(AgentError::Refused { message, .. }) => {

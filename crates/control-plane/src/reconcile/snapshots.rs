@@ -1,5 +1,7 @@
 //! Snapshots: has them made on the host of what they are of, and removed when nothing will begin with them any more.
 
+use std::time::Duration;
+
 use api::host::{EnsureSnapshotRequest, RemoveSnapshotRequest};
 use connectrpc::client::CallOptions;
 use model::ids::SnapshotId;
@@ -9,8 +11,11 @@ use store::{StoreError, Update};
 use tracing::{info, warn};
 
 use super::run::{ENSURE_TIME_MAX, pause, point, timings};
-use crate::agents::{AgentError, ask};
+use crate::agents::AgentError;
 use crate::app::App;
+
+/// The host removes gigabytes meanwhile, or writes down that it will.
+const REMOVE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// What has become of a snapshot that was asked for.
 pub(super) enum Taken {
@@ -50,6 +55,12 @@ pub(super) async fn ensure(app: &App, id: SnapshotId) -> Result<Taken, StoreErro
     if snapshot.is_ready {
         return Ok(Taken::Ready(Vec::new()));
     }
+    // Of those who begin with the same one, one asks the host at a time, and most of the others then find that it is there.
+    let turn = app.driver.turn(id);
+    let _turn = turn.lock().await;
+    let Some(snapshot) = app.store.snapshot(id).await?.filter(|snapshot| !snapshot.is_ready) else {
+        return Ok(Taken::Ready(Vec::new()));
+    };
     let never = |code, message: &str| Ok(Taken::Never { code, message: message.to_owned() });
     match make(app, &snapshot).await {
         Ok(Some((bytes, steps))) => {
@@ -89,24 +100,23 @@ async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<(i64, Vec<(String
 
 /// Tells hosts of what nothing will begin with any more. A host that is silent is told when it is back.
 pub async fn remove_unwanted(app: App) -> Result<(), StoreError> {
-    for snapshot in app.store.unwanted_snapshots().await? {
-        if snapshot.host.is_silent {
-            continue;
-        }
-        let request = RemoveSnapshotRequest { snapshot_id: snapshot.id.to_string(), ..Default::default() };
-        let removed = match app.agents.at(&snapshot.host.address) {
-            Ok(agent) => agent.remove_snapshot_with_options(request, ask()).await.map(drop).map_err(AgentError::from),
-            Err(error) => Err(error),
-        };
-        match removed {
-            Ok(()) => {
-                point("cp.snapshot.removed").await;
-                app.store.forget_snapshot(snapshot.id).await?;
-            }
-            Err(error) => {
-                warn!(host.id = %snapshot.host.host, "snapshot {} is not removed yet: {error}", snapshot.id);
-            }
-        }
+    let unwanted = app.store.unwanted_snapshots().await?;
+    // Side by side: a host that hangs keeps nobody else's from going.
+    let removals = unwanted.iter().map(|snapshot| remove(&app, snapshot));
+    futures::future::join_all(removals).await.into_iter().collect()
+}
+
+async fn remove(app: &App, snapshot: &Snapshot) -> Result<(), StoreError> {
+    let request = RemoveSnapshotRequest { snapshot_id: snapshot.id.to_string(), ..Default::default() };
+    let options = CallOptions::default().with_timeout(REMOVE_TIME_MAX);
+    let removed = match app.agents.at(&snapshot.host.address) {
+        Ok(agent) => agent.remove_snapshot_with_options(request, options).await.map(drop).map_err(AgentError::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        warn!(host.id = %snapshot.host.host, "snapshot {} is not removed yet: {error}", snapshot.id);
+        return app.store.put_off_removal(snapshot.id).await;
     }
-    Ok(())
+    point("cp.snapshot.removed").await;
+    app.store.forget_snapshot(snapshot.id).await
 }

@@ -67,7 +67,7 @@ pub enum WishError {
     /// A sentence for a person; the sandbox is what it was.
     #[error("{}", .0.reason)]
     NotSaved(state::Failure),
-    #[error("the snapshot was removed")]
+    #[error("the snapshot is not on this host")]
     SnapshotRemoved,
     #[error("look up the snapshot's files")]
     Snapshot(#[source] std::io::Error),
@@ -211,9 +211,7 @@ impl Sandboxes {
                     if let Some(tombstone) = self.tombstone(id).await? {
                         return late(&tombstone, &fence);
                     }
-                    if !self.has_origin(&spec).await? {
-                        return Err(WishError::UnknownTemplate(spec.template.to_string()));
-                    }
+                    self.has_origin(&spec).await?;
                     self.admit(id, &spec).await?;
                     let wish = Wish { desired: Desired::Running, fence: fence.clone(), spec: spec.clone() };
                     match self.spawn_new(id, wish).await? {
@@ -267,13 +265,17 @@ impl Sandboxes {
     }
 
     /// What a new sandbox begins with is here.
-    async fn has_origin(&self, spec: &Spec) -> Result<bool, WishError> {
-        match spec.snapshot {
-            Some(id) => Ok(matches!(self.snapshot_standing(id).await?, Standing::Ready(_))),
-            None => {
-                let (dir, template) = (self.context.dir.clone(), spec.template.clone());
-                Ok(blocking(move || crate::template::rootfs(&dir, &template)).await.is_some())
-            }
+    async fn has_origin(&self, spec: &Spec) -> Result<(), WishError> {
+        if let Some(id) = spec.snapshot {
+            return match self.snapshot_standing(id).await? {
+                Standing::Ready(_) => Ok(()),
+                Standing::Absent | Standing::Removed => Err(WishError::SnapshotRemoved),
+            };
+        }
+        let (dir, template) = (self.context.dir.clone(), spec.template.clone());
+        match blocking(move || crate::template::rootfs(&dir, &template)).await {
+            Some(_) => Ok(()),
+            None => Err(WishError::UnknownTemplate(spec.template.to_string())),
         }
     }
 
@@ -294,12 +296,17 @@ impl Sandboxes {
         deadline: Instant,
     ) -> Result<Option<u64>, WishError> {
         self.check_epoch(&Fence { epoch, ..Fence::default() })?;
-        match self.snapshot_standing(snapshot).await? {
-            Standing::Ready(bytes) => return Ok(Some(bytes)),
-            Standing::Removed => return Err(WishError::SnapshotRemoved),
-            Standing::Absent => {}
-        }
+        let mut refused = None;
         for _ in 0..LOOKUPS_MAX {
+            // Looked at anew each time: what somebody else has made meanwhile is what is asked for.
+            match self.snapshot_standing(snapshot).await? {
+                Standing::Ready(bytes) => return Ok(Some(bytes)),
+                Standing::Removed => return Err(WishError::SnapshotRemoved),
+                Standing::Absent => {}
+            }
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
             let Some(handle) = self.handle(id, deadline).await? else {
                 return match self.tombstone(id).await? {
                     Some(_) => Err(WishError::NoState(Observed::Killed)),
@@ -310,21 +317,13 @@ impl Sandboxes {
             self.send(&handle, Message::Snapshot { id: snapshot, reply })?;
             match tokio::time::timeout_at(deadline, answer).await {
                 Err(_) => return Ok(None),
-                Ok(Ok(taken)) => taken.map_err(|not| match not {
-                    NotTaken::State(observed) => WishError::NoState(observed),
-                    NotTaken::Busy => WishError::Busy,
-                    NotTaken::Failed(failure) => WishError::NotSaved(failure),
-                })?,
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(NotTaken::State(observed)))) => refused = Some(WishError::NoState(observed)),
+                Ok(Ok(Err(NotTaken::Busy))) => return Err(WishError::Busy),
+                Ok(Ok(Err(NotTaken::Failed(failure)))) => refused = Some(WishError::NotSaved(failure)),
                 // The actor ended meanwhile.
-                Ok(Err(_)) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
+                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
-            return match self.snapshot_standing(snapshot).await? {
-                Standing::Ready(bytes) => Ok(Some(bytes)),
-                Standing::Removed | Standing::Absent => Err(WishError::SnapshotRemoved),
-            };
         }
         Err(WishError::Busy)
     }

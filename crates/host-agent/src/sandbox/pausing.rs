@@ -45,7 +45,7 @@ impl Body {
         let directory = self.directory();
         match step {
             Pause::Begin => {
-                self.has_room_for_state().await?;
+                self.has_room_for_state(1).await?;
                 self.write(wish, Phase::Pausing { run, to }).await?;
             }
             Pause::Quiet => self.quieten(&run).await?,
@@ -83,10 +83,10 @@ impl Body {
         Ok(())
     }
 
-    /// Room for all that the microVM may have in memory.
-    pub(super) async fn has_room_for_state(&self) -> Result<(), StepError> {
+    /// Room for all that the microVM may have in memory, so many times.
+    pub(super) async fn has_room_for_state(&self, times: u64) -> Result<(), StepError> {
         let microvm = self.microvm().ok_or(StepError::NoRun)?;
-        let wanted = (microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20) + SLACK_MIB;
+        let wanted = times * (microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20) + SLACK_MIB;
         let mut room = (self.context().room)().await;
         if let (true, Some(generations)) = (room.disk_free_mib < wanted, self.context().template_generations.clone()) {
             blocking(move || generations.make_room()).await;

@@ -41,6 +41,13 @@ struct Books {
     removing: HashSet<String>,
 }
 
+impl Books {
+    /// It is not all there yet, or is to go.
+    fn is_taken(&self, key: &str) -> bool {
+        self.making.contains(key) || self.condemned.contains(key) || self.removing.contains(key)
+    }
+}
+
 /// The place of one that is being made; nobody else makes it meanwhile.
 #[derive(Debug)]
 pub struct Making {
@@ -62,7 +69,11 @@ impl Making {
 
 impl Drop for Making {
     fn drop(&mut self) {
-        lock(&self.books).making.remove(&self.key);
+        let mut books = lock(&self.books);
+        books.making.remove(&self.key);
+        if books.condemned.contains(&self.key) {
+            remove_condemned(books, &self.books, &self.key, &self.place);
+        }
     }
 }
 
@@ -93,15 +104,24 @@ impl Drop for Lease {
             return;
         }
         books.leases.remove(&self.key);
-        if books.condemned.remove(&self.key) && books.removing.insert(self.key.clone()) {
-            drop(books);
-            let (key, place, books) = (self.key.clone(), self.place.clone(), self.books.clone());
-            // Wherever that is dropped: removing a file of gigabytes takes its time.
-            let removing = std::thread::Builder::new().name("remove".to_owned());
-            if let Err(error) = removing.spawn(move || remove_marked(&books, &key, &place)) {
-                warn!("remove a saved state: {error}");
-            }
+        if books.condemned.contains(&self.key) {
+            remove_condemned(books, &self.books, &self.key, &self.place);
         }
+    }
+}
+
+/// Nobody makes it and nobody begins with it any more.
+fn remove_condemned(mut marked: MutexGuard<'_, Books>, books: &Arc<Mutex<Books>>, key: &str, place: &Path) {
+    marked.condemned.remove(key);
+    if !marked.removing.insert(key.to_owned()) {
+        return;
+    }
+    drop(marked);
+    let (key, place, books) = (key.to_owned(), place.to_owned(), books.clone());
+    // Wherever that is called: removing a file of gigabytes takes its time.
+    let removing = std::thread::Builder::new().name("remove".to_owned());
+    if let Err(error) = removing.spawn(move || remove_marked(&books, &key, &place)) {
+        warn!("remove a saved state: {error}");
     }
 }
 
@@ -128,8 +148,7 @@ impl Shelf {
     }
 
     pub fn is_there(&self, key: &str) -> io::Result<bool> {
-        let books = lock(&self.books);
-        if books.condemned.contains(key) || books.removing.contains(key) {
+        if lock(&self.books).is_taken(key) {
             return Ok(false);
         }
         generation::is_sealed(&self.place(key), GENERATION)
@@ -139,8 +158,7 @@ impl Shelf {
     pub fn lease(&self, key: &str) -> Option<Lease> {
         let place = self.place(key);
         let mut books = lock(&self.books);
-        let is_going = books.condemned.contains(key) || books.removing.contains(key);
-        if is_going || !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
+        if books.is_taken(key) || !generation::is_sealed(&place, GENERATION).unwrap_or(false) {
             return None;
         }
         *books.leases.entry(key.to_owned()).or_default() += 1;
@@ -160,12 +178,12 @@ impl Shelf {
         Ok(Some(Making { key: key.to_owned(), place, books: self.books.clone() }))
     }
 
-    /// Nobody begins with it any more. Who does just now is not disturbed.
+    /// Nobody begins with it any more. Who does just now is not disturbed, nor who makes it.
     pub fn remove(&self, key: &str) {
         let mut books = lock(&self.books);
-        if books.leases.contains_key(key) {
+        if books.leases.contains_key(key) || books.making.contains(key) {
             books.condemned.insert(key.to_owned());
-        } else if !books.making.contains(key) && books.removing.insert(key.to_owned()) {
+        } else if books.removing.insert(key.to_owned()) {
             drop(books);
             remove_marked(&self.books, key, &self.place(key));
         }
@@ -246,11 +264,17 @@ mod tests {
         let shelf = open(1);
         let making = shelf.begin("a").unwrap().unwrap();
         assert!(shelf.begin("a").unwrap().is_none() && shelf.begin("b").unwrap().is_none());
-        shelf.remove("a");
-        assert!(making.place().exists(), "it is being made");
         fs::create_dir(making.place().join("gen-00001.tmp")).unwrap();
         making.abandon();
         assert!(!shelf.place("a").exists());
+        // Removed while it is made: it is not there when it is made.
+        let making = shelf.begin("a").unwrap().unwrap();
+        put(&shelf, "a");
+        assert!(!shelf.is_there("a").unwrap() && shelf.lease("a").is_none(), "it is not all there");
+        shelf.remove("a");
+        assert!(making.place().join("gen-00001").exists());
+        drop(making);
+        until_gone(&shelf.place("a"));
         let making = shelf.begin("b").unwrap().unwrap();
         put(&shelf, "b");
         drop(making);

@@ -72,8 +72,26 @@ impl Snapshots {
 
     /// Nobody begins with it any more, and nobody makes it again. Repeatable; sandboxes that began with it live on.
     pub fn remove(&self, id: SnapshotId) -> io::Result<()> {
-        self.journal.bury_snapshot(id)?;
-        self.shelf.remove(&id.to_string());
+        let key = id.to_string();
+        match self.journal.bury_snapshot(id) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                // This is what makes room for the note.
+                self.shelf.remove(&key);
+                self.journal.bury_snapshot(id)?;
+            }
+            other => other?,
+        }
+        self.shelf.remove(&key);
+        Ok(())
+    }
+
+    /// All of them, for good.
+    pub fn remove_all(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.shelf.folder())? {
+            if let Some(Ok(id)) = entry?.file_name().to_str().map(str::parse) {
+                self.remove(id)?;
+            }
+        }
         Ok(())
     }
 }

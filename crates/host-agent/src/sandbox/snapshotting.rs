@@ -22,7 +22,9 @@ impl Body {
         let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
         match step {
             Snapshot::Begin => {
-                self.has_room_for_state().await?;
+                // A guest that was booted goes on writing into the file that the snapshot is shared with until that is a copy: for each
+                // page it may need another one, and a pool that is full then ends it.
+                self.has_room_for_state(if run.is_restored() { 1 } else { 2 }).await?;
                 let making = self.begin_snapshot(to).await?;
                 self.note_making(Some(making));
                 self.write(wish, Phase::Snapshotting { run }).await?;

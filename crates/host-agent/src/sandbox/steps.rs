@@ -115,6 +115,7 @@ impl StepError {
         match self {
             Self::Journal(error) if error.is_full() => "the host's disk is full".to_owned(),
             Self::Generation(error) if error.is_full() => "the host's disk is full".to_owned(),
+            Self::Machine(MachineError::Save(error)) if error.is_full() => "the host's disk is full".to_owned(),
             Self::Journal(_) | Self::Files(_) | Self::NoRun => "the host could not write its files".to_owned(),
             other => other.to_string(),
         }
@@ -126,6 +127,8 @@ impl StepError {
             Self::NoRoom(_) => Cause::NoRoom,
             Self::Journal(error) if error.is_full() => Cause::NoDisk,
             Self::Generation(error) if error.is_full() => Cause::NoDisk,
+            Self::Machine(MachineError::Save(error)) if error.is_full() => Cause::NoDisk,
+            Self::Ground(error) if error.is_full() => Cause::NoDisk,
             Self::Generation(GenerationError::Incompatible(_)) => Cause::Incompatible,
             Self::Generation(GenerationError::Damaged(_) | GenerationError::Read(_)) => Cause::Damaged,
             _ => Cause::Other,

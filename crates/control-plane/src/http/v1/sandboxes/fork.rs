@@ -41,6 +41,10 @@ pub async fn fork(
 ) -> Result<(StatusCode, axum::Json<Forked>), ApiError> {
     let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let key = repeat.scoped(&caller, "POST /v1/sandboxes/{id}/fork", &(id.as_str(), &body));
+    let source = super::find(&app, &caller, &id).await?;
+    // With the source's own, which do not change: forks of forks must not add up without end.
+    envs(source.envs.into_iter().chain(body.envs.clone().unwrap_or_default()).collect())?;
+    metadata(source.metadata.into_iter().chain(body.metadata.clone().unwrap_or_default()).collect())?;
     let children = children(body)?;
     let (worker, actor, team) = (app.clone(), caller.actor(), caller.team);
     let wished = super::super::detached(&app, async move {
