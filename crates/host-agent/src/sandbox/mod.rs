@@ -12,6 +12,7 @@ mod pausing;
 pub mod plan;
 pub mod points;
 mod recovery;
+pub mod shared_memory;
 pub mod shelf;
 pub mod snapshots;
 mod snapshotting;

@@ -99,6 +99,7 @@ impl Stage {
         let templates = self.dir.join("pool");
         let journal = Journal::open(&self.dir.join("pool"), tag.as_str()).unwrap();
         let context = Context {
+            shared_memory: Arc::default(),
             snapshots: Arc::new(Snapshots::open(&self.dir.join("pool"), &journal).unwrap()),
             template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
             machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
