@@ -91,6 +91,56 @@ async fn the_agent_dies_at_every_step_of_pause_and_resume() {
     assert_eq!(platform.finish(), Default::default());
 }
 
+/// Kills the agent at each step of a snapshot of a running sandbox and of a paused one. The snapshot is made all the same, and what it is of
+/// is what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_dies_at_every_step_of_a_snapshot() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (arm, list) = (scratch.path().join("arm"), scratch.path().join("list"));
+    let env = [("WRENN_CRASHPOINTS_FILE", &arm), ("WRENN_CRASHPOINTS_LIST", &list)];
+    let env = env.map(|(key, path)| (key.to_owned(), path.to_str().unwrap().to_owned()));
+    let platform = Platform::start_with(&Options { env: env.into(), ..Options::default() });
+    let before = platform.objects();
+    let id = platform.create().await;
+    platform.shell(&id, "echo memory >/dev/shm/kept; echo disk >/root/kept").await;
+    let kept = || std::fs::read_dir(platform.dir.join("pool/snapshots")).unwrap().count();
+    for (what, count) in [("running", 14), ("paused", 2)] {
+        if what == "paused" {
+            let (status, _) = platform.call(Method::POST, &format!("/v1/sandboxes/{id}/pause?wait_sec=60"), None).await;
+            assert_eq!(status, 200);
+        }
+        let take = async |name: &str| {
+            let body = json!({"sandbox_id": id, "name": name});
+            let (status, made) = platform.call(Method::POST, "/v1/snapshots?wait_sec=100", Some(body)).await;
+            assert_eq!((status.as_u16(), made["status"].as_str()), (201, Some(what)), "{name}: {made}");
+            let (status, _) = platform.call(Method::DELETE, &format!("/v1/snapshots/{name}"), None).await;
+            assert_eq!(status, 204);
+        };
+        // One that nobody disturbs names the points.
+        std::fs::write(&list, "").unwrap();
+        take("quiet").await;
+        let reached = std::fs::read_to_string(&list).unwrap();
+        let points: Vec<&str> = reached.lines().filter(|point| !point.starts_with("cp.")).collect();
+        assert_eq!(points.len(), count, "{points:?}");
+        for point in points {
+            std::fs::write(&arm, format!("{point}=abort")).unwrap();
+            take(point).await;
+            assert!(!arm.exists(), "{point} was never reached");
+            if what == "running" {
+                let said = platform.shell_soon(&id, "cat /dev/shm/kept /root/kept").await;
+                assert_eq!(said, (0, "memory\ndisk\n".to_owned()), "{point}");
+            }
+        }
+    }
+    let (status, _) = platform.call(Method::POST, &format!("/v1/sandboxes/{id}/resume?wait_sec=60"), None).await;
+    assert_eq!(status, 200);
+    assert_eq!(platform.shell(&id, "cat /dev/shm/kept /root/kept").await, (0, "memory\ndisk\n".to_owned()));
+    whole_machine::wait::until("no snapshot is left", HEALED, || async { (kept() == 0).then_some(()) }).await;
+    platform.kill(&id).await;
+    platform.expect_objects(&before).await;
+    assert_eq!(platform.finish(), Default::default());
+}
+
 /// kill -9 of the agent under a running guest: the guest does not notice, and is adopted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_adopts_its_running_sandboxes() {

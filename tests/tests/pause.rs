@@ -129,6 +129,76 @@ async fn generations(count: u32) {
     assert_eq!(platform.finish(), Default::default());
 }
 
+/// Pauses and resumes while everything is under way that a client may have under way, and asks at once afterwards.
+async fn cycles(count: u32) {
+    let platform = Platform::start();
+    let before = platform.objects();
+    let id = platform.create().await;
+    let mut bare = Vec::new();
+    let mut answers = Vec::new();
+    for n in 1..=count {
+        // Commands and a terminal whose output flows, an upload and a download that are not over, connections that are kept, and one whose
+        // peer says nothing.
+        let guest = platform.guest(&id);
+        let mut streams = Vec::new();
+        for script in ["while :; do echo x; sleep 0.1; done", "exec sleep 1000", "cat /dev/zero | tr '\\0' y"] {
+            let mut stream = guest.client.start_process("/bin/sh", &["-c", script]).await;
+            stream.pid().await;
+            streams.push(stream);
+        }
+        let terminal = serde_json::json!({"process": {"cmd": "/bin/sh"}, "pty": {"size": {"rows": 24, "cols": 80}}});
+        let mut stream = guest.client.stream(testkit::envd::START, &[], terminal).await;
+        stream.pid().await;
+        streams.push(stream);
+        let idle = futures::future::join_all((0..3).map(|_| guest.client.connection())).await;
+        let half_open = guest.way.connect().unwrap();
+        std::io::Write::write_all(
+            &mut (&half_open),
+            b"POST /files?path=/tmp/up HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n",
+        )
+        .unwrap();
+        let command = serde_json::json!({"cmd": "/bin/sleep", "args": ["1000"]});
+        let path = format!("/v1/sandboxes/{id}/exec");
+        let command = platform.call(Method::POST, &path, Some(command));
+        let pausing = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            turn(&platform, &id, "pause").await
+        };
+        let (ended, (status, paused)) = tokio::join!(tokio::time::timeout(Duration::from_secs(20), command), pausing);
+        assert_eq!((status.as_u16(), paused["status"].as_str()), (200, Some("paused")), "cycle {n}: {paused}");
+        // A command that waits for its end hears that there will be none.
+        let (status, ended) =
+            ended.unwrap_or_else(|_| panic!("cycle {n}: a command waits for a sandbox that is paused"));
+        assert!(status.is_client_error() || status.is_server_error(), "cycle {n}: {status} {ended}");
+
+        let began = Instant::now();
+        let (status, running) = turn(&platform, &id, "resume").await;
+        bare.push(began.elapsed());
+        assert_eq!((status.as_u16(), running["status"].as_str()), (200, Some("running")), "cycle {n}: {running}");
+        let began = Instant::now();
+        assert_eq!(platform.shell(&id, "echo back").await, (0, "back\n".to_owned()), "cycle {n}");
+        answers.push(began.elapsed());
+        drop((streams, idle, half_open));
+        platform.shell(&id, "pkill -f 'sleep 0.1|sleep 1000|tr .0'; true").await;
+    }
+    println!("resumes {bare:?}, the first answers after them {answers:?}");
+    assert!(answers.iter().all(|took| *took < Duration::from_secs(2)), "{answers:?}");
+    platform.kill(&id).await;
+    platform.expect_objects(&before).await;
+    assert_eq!(platform.finish(), Default::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_cycles_with_everything_under_way_answer_at_once() {
+    cycles(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: make check-long"]
+async fn a_hundred_cycles_with_everything_under_way_answer_at_once() {
+    cycles(100).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_generations_keep_memory_disk_and_processes() {
     generations(10).await;

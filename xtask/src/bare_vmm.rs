@@ -1,7 +1,8 @@
 //! `xtask bare-vmm`: the floor of the benchmarks. One QEMU microVM driven by hand, jailed, with nothing of Wrenn around it.
 //!
 //! Boots the guest in a network namespace, waits for the first HTTP answer of whatever its rootfs starts on port 49983, pauses it (device
-//! state, and the pages it owns onto a reflink of its parent), restores it, and tells how long each took. A figure of the product is read
+//! state, and the pages it owns onto a reflink of its parent), restores it, and tells how long each took; once more, with the words by which a
+//! host tells a guest who it is (`/init`) in place of the first question. A figure of the product is read
 //! as a ratio to these of the same run, so this program shares no code with the product's driver, and it refuses to end well when its
 //! own figures are out of bounds: a slow floor must not flatter. It is an experiment, not a pattern for product code.
 
@@ -48,7 +49,7 @@ pub struct Arguments {
     /// Memory of the guest in MiB.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..=65536))]
     mem: u32,
-    /// Boots; each is followed by two restores.
+    /// Boots; each is followed by four restores.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
     /// Program that the guest starts first, when it is not the default of its initramfs.
@@ -98,9 +99,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         println!("{}", serde_json::to_string(&figures)?);
     } else {
-        println!("{:<14} {:>4} {:>9} {:>9} {:>9}   (ms)", "", "n", "p50", "p95", "max");
+        println!("{:<15} {:>4} {:>9} {:>9} {:>9}   (ms)", "", "n", "p50", "p95", "max");
         for (name, figure) in &figures {
-            println!("{name:<14} {:>4} {:>9.2} {:>9.2} {:>9.2}", figure.n, figure.p50, figure.p95, figure.max);
+            println!("{name:<15} {:>4} {:>9.2} {:>9.2} {:>9.2}", figure.n, figure.p50, figure.p95, figure.max);
         }
     }
     let (boot, restore) = match arguments.accel {
@@ -197,6 +198,34 @@ fn one_life(
         let paused = vm.pause(&file("memory", generation))?;
         note("pause_stopped", paused.stopped);
         note("pause_fsync", paused.synced);
+        vm.end()?;
+    }
+    introductions(setting, network, place, note)
+}
+
+/// Restores to the moment at which the guest is somebody: the first of a guest that was nobody before, and one of a guest that was.
+fn introductions(
+    setting: &Setting,
+    network: &Network,
+    place: &Path,
+    note: &mut dyn FnMut(&'static str, Duration),
+) -> Result<()> {
+    let file = |what: &str, name: &str| place.join(format!("{what}-{name}"));
+    for (run, (name, parent, child)) in
+        [("restore_first", "0", "first"), ("restore_again", "first", "again")].iter().enumerate()
+    {
+        drop(machine::clone(&file("disk", parent), &file("disk", child))?);
+        let mut vm = Machine::start(
+            setting,
+            network,
+            &file("disk", child),
+            &file("memory", parent),
+            &file("device", child),
+            Beginning::Load { device: file("device", parent) },
+        )?;
+        note(name, vm.introduced(ANSWER_LIMIT, 1 + u32::try_from(run)?)?);
+        std::thread::sleep(SETTLE);
+        vm.pause(&file("memory", child))?;
         vm.end()?;
     }
     Ok(())

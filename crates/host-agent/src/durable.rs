@@ -18,11 +18,22 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = directory.join(name);
     // A leftover of a former writer may have another mode, so it is not reused.
     remove(&temporary)?;
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(libc::O_CLOEXEC).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    if let Err(error) = written() {
+        // What there is of it takes room, of which there may be none.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     sync_directory(directory)
 }
 

@@ -70,9 +70,7 @@ impl Phase {
             "open" => Some(Self::Open),
             "done" => Some(Self::Done),
             "superseded" => Some(Self::Superseded),
-            "failed" => {
-                Some(Self::Failed { code: code.unwrap_or_default(), message: message.unwrap_or_default() })
-            }
+            "failed" => Some(Self::Failed { code: code.unwrap_or_default(), message: message.unwrap_or_default() }),
             _ => None,
         }
     }

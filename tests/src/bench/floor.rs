@@ -11,13 +11,16 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use whole_machine::platform;
 
-/// A boot with its two restores, after the first one has copied the image.
+/// A boot with its restores, after the first one has copied the image.
 const RUN_MAX: Duration = Duration::from_secs(180);
 
 /// In milliseconds; boot and restore to the guest's first answer.
 pub struct Life {
     pub boot: f64,
     pub restore: f64,
+    /// To the guest's word that it has taken on who it is: of one that was nobody before, and of one that was somebody.
+    pub restore_first: f64,
+    pub restore_again: f64,
     /// Until it is on the disk.
     pub pause: f64,
     /// The vCPUs' part of it.
@@ -69,6 +72,8 @@ impl BareVmm {
         Ok(Life {
             boot: mean("boot")?,
             restore: mean("restore")?,
+            restore_first: mean("restore_first")?,
+            restore_again: mean("restore_again")?,
             pause: mean("pause_stopped")? + mean("pause_fsync")?,
             pause_stopped: mean("pause_stopped")?,
         })

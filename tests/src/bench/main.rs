@@ -32,6 +32,13 @@ const WARM_UP: usize = 10;
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// The defaults of the API, spelled out because the bare microVM gets the same memory.
 const MEMORY_MIB: u32 = 512;
+/// Room for all that are there at once.
+const POOL_MIB: u32 = 12_288;
+/// Sandboxes that one fork makes, and how often.
+const FORKED: usize = 10;
+const FORKS: usize = 3;
+/// After this nothing of a fork's guests happens any more but what always does.
+const IDLE_AFTER: Duration = Duration::from_secs(3);
 /// What a guest has written between two pauses.
 const DIRTIED_BYTES: u32 = 16 << 20;
 
@@ -49,7 +56,7 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     let place = figures::place("bench.json");
     figures::forget(&place)?;
-    let mut options = Options::default();
+    let mut options = Options { pool_mib: Some(POOL_MIB), ..Options::default() };
     if let Some(artifacts) = std::env::var_os("WRENN_TEST_ARTIFACTS") {
         options.args = vec!["--artifacts".to_owned(), artifacts.to_string_lossy().into_owned()];
     }
@@ -80,6 +87,11 @@ struct Samples {
     pause: Vec<f64>,
     pause_stopped: Vec<f64>,
     resume: Vec<f64>,
+    checkpoint_stall: Vec<f64>,
+    snapshot: Vec<f64>,
+    fork: Vec<f64>,
+    /// Of each microVM of a fork, once it has nothing to do.
+    idle_pss_mib: Vec<f64>,
     control_plane: Vec<f64>,
     command: Vec<f64>,
     direct: Vec<f64>,
@@ -118,6 +130,7 @@ async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
     }
     bare.finish().await?;
     commands(platform, &mut samples).await?;
+    forks(platform, &mut samples).await?;
     Ok((judge(samples), isolation))
 }
 
@@ -177,7 +190,62 @@ async fn turns(platform: &Platform, id: &str, samples: &mut Samples) -> Result<(
     samples.pause.push(took);
     samples.pause_stopped.push(stopped["ms"].as_f64().context("a step without its time")?);
     samples.resume.push(turn("resume", "running").await?.0);
+    checkpoint(platform, id, &dirtied, samples).await
+}
+
+/// A snapshot of a sandbox that goes on.
+async fn checkpoint(platform: &Platform, id: &str, dirtied: &str, samples: &mut Samples) -> Result<()> {
+    ensure!(platform.shell(id, dirtied).await.0 == 0, "the guest has no memory to write to");
+    let began = Instant::now();
+    let body = json!({"sandbox_id": id, "name": "bench"});
+    let (status, made) = platform.call(Method::POST, "/v1/snapshots?wait_sec=60", Some(body)).await;
+    samples.snapshot.push(milliseconds(began));
+    ensure!(status == 201, "the snapshot answers {status}: {made}");
+    let (_, timeline) = platform.call(Method::GET, &format!("/v1/sandboxes/{id}/timeline"), None).await;
+    let entries = timeline.as_array().context("no timeline")?;
+    let taken = entries.iter().find(|entry| entry["kind"] == "snapshot").context("no snapshot in the timeline")?;
+    let steps = taken["steps"].as_array().context("the snapshot has no steps")?;
+    let stopped = steps.iter().find(|step| step["name"] == "stopped").context("no step stopped")?;
+    samples.checkpoint_stall.push(stopped["ms"].as_f64().context("a step without its time")?);
+    let (status, _) = platform.call(Method::DELETE, "/v1/snapshots/bench", None).await;
+    ensure!(status == 204, "the end of the snapshot answers {status}");
     Ok(())
+}
+
+/// Many of one, at once.
+async fn forks(platform: &Platform, samples: &mut Samples) -> Result<()> {
+    let body = json!({"template": "minimal", "memory_mb": 256, "vcpus": 1});
+    for _ in 0..FORKS {
+        let before = settled(platform).await;
+        let id = platform.create_with(body.clone()).await;
+        ensure!(platform.shell(&id, "true").await.0 == 0, "the source does not work");
+        let began = Instant::now();
+        let path = format!("/v1/sandboxes/{id}/fork?wait_sec=120");
+        let (status, answer) = platform.call(Method::POST, &path, Some(json!({"count": FORKED}))).await;
+        samples.fork.push(milliseconds(began));
+        ensure!(status == 201, "the fork answers {status}: {answer}");
+        tokio::time::sleep(IDLE_AFTER).await;
+        let children = answer["sandboxes"].as_array().context("a fork without sandboxes")?;
+        for child in children.iter().filter_map(|child| child["id"].as_str()) {
+            samples.idle_pss_mib.push(pss_mib(platform, child)?);
+        }
+        for child in children.iter().filter_map(|child| child["id"].as_str()).chain([id.as_str()]) {
+            platform.kill(child).await;
+        }
+        samples.left.push(left_over(platform, &before).await);
+    }
+    Ok(())
+}
+
+/// The part of the machine's memory that a sandbox's microVM takes, what it shares with others counted in part.
+fn pss_mib(platform: &Platform, id: &str) -> Result<f64> {
+    let state = std::fs::read(platform.dir.join("pool/sandboxes").join(id).join("state.json"))?;
+    let state: Value = serde_json::from_slice(&state)?;
+    let pid = state["record"]["phase"]["run"]["process"]["pid"].as_i64().context("a sandbox without a process")?;
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a microVM's size")?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("a process without Pss")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("read {line:?}"))?;
+    Ok(kib / 1024.0)
 }
 
 async fn create(platform: &Platform, times: &mut Vec<f64>) -> Result<(String, Value)> {
@@ -226,10 +294,21 @@ fn judge(samples: Samples) -> Vec<Judged> {
     let overhead = samples.command.iter().zip(&samples.direct).map(|(by_api, by_envd)| by_api - by_envd).collect();
     vec![
         Figure::of("create_cold", "ms", samples.create).beside(floor(|life| life.boot)).judged(Limit::Ratio(1.15)),
+        // Beside a bare restore with the same words to the guest: what the guest itself takes for them is no work of the platform.
         Figure::of("create_restore", "ms", samples.restored)
-            .beside(floor(|life| life.restore))
+            .beside(floor(|life| life.restore_first))
             .judged(Limit::Ratio(1.25)),
-        Figure::of("resume", "ms", samples.resume).beside(floor(|life| life.restore)).judged(Limit::Ratio(1.25)),
+        Figure::of("resume", "ms", samples.resume).beside(floor(|life| life.restore_again)).judged(Limit::Ratio(1.25)),
+        // How much of that is the guest's: beside the first answer of one that is told nothing.
+        Figure::of("bare_restore_and_init", "ms", floor(|life| life.restore_again))
+            .beside(floor(|life| life.restore))
+            .judged(Limit::None),
+        Figure::of("snapshot", "ms", samples.snapshot).judged(Limit::None),
+        Figure::of("checkpoint_stall", "ms", samples.checkpoint_stall).judged(Limit::P50(40.0)),
+        Figure::of("fork_10", "ms", samples.fork)
+            .beside(floor(|life| life.restore_again * FORKED as f64))
+            .judged(Limit::Ratio(1.5)),
+        Figure::of("idle_pss_mib", "MiB", samples.idle_pss_mib).judged(Limit::P50(30.0)),
         Figure::of("pause_acknowledged", "ms", samples.pause)
             .beside(floor(|life| life.pause))
             .judged(Limit::P50(150.0)),

@@ -24,6 +24,7 @@ const PORT: u16 = 49983;
 /// Of one try: a SYN that meets no guest is repeated by the kernel only after a second.
 const CONNECT_LIMIT: Duration = Duration::from_millis(20);
 const READ_LIMIT: Duration = Duration::from_secs(2);
+const INTRODUCTION_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 const QMP_LIMIT: Duration = Duration::from_secs(20);
 const QMP_LINE_MAX: u64 = 1 << 20;
@@ -177,12 +178,22 @@ impl Machine {
 
     /// From just before the spawn to the first complete HTTP answer.
     pub fn answered(&mut self, limit: Duration) -> Result<Duration> {
+        self.until(limit, ask_guest)
+    }
+
+    /// From just before the spawn to the guest's word that it has taken on who it is, which nobody has asked for anything before. `run` is the
+    /// first of its life, or a later one.
+    pub fn introduced(&mut self, limit: Duration, run: u32) -> Result<Duration> {
+        self.until(limit, || introduce_guest(run))
+    }
+
+    fn until(&mut self, limit: Duration, ask: impl Fn() -> io::Result<()>) -> Result<Duration> {
         while self.began.elapsed() < limit {
             ensure!(!ground::ending(), "ended by a signal");
             if let Some(status) = self.child.try_wait()? {
                 bail!("QEMU ended before the guest answered: {status}; {}", self.complaints());
             }
-            match ask_guest() {
+            match ask() {
                 Ok(()) => return Ok(self.began.elapsed()),
                 Err(_) => std::thread::sleep(POLL),
             }
@@ -280,9 +291,37 @@ fn kernel_line(setting: &Setting) -> String {
 
 /// A whole answer of success, on a connection of its own.
 fn ask_guest() -> io::Result<()> {
+    ask(READ_LIMIT, || "GET /health HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n".to_owned())
+}
+
+/// What a host tells a guest when it starts or restores it: name, time, random numbers, tokens.
+fn introduce_guest(run: u32) -> io::Result<()> {
+    ask(INTRODUCTION_LIMIT, || {
+        let body = json!({
+            "incarnation": format!("{run:032x}"),
+            "accessToken": "a".repeat(64),
+            "controlToken": "c".repeat(64),
+            "timestamp": chrono::Utc::now().to_rfc3339(),
+            "entropy": format!("{}=", "A".repeat(43)),
+            "envVars": {},
+            "defaultUser": "root",
+            "hostname": format!("bare{run}"),
+            "sandboxId": format!("bare{run}"),
+            "templateId": "minimal",
+        })
+        .to_string();
+        format!(
+            "POST /init HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Type: application/json\r\nX-Control-Token: {}\r\nX-Incarnation: {run:032x}\r\nContent-Length: {}\r\n\r\n{body}",
+            "c".repeat(64),
+            body.len()
+        )
+    })
+}
+
+fn ask(limit: Duration, request: impl Fn() -> String) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((OUTSIDE, PORT)), CONNECT_LIMIT)?;
-    stream.set_read_timeout(Some(READ_LIMIT))?;
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(request().as_bytes())?;
     let mut answer = Vec::new();
     stream.take(64 * 1024).read_to_end(&mut answer)?;
     if answer.starts_with(b"HTTP/1.1 2") { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }

@@ -35,7 +35,12 @@ pub struct Driver {
 
 impl Driver {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { running: Mutex::default(), room: Arc::new(Semaphore::new(AT_ONCE)), wake: Notify::new(), turns: Mutex::default() })
+        Arc::new(Self {
+            running: Mutex::default(),
+            room: Arc::new(Semaphore::new(AT_ONCE)),
+            wake: Notify::new(),
+            turns: Mutex::default(),
+        })
     }
 
     /// There is something to claim.

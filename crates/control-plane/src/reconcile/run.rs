@@ -242,7 +242,9 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
             app.store.fail_sandbox(operation, "agent_error", "the host no longer has it").await?;
         }
         (Err(AgentError::NoRoom), _) if turn.from == Observed::Paused => {
-            app.store.take_back(operation, turn.from, "no_hosts_available", "its host has no room for it now", &[]).await?;
+            app.store
+                .take_back(operation, turn.from, "no_hosts_available", "its host has no room for it now", &[])
+                .await?;
         }
         (Err(AgentError::Refused { message, .. }), _) => {
             app.store.take_back(operation, turn.from, "agent_error", &message, &[]).await?;
@@ -326,11 +328,7 @@ async fn ensure_paused(app: &App, operation: &Operation, placed: &Placed) -> Res
 }
 
 /// How long each step took.
-async fn ensure_killed(
-    app: &App,
-    operation: &Operation,
-    placed: &Placed,
-) -> Result<Vec<(String, f64)>, AgentError> {
+async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Result<Vec<(String, f64)>, AgentError> {
     let request = EnsureKilledRequest {
         sandbox_id: operation.sandbox.to_string(),
         fence: fence(operation, placed).into(),

@@ -24,10 +24,7 @@ pub(super) enum Taken {
     /// The host does not answer, or works on it: it is to be asked again.
     Later,
     /// A code of the public API and a sentence.
-    Never {
-        code: &'static str,
-        message: String,
-    },
+    Never { code: &'static str, message: String },
 }
 
 /// The operation that makes one with a name.

@@ -54,8 +54,7 @@ impl SharedMemory {
 fn sealed(path: &Path) -> io::Result<File> {
     let source = File::open(path)?;
     let length = source.metadata()?.len();
-    let memory =
-        File::from(rustix::fs::memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    let memory = File::from(rustix::fs::memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     // QEMU opens what it maps for writing, too, and does not write. The seals say that it cannot.
     memory.set_permissions(Permissions::from_mode(0o666))?;
     memory.set_len(length)?;

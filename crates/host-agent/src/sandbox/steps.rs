@@ -6,6 +6,7 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -194,6 +195,8 @@ pub struct Body {
     lease: Option<Lease>,
     /// The place of the snapshot that is being made.
     making: Option<Making>,
+    /// What is written down names a run, of which something may exist.
+    is_run_noted: AtomicBool,
 }
 
 impl Body {
@@ -212,6 +215,7 @@ impl Body {
             wanted: None,
             lease: None,
             making: None,
+            is_run_noted: AtomicBool::new(false),
         }
     }
 
@@ -300,6 +304,7 @@ impl Body {
     pub fn take_run(&mut self, run: Run) {
         self.generation = self.generation.or(run.generation);
         self.run = Some(run);
+        *self.is_run_noted.get_mut() = true;
     }
 
     /// Takes over a running microVM. The guest is not asked and not stopped.
@@ -652,7 +657,13 @@ impl Body {
                 .map_err(StepError::Files)?;
             }
             Down::Settle => {
-                self.write(wish, fate.phase(None)).await?;
+                match self.write(wish, fate.phase(None)).await {
+                    // What stands there is as true: the run that was to be was never written down.
+                    Err(StepError::Journal(error)) if error.is_full() && !self.is_run_noted.load(Ordering::Relaxed) => {
+                        tracing::warn!(sandbox.id = %self.id, "{error}: why sandbox {} is what it was is not written down", self.id);
+                    }
+                    other => other?,
+                }
                 self.run = None;
                 self.context.admission.release(&self.id);
             }
@@ -680,7 +691,15 @@ impl Body {
             phase,
         };
         let journal = self.context.journal.clone();
-        Ok(blocking(move || journal.write(&record)).await?)
+        let names_run = record.phase.run().is_some();
+        let written = blocking(move || journal.write(&record)).await;
+        match &written {
+            Ok(()) => self.is_run_noted.store(names_run, Ordering::Relaxed),
+            // It has failed before what was there was exchanged.
+            Err(error) if error.is_full() => {}
+            Err(_) => _ = self.is_run_noted.fetch_or(names_run, Ordering::Relaxed),
+        }
+        Ok(written?)
     }
 
     pub(super) fn places(&self, run: &Run) -> Places {

@@ -283,7 +283,8 @@ mod tests {
         // The same mapping in place of another file with the same content.
         let twin = dir.path().join("twin");
         fs::copy(&parent, &twin).unwrap();
-        let of_twin = ProcessRecord { memory: twin, memory_shared: Some(mapped_name(&file).unwrap()), ..record.clone() };
+        let of_twin =
+            ProcessRecord { memory: twin, memory_shared: Some(mapped_name(&file).unwrap()), ..record.clone() };
         let saved_of_twin = dir.path().join("saved-of-twin");
         assert_eq!(write(&of_twin, &saved_of_twin).unwrap(), 2 * PAGE);
         assert!(fs::read(&saved_of_twin).unwrap() == content);
