@@ -193,10 +193,6 @@ async fn a_snapshot_is_a_template_until_it_is_deleted() {
     for count in [json!(0), json!(-1), json!(65), json!("five")] {
         assert_eq!(code(&fork(&platform, &source, json!({"count": count})).await), wanted(400, "invalid_request"));
     }
-    let many = fork(&platform, &source, json!({"count": 64})).await;
-    assert_eq!(code(&many), wanted(503, "no_hosts_available"), "256 MiB each do not fit");
-    let (_, all) = call(&platform, Method::GET, "/v1/sandboxes", None).await;
-    assert_eq!(all.as_array().unwrap().len(), 1, "all of a fork or none: {all}");
     let list = async |kind: &str| {
         let (status, list) = call(&platform, Method::GET, &format!("/v1/snapshots{kind}"), None).await;
         assert_eq!(status, 200, "{list}");

@@ -182,7 +182,9 @@ async fn cycles(count: u32) {
         platform.shell(&id, "pkill -f 'sleep 0.1|sleep 1000|tr .0'; true").await;
     }
     println!("resumes {bare:?}, the first answers after them {answers:?}");
-    assert!(answers.iter().all(|took| *took < Duration::from_secs(2)), "{answers:?}");
+    // A machine that is busy restores slowly, too.
+    let limit = Duration::from_secs(2) + bare.iter().max().copied().unwrap_or_default();
+    assert!(answers.iter().all(|took| *took < limit), "{answers:?}, resumes {bare:?}");
     platform.kill(&id).await;
     platform.expect_objects(&before).await;
     assert_eq!(platform.finish(), Default::default());

@@ -1,6 +1,5 @@
 //! From a sandbox's record to a microVM of the driver, and back after a restart of the agent.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +24,6 @@ pub struct Order<'a> {
     pub places: &'a Places,
     /// With what it begins; none: it is booted.
     pub load: Option<Start>,
-    /// What it maps in place of its memory file, whose content that has.
-    pub memory_shared: Option<OwnedFd>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +76,6 @@ impl Machines {
             shape: Shape { vcpus: order.spec.vcpus, memory_mib: order.spec.memory_mib },
             disk: order.places.disk.clone(),
             memory: order.places.memory.clone(),
-            memory_shared: order.memory_shared,
             tap: self.ground.open_tap(order.run.slot).await?,
             jail: Jail { uid: order.run.uid, gid: order.run.uid, cgroups: self.ground.cgroup_files(order.id) },
         };

@@ -153,7 +153,6 @@ impl Base {
         let context = Context {
             template_generations,
             snapshots: Arc::new(snapshots),
-            shared_memory: Arc::default(),
             machines: Machines::new(dir.clone(), ground.clone(), self.adopter.clone(), driver),
             dir,
             tag: self.tag.clone(),

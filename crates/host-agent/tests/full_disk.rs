@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use host_agent::sandbox::WishError;
+use host_agent::sandbox::state::View;
+use host_agent::sandbox::{Sandboxes, WishError};
+use model::ids::SandboxId;
 use model::sandbox::Observed;
 use stage::{Stage, create, forked, id, kill, pause, snapshot, snapshot_id, soon};
 
@@ -57,6 +59,19 @@ impl Drop for SmallPool {
     }
 }
 
+/// What is so when nothing is under way any more.
+async fn settled(sandboxes: &Sandboxes, name: &SandboxId) -> View {
+    let end = soon();
+    loop {
+        let view = sandboxes.get(name).await.unwrap().unwrap().view;
+        if view.settled {
+            return view;
+        }
+        assert!(tokio::time::Instant::now() < end, "{view:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_is_full_at_any_write_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -90,7 +105,7 @@ async fn a_pool_that_is_full_at_any_write_loses_nothing() {
         let taken = snapshot(&sandboxes, &name, wanted).await;
         count(1, taken.is_ok());
         pool.empty();
-        let view = sandboxes.get(&name).await.unwrap().unwrap().view;
+        let view = settled(&sandboxes, &name).await;
         assert_eq!(view.observed, Observed::Running, "{pages}: {}", view.reason);
         if let Err(error) = taken {
             assert!(matches!(error, WishError::NotSaved(_)), "{pages}: {error}");

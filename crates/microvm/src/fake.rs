@@ -90,7 +90,6 @@ impl Driver for Fake {
             dir: launch.dir,
             memory: launch.memory,
             memory_private: matches!(start, Start::Load { .. }),
-            memory_shared: None,
             memory_mib: launch.shape.memory_mib,
         };
         unborn.disarm();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-pub use process::{ExitCause, MappedFile, ProcessRecord};
+pub use process::{ExitCause, ProcessRecord};
 
 /// What stands between a guest and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,9 +83,6 @@ pub struct Launch {
     pub disk: PathBuf,
     /// Owned by the jail's uid. A boot fills it; a load maps it privately and leaves it as it is.
     pub memory: PathBuf,
-    /// With the content of `memory`, and such that nobody can write to it: a load maps it in place of that, and may share it with others.
-    /// What is saved is a clone of `memory` all the same.
-    pub memory_shared: Option<OwnedFd>,
     /// The guest's network card; `None` for a guest without one.
     pub tap: Option<OwnedFd>,
     pub jail: Jail,

@@ -33,17 +33,7 @@ pub struct ProcessRecord {
     /// The guest's memory file, and whether it is mapped privately.
     pub memory: PathBuf,
     pub memory_private: bool,
-    /// What is mapped in place of `memory`, whose content it has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_shared: Option<MappedFile>,
     pub memory_mib: u32,
-}
-
-/// How the kernel names a file in `/proc/<pid>/maps`: device and inode. An inode alone is a number that every file system has.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct MappedFile {
-    pub device: String,
-    pub inode: u64,
 }
 
 /// How a process ended, as far as can be known: one that was adopted is no child, and its status went to another.
@@ -240,7 +230,6 @@ mod tests {
             dir: "/".into(),
             memory: "/".into(),
             memory_private: false,
-            memory_shared: None,
             memory_mib: 1,
         };
         assert!(Process::of_record(&record).is_ok());

@@ -76,7 +76,6 @@ impl Bench {
             shape: Shape { vcpus: 1, memory_mib: 256 },
             disk,
             memory,
-            memory_shared: None,
             tap: None,
             jail: Jail { uid: self.uid, gid: self.uid, cgroups: Vec::new() },
         }

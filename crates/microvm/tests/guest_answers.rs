@@ -83,7 +83,7 @@ impl Stage {
         }
         let shape = Shape { vcpus: 1, memory_mib: MEMORY_MIB };
         let jail = Jail { uid: UID, gid: UID, cgroups: Vec::new() };
-        Launch { dir, shape, disk, memory, memory_shared: None, tap: Some(self.inside(open_tap)), jail }
+        Launch { dir, shape, disk, memory, tap: Some(self.inside(open_tap)), jail }
     }
 
     /// Runs something in the namespace, on a thread that ends afterwards.

@@ -447,7 +447,13 @@ impl Store {
     }
 
     /// The sandbox will not run. When it may have left something on a host, an operation that cleans up there is opened.
-    pub async fn fail_run(&self, operation: &Operation, code: &str, message: &str) -> Result<Update, StoreError> {
+    pub async fn fail_run(
+        &self,
+        operation: &Operation,
+        code: &str,
+        message: &str,
+        steps: &[(String, f64)],
+    ) -> Result<Update, StoreError> {
         let mut tx = self.begin().await?;
         let failed = sqlx::query!(
             "update sandboxes set observed = 'failed', reason = $3, revision = revision + 1, envs = '{}', updated_at = now()
@@ -459,7 +465,7 @@ impl Store {
         )
         .fetch_optional(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, Some((code, message)), &[]).await?;
+        end(&mut tx, operation.id, Some((code, message)), steps).await?;
         if let Some(row) = &failed
             && row.host_id.is_some()
         {

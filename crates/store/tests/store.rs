@@ -165,7 +165,7 @@ async fn a_kill_wins_over_a_create_that_is_under_way() {
     assert!(matches!(bench.kill(&id).await, KillWish::UnderWay(again) if again == kill.id), "one wish, one operation");
     // The create's own end comes late, from a replica that did not hear of it.
     assert_eq!(bench.run(&run).await, Update::Stale);
-    assert_eq!(bench.store.fail_run(&run, "agent_error", "late").await.unwrap(), Update::Stale);
+    assert_eq!(bench.store.fail_run(&run, "agent_error", "late", &[]).await.unwrap(), Update::Stale);
     assert_eq!(bench.get(&id).await.status(), Status::Stopping);
     assert_eq!(bench.store.finish_kill(&kill, &[]).await.unwrap(), Update::Changed);
     assert_eq!(bench.store.finish_kill(&kill, &[]).await.unwrap(), Update::Stale, "twice is fine");
@@ -186,7 +186,7 @@ async fn a_failed_create_gives_its_room_back_and_cleans_up() {
     let full = bench.store.place(&made[0].1, &bench.get(&made[0].0).await).await.unwrap();
     assert_eq!(full, None, "4096 MiB are eight of 512");
     let (id, operation) = &made[3];
-    assert_eq!(bench.store.fail_run(operation, "agent_error", "it broke").await.unwrap(), Update::Changed);
+    assert_eq!(bench.store.fail_run(operation, "agent_error", "it broke", &[]).await.unwrap(), Update::Changed);
     let failed = bench.get(id).await;
     assert_eq!((failed.status(), failed.reason.as_deref(), failed.revision), (Status::Error, Some("it broke"), 2));
     assert_eq!(
@@ -561,7 +561,7 @@ async fn a_fork_is_all_of_its_sandboxes_or_none() {
 
     // It goes when the last of them has begun, failed to, or is to be killed.
     let [failed, killed, rest @ ..] = &operations[..] else { panic!("seven") };
-    bench.store.fail_run(failed, "agent_error", "no").await.unwrap();
+    bench.store.fail_run(failed, "agent_error", "no", &[]).await.unwrap();
     assert!(matches!(bench.kill(&killed.sandbox).await, KillWish::Opened(_)));
     for operation in rest {
         assert_eq!(bench.unwanted().await, 0);

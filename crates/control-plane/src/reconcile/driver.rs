@@ -25,12 +25,15 @@ const AT_ONCE: usize = 256;
 const CLAIM_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_MAX: i64 = 32;
 
+/// Whoever has it may ask. It tells when somebody was last told to ask again later.
+pub type Turn = tokio::sync::Mutex<Option<Instant>>;
+
 pub struct Driver {
     running: Mutex<HashSet<OperationId>>,
     room: Arc<Semaphore>,
     wake: Notify,
     /// Whose turn it is to ask for a snapshot.
-    turns: Mutex<HashMap<SnapshotId, Weak<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<SnapshotId, Weak<Turn>>>,
 }
 
 impl Driver {
@@ -49,7 +52,7 @@ impl Driver {
     }
 
     /// One lock for all on this replica who want the same snapshot, as long as somebody does.
-    pub fn turn(&self, id: SnapshotId) -> Arc<tokio::sync::Mutex<()>> {
+    pub fn turn(&self, id: SnapshotId) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| turn.strong_count() > 0);
         match turns.get(&id).and_then(Weak::upgrade) {

@@ -63,18 +63,20 @@ async fn run_sandbox(
     loop {
         if operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline) {
             let message = "the sandbox did not start in time";
-            app.store.fail_run(&operation, "deadline_exceeded", message).await?;
+            app.store.fail_run(&operation, "deadline_exceeded", message, &[]).await?;
             return Ok(());
         }
         let Some(placed) = sandbox.host.clone() else {
             if sandbox.snapshot.is_some() {
                 // It begins with what lies on one host.
-                app.store.fail_run(&operation, "no_hosts_available", "its host has no room for the sandbox").await?;
+                app.store
+                    .fail_run(&operation, "no_hosts_available", "its host has no room for the sandbox", &[])
+                    .await?;
                 return Ok(());
             }
             if app.store.place(&operation, &sandbox).await?.is_none() {
                 let (code, message) = no_host(&operation, had_no_room);
-                app.store.fail_run(&operation, code, message).await?;
+                app.store.fail_run(&operation, code, message, &[]).await?;
                 return Ok(());
             }
             let Some(read) =
@@ -93,7 +95,7 @@ async fn run_sandbox(
                     return app.store.put_off(&operation, pause(operation.attempts), "host_unavailable").await;
                 }
                 Taken::Never { code, message } => {
-                    app.store.fail_run(&operation, code, &message).await?;
+                    app.store.fail_run(&operation, code, &message, &[]).await?;
                     return Ok(());
                 }
             }
@@ -115,7 +117,7 @@ async fn run_sandbox(
                 _ => {
                     let reason = if state.reason.is_empty() { "it did not start" } else { &state.reason };
                     warn!(host.id = %placed.host, "sandbox {} failed on its host: {reason}", operation.sandbox);
-                    app.store.fail_run(&operation, code_of(&state.cause), reason).await?;
+                    app.store.fail_run(&operation, code_of(&state.cause), reason, &timings(&state)).await?;
                     return Ok(());
                 }
             },
@@ -132,24 +134,26 @@ async fn run_sandbox(
             }
             Err(AgentError::Stale) => {
                 // Of a newer wish nothing is changed by this; without one the host would refuse the same call for ever.
-                app.store.fail_run(&operation, "host_unavailable", "the host refused the call as out of date").await?;
+                app.store
+                    .fail_run(&operation, "host_unavailable", "the host refused the call as out of date", &[])
+                    .await?;
                 return Ok(());
             }
             Err(AgentError::UnknownTemplate) => {
-                app.store.fail_run(&operation, "not_found", "the host does not have the template").await?;
+                app.store.fail_run(&operation, "not_found", "the host does not have the template", &[]).await?;
                 return Ok(());
             }
             Err(AgentError::UnknownSnapshot) => {
-                app.store.fail_run(&operation, "not_found", "the snapshot is not on its host any more").await?;
+                app.store.fail_run(&operation, "not_found", "the snapshot is not on its host any more", &[]).await?;
                 return Ok(());
             }
             Err(AgentError::Refused { message, .. }) => {
-                app.store.fail_run(&operation, "agent_error", &message).await?;
+                app.store.fail_run(&operation, "agent_error", &message, &[]).await?;
                 return Ok(());
             }
             Err(AgentError::Misbehaved { message }) => {
                 warn!(host.id = %placed.host, "sandbox {} failed on its host: {message}", operation.sandbox);
-                app.store.fail_run(&operation, "agent_error", "the sandbox did not start").await?;
+                app.store.fail_run(&operation, "agent_error", "the sandbox did not start", &[]).await?;
                 return Ok(());
             }
             Err(error) => {

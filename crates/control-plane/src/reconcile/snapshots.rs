@@ -8,6 +8,7 @@ use model::ids::SnapshotId;
 use store::operations::Operation;
 use store::snapshots::Snapshot;
 use store::{StoreError, Update};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::run::{ENSURE_TIME_MAX, pause, point, timings};
@@ -54,12 +55,26 @@ pub(super) async fn ensure(app: &App, id: SnapshotId) -> Result<Taken, StoreErro
     }
     // Of those who begin with the same one, one asks the host at a time, and most of the others then find that it is there.
     let turn = app.driver.turn(id);
-    let _turn = turn.lock().await;
+    let began = Instant::now();
+    let mut put_off = turn.lock().await;
+    // What the one before was told holds for all who have waited meanwhile: else each of them waited for all the others.
+    if put_off.is_some_and(|at| at > began) {
+        return Ok(Taken::Later);
+    }
     let Some(snapshot) = app.store.snapshot(id).await?.filter(|snapshot| !snapshot.is_ready) else {
         return Ok(Taken::Ready(Vec::new()));
     };
+    let taken = ask_for(app, &snapshot).await?;
+    if matches!(taken, Taken::Later) {
+        *put_off = Some(Instant::now());
+    }
+    Ok(taken)
+}
+
+async fn ask_for(app: &App, snapshot: &Snapshot) -> Result<Taken, StoreError> {
+    let id = snapshot.id;
     let never = |code, message: &str| Ok(Taken::Never { code, message: message.to_owned() });
-    match make(app, &snapshot).await {
+    match make(app, snapshot).await {
         Ok(Some((bytes, steps))) => {
             if app.store.snapshot_is_ready(id, bytes).await? == Update::Changed {
                 info!(sandbox.id = %snapshot.sandbox, host.id = %snapshot.host.host, "snapshot {id} of sandbox {} is there", snapshot.sandbox);

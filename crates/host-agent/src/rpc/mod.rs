@@ -149,15 +149,16 @@ impl HostAgentService for Service {
         let id = self.id(&request.sandbox_id)?;
         let snapshot = answers::snapshot_id(&request.snapshot_id)?;
         let sandboxes = &self.agent.sandboxes;
-        let size =
+        let made =
             sandboxes.ensure_snapshot(&id, request.host_epoch, snapshot, deadline).await.map_err(errors::wish)?;
         let state = match sandboxes.get(&id).await.map_err(errors::wish)? {
-            Some(published) => self.state(&published.view).await.into(),
-            None => None.into(),
+            // The steps of the sandbox's last transition are this one's.
+            Some(published) if made.is_some_and(|(_, is_made)| is_made) => self.state(&published.view).await.into(),
+            _ => None.into(),
         };
         Response::ok(EnsureSnapshotResponse {
-            ready: size.is_some(),
-            size_bytes: size.unwrap_or_default(),
+            ready: made.is_some(),
+            size_bytes: made.map(|(bytes, _)| bytes).unwrap_or_default(),
             state,
             ..Default::default()
         })

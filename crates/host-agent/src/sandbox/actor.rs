@@ -208,7 +208,7 @@ impl Actor {
             self.mind.progress = Progress::Making { done: None, give_up_at: begin + CREATE_TIME_MAX };
             self.publish(false);
         }
-        if step == Step::Snapshot(Snapshot::Begin) {
+        if matches!(step, Step::Snapshot(Snapshot::Begin) | Step::Copy) {
             self.mind.steps.clear();
         }
         if step == Step::Pause(Pause::Begin) {
@@ -241,7 +241,7 @@ impl Actor {
         if let Step::Create(Create::Commit) = step {
             self.mind.unwritten = self.mind.wish.fence != wish.fence;
         }
-        if let Step::Create(_) | Step::Pause(_) | Step::Snapshot(_) | Step::Kill(_) = step {
+        if let Step::Create(_) | Step::Pause(_) | Step::Snapshot(_) | Step::Copy | Step::Kill(_) = step {
             self.mind.steps.push((step.name(), begin.elapsed()));
         }
         if let (Step::Pause(Pause::Save) | Step::Snapshot(Snapshot::Continue), Ok(())) = (step, &result) {

@@ -12,7 +12,6 @@ mod pausing;
 pub mod plan;
 pub mod points;
 mod recovery;
-pub mod shared_memory;
 pub mod shelf;
 pub mod snapshots;
 mod snapshotting;
@@ -285,8 +284,8 @@ impl Sandboxes {
         blocking(move || snapshots.standing(id)).await.map_err(WishError::Snapshot)
     }
 
-    /// Makes a snapshot of what runs, which goes on, or is paused, and waits until it is valid, or `deadline`; the bytes that it takes.
-    /// Repeated, it is the same snapshot. None at the deadline: it is still under way.
+    /// Makes a snapshot of what runs, which goes on, or is paused, and waits until it is valid, or `deadline`; the bytes that it takes, and
+    /// whether this call had it made. Repeated, it is the same snapshot. None at the deadline: it is still under way.
     ///
     /// The call changes nothing of the sandbox, so it has an epoch and no revision.
     pub async fn ensure_snapshot(
@@ -295,13 +294,13 @@ impl Sandboxes {
         epoch: u64,
         snapshot: SnapshotId,
         deadline: Instant,
-    ) -> Result<Option<u64>, WishError> {
+    ) -> Result<Option<(u64, bool)>, WishError> {
         self.check_epoch(&Fence { epoch, ..Fence::default() })?;
-        let mut refused = None;
+        let (mut refused, mut is_made) = (None, false);
         for _ in 0..LOOKUPS_MAX {
             // Looked at anew each time: what somebody else has made meanwhile is what is asked for.
             match self.snapshot_standing(snapshot).await? {
-                Standing::Ready(bytes) => return Ok(Some(bytes)),
+                Standing::Ready(bytes) => return Ok(Some((bytes, is_made))),
                 Standing::Removed => return Err(WishError::SnapshotRemoved),
                 Standing::Absent => {}
             }
@@ -318,7 +317,7 @@ impl Sandboxes {
             self.send(&handle, Message::Snapshot { id: snapshot, reply })?;
             match tokio::time::timeout_at(deadline, answer).await {
                 Err(_) => return Ok(None),
-                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Ok(()))) => is_made = true,
                 Ok(Ok(Err(NotTaken::State(observed)))) => refused = Some(WishError::NoState(observed)),
                 Ok(Ok(Err(NotTaken::Busy))) => return Err(WishError::Busy),
                 Ok(Ok(Err(NotTaken::Failed(failure)))) => refused = Some(WishError::NotSaved(failure)),

@@ -1,13 +1,12 @@
 //! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use microvm::{Stamp, Start};
 
 use super::fence::Wish;
-use super::generation::{self, About, Files, Manifest};
+use super::generation::{self, About, Files};
 use super::plan::{Pause, Revert, Undone};
 use super::shelf::GENERATION;
 use super::state::{Generation, Phase, Run};
@@ -17,8 +16,6 @@ use crate::machines::MachineError;
 
 /// What a saved state may take beside the pages that the microVM has changed.
 const SLACK_MIB: u64 = 64;
-/// Of the host's memory that sharing must leave, beside what it may come to take.
-const MEMORY_LEFT_MIB: u64 = 1024;
 /// For `/init` of a guest that was restored, repeated or not. Shorter than the watchdog in the guest, which lets users' processes go on
 /// after 15 s: they must not run as who they were.
 const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(10);
@@ -153,13 +150,8 @@ impl Body {
         Some(Origin { place, generation: GENERATION })
     }
 
-    /// How a microVM begins with a saved state, if that is one for this host; and the memory that it shares with others.
-    pub(super) async fn load(
-        &mut self,
-        from: Origin,
-        run: &Run,
-        wish: &Wish,
-    ) -> Result<(Start, Option<OwnedFd>), StepError> {
+    /// How a microVM begins with a saved state, if that is one for this host.
+    pub(super) async fn load(&mut self, from: Origin, run: &Run, wish: &Wish) -> Result<Start, StepError> {
         let vmm: Stamp = self.context().machines.stamp().await?;
         let spec = wish.spec.clone();
         let verified = blocking(move || generation::verified(&from.place, from.generation, &spec, &vmm));
@@ -169,29 +161,7 @@ impl Body {
             "" => run.control_token.clone(),
             token => token.to_owned(),
         });
-        let start = Start::Load { device: files.device() };
-        let memory = match run.generation {
-            Some(_) => None,
-            None => self.shared_memory(&files, &manifest).await,
-        };
-        Ok((start, memory))
-    }
-
-    /// Of what others begin with, too. Without it the sandbox's own clone does.
-    async fn shared_memory(&self, files: &Files, manifest: &Manifest) -> Option<OwnedFd> {
-        let room = (self.context().room)().await;
-        let may_make = room.memory_available_mib > 2 * u64::from(manifest.memory_mib) + MEMORY_LEFT_MIB;
-        let shared = self.context().shared_memory.clone();
-        let path = files.memory();
-        // The device state is of one moment of one guest, and so is the memory beside it.
-        let name = format!("{} {}", path.display(), manifest.device.blake3);
-        match blocking(move || shared.of(&name, &path, may_make)).await {
-            Ok(memory) => memory,
-            Err(error) => {
-                tracing::warn!(sandbox.id = %self.id(), "the memory of what the sandbox begins with is not shared: {error}");
-                None
-            }
-        }
+        Ok(Start::Load { device: files.device() })
     }
 
     /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.

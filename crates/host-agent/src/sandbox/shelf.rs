@@ -174,6 +174,7 @@ impl Shelf {
             return Ok(None);
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&place)?;
+        durable::sync_directory(&self.folder)?;
         books.making.insert(key.to_owned());
         Ok(Some(Making { key: key.to_owned(), place, books: self.books.clone() }))
     }

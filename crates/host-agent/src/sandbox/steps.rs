@@ -21,7 +21,6 @@ use super::generation::{self, GenerationError};
 use super::journal::{Journal, JournalError};
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
-use super::shared_memory::SharedMemory;
 use super::shelf::{Lease, Making};
 use super::snapshots::Snapshots;
 use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
@@ -51,7 +50,6 @@ pub struct Context {
     /// None where every create boots.
     pub template_generations: Option<Arc<TemplateGenerations>>,
     pub snapshots: Arc<Snapshots>,
-    pub shared_memory: Arc<SharedMemory>,
     pub admission: Admission,
     pub room: Box<dyn Fn() -> BoxFuture<'static, Room> + Send + Sync>,
     /// Woken when what the control plane should know has changed.
@@ -62,10 +60,6 @@ impl Context {
     /// Promises the sandbox what it needs. What is there for speed alone gives way.
     pub async fn admit(&self, id: &SandboxId, need: Need) -> Result<(), NoRoom> {
         let admitted = self.admission.admit(id, need, (self.room)().await);
-        if matches!(admitted, Err(NoRoom::Memory { .. })) {
-            self.shared_memory.clear();
-            return self.admission.admit(id, need, (self.room)().await);
-        }
         let is_short = matches!(admitted, Err(NoRoom::Disk { .. }));
         if let (true, Some(generations)) = (is_short, self.template_generations.clone())
             && self.admission.is_within_promises(need, (self.room)().await)
@@ -442,14 +436,11 @@ impl Body {
                 if let (Some(from), None) = (&origin, run.generation) {
                     self.console.follow(from.files().console()).await;
                 }
-                let (load, memory_shared) = match origin {
-                    Some(from) => {
-                        let (load, memory) = self.load(from, &run, wish).await?;
-                        (Some(load), memory)
-                    }
-                    None => (None, None),
+                let load = match origin {
+                    Some(from) => Some(self.load(from, &run, wish).await?),
+                    None => None,
                 };
-                let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places, load, memory_shared };
+                let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places, load };
                 // A start that is given up half way leaves no process.
                 let microvm = unless_stopped(self.context.machines.start(order), give_up_at, stop).await?;
                 let record = microvm.record().clone();

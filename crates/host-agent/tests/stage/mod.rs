@@ -99,7 +99,6 @@ impl Stage {
         let templates = self.dir.join("pool");
         let journal = Journal::open(&self.dir.join("pool"), tag.as_str()).unwrap();
         let context = Context {
-            shared_memory: Arc::default(),
             snapshots: Arc::new(Snapshots::open(&self.dir.join("pool"), &journal).unwrap()),
             template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
             machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
@@ -205,7 +204,7 @@ pub async fn pause(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) ->
 /// Of a sandbox that runs, or is paused.
 pub async fn snapshot(sandboxes: &Arc<Sandboxes>, id: &SandboxId, snapshot: SnapshotId) -> Result<(), WishError> {
     let taken = sandboxes.ensure_snapshot(id, 1, snapshot, soon()).await?;
-    assert!(taken.is_some_and(|bytes| bytes > 0), "{taken:?}");
+    assert!(taken.is_some_and(|(bytes, _)| bytes > 0), "{taken:?}");
     Ok(())
 }
 

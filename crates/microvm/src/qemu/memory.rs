@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use crate::Error;
-use crate::process::{MappedFile, ProcessRecord};
+use crate::process::ProcessRecord;
 
 const PAGE: u64 = 4096;
 const PIECE: u64 = 1 << 20;
@@ -40,7 +40,7 @@ pub fn write(record: &ProcessRecord, target: &Path) -> Result<u64, Error> {
         return Ok(0);
     }
     clone(&source, &target).map_err(Error::io("clone the memory file"))?;
-    copy_own_pages(record, &source, &target).map_err(Error::io("copy the microVM's own pages"))
+    copy_own_pages(record.pid, &source, &target).map_err(Error::io("copy the microVM's own pages"))
 }
 
 fn clone(source: &File, target: &File) -> io::Result<()> {
@@ -112,12 +112,8 @@ fn next_data(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, u64)>
     }
 }
 
-fn copy_own_pages(record: &ProcessRecord, source: &File, target: &File) -> io::Result<u64> {
-    let pid = record.pid;
-    let file = match &record.memory_shared {
-        Some(shared) => shared.clone(),
-        None => mapped_name(source)?,
-    };
+fn copy_own_pages(pid: i32, source: &File, target: &File) -> io::Result<u64> {
+    let file = Name::of(source)?;
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
@@ -149,24 +145,33 @@ fn copy_own_pages(record: &ProcessRecord, source: &File, target: &File) -> io::R
     Ok(copied)
 }
 
-/// Not from the file's metadata, which on btrfs tell another device than maps do.
-pub fn mapped_name(file: &File) -> io::Result<MappedFile> {
-    // SAFETY: a new mapping of one page of an open file, never looked at.
-    let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), PAGE as usize, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
-    };
-    if at == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+/// How the kernel names a file in `/proc/<pid>/maps`: device and inode. An inode alone is a number that every file system has. Not from
+/// the file's metadata, which on btrfs tell another device than maps do.
+#[derive(Debug, PartialEq, Eq)]
+struct Name {
+    device: String,
+    inode: u64,
+}
+
+impl Name {
+    fn of(file: &File) -> io::Result<Self> {
+        // SAFETY: a new mapping of one page of an open file, never looked at.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), PAGE as usize, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let maps = fs::read_to_string("/proc/self/maps");
+        // SAFETY: the mapping was made above and nothing refers to it.
+        unsafe { libc::munmap(at, PAGE as usize) };
+        let maps = maps?;
+        let begin = at as u64;
+        // The kernel joins neighbours of one file into one line.
+        let line = maps.lines().find(|line| range(line).is_some_and(|(from, to)| (from..to).contains(&begin)));
+        let name = line.and_then(|line| Some(fields(line)?.1));
+        name.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a mapping of our own is not in maps"))
     }
-    let maps = fs::read_to_string("/proc/self/maps");
-    // SAFETY: the mapping was made above and nothing refers to it.
-    unsafe { libc::munmap(at, PAGE as usize) };
-    let maps = maps?;
-    let begin = at as u64;
-    // The kernel joins neighbours of one file into one line.
-    let line = maps.lines().find(|line| range(line).is_some_and(|(from, to)| (from..to).contains(&begin)));
-    let name = line.and_then(|line| Some(fields(line)?.1));
-    name.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a mapping of our own is not in maps"))
 }
 
 struct Mapping {
@@ -178,7 +183,7 @@ struct Mapping {
 
 impl Mapping {
     /// From a line of `/proc/<pid>/maps`, when it maps that file.
-    fn parse(line: &str, file: &MappedFile) -> Option<Self> {
+    fn parse(line: &str, file: &Name) -> Option<Self> {
         let (begin, end) = range(line)?;
         let (offset, name) = fields(line)?;
         (name == *file).then_some(Self { begin, end, offset })
@@ -191,10 +196,10 @@ fn range(line: &str) -> Option<(u64, u64)> {
 }
 
 /// The offset in the file, and which file.
-fn fields(line: &str) -> Option<(u64, MappedFile)> {
+fn fields(line: &str) -> Option<(u64, Name)> {
     let mut fields = line.split_whitespace().skip(2);
     let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-    Some((offset, MappedFile { device: fields.next()?.to_owned(), inode: fields.next()?.parse().ok()? }))
+    Some((offset, Name { device: fields.next()?.to_owned(), inode: fields.next()?.parse().ok()? }))
 }
 
 /// Runs of page numbers whose pagemap entries say that they are the process's own.
@@ -230,7 +235,7 @@ mod tests {
     #[test]
     fn mappings_of_other_files_are_not_ours() {
         let line = "7f0000000000-7f0000010000 rw-p 00002000 fd:00 1234   /some where/memory";
-        let file = |device: &str, inode| MappedFile { device: device.to_owned(), inode };
+        let file = |device: &str, inode| Name { device: device.to_owned(), inode };
         let mapping = Mapping::parse(line, &file("fd:00", 1234)).unwrap();
         assert_eq!((mapping.begin, mapping.end, mapping.offset), (0x7f00_0000_0000, 0x7f00_0001_0000, 0x2000));
         assert!(Mapping::parse(line, &file("fd:00", 1235)).is_none());
@@ -272,7 +277,6 @@ mod tests {
             dir: dir.path().into(),
             memory: parent.clone(),
             memory_private: true,
-            memory_shared: None,
             memory_mib: 1,
         };
         let copied = write(&record, &saved).unwrap();
@@ -280,16 +284,6 @@ mod tests {
         content[4096..8192].fill(9);
         content[8192..12288].fill(0);
         assert!(fs::read(&saved).unwrap() == content);
-        // The same mapping in place of another file with the same content.
-        let twin = dir.path().join("twin");
-        fs::copy(&parent, &twin).unwrap();
-        let of_twin =
-            ProcessRecord { memory: twin, memory_shared: Some(mapped_name(&file).unwrap()), ..record.clone() };
-        let saved_of_twin = dir.path().join("saved-of-twin");
-        assert_eq!(write(&of_twin, &saved_of_twin).unwrap(), 2 * PAGE);
-        assert!(fs::read(&saved_of_twin).unwrap() == content);
-        let missing = ProcessRecord { memory_shared: None, ..of_twin };
-        assert!(write(&missing, &dir.path().join("saved-of-none")).is_err());
         assert_eq!(fs::read(&parent).unwrap()[4096], 7, "the parent is as it was");
         assert!(write(&record, &saved).is_err(), "an existing file is never written over");
         // A memory of which the VMM maps only a part is no memory.

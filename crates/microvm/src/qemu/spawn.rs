@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::command::{self, Accelerator, Beginning, Opened};
-use super::{landlock, memory, probe, qmp};
+use super::{landlock, probe, qmp};
 use crate::process::{self, ProcessRecord, Unborn};
 use crate::{Error, Jail, Launch, Start, path_text};
 
@@ -58,19 +58,10 @@ pub struct Newborn {
 
 pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
     let Plan { binary, accelerator, tsc_khz, version, launch, start } = plan;
-    let Launch { dir, shape, disk, memory, memory_shared, tap, jail } = launch;
+    let Launch { dir, shape, disk, memory, tap, jail } = launch;
     let control = listen(&dir, &jail)?;
     let opened_disk = open(&disk, "open the disk")?;
-    // What nobody can write to is out of the rules' reach, and needs none.
-    let is_shared = memory_shared.is_some() && matches!(start, Start::Load { .. });
-    let (opened_memory, memory_shared) = match memory_shared.filter(|_| is_shared) {
-        Some(shared) => {
-            let shared = File::from(shared);
-            let name = memory::mapped_name(&shared).map_err(Error::io("look at the shared memory"))?;
-            (shared, Some(name))
-        }
-        None => (open(&memory, "open the memory file")?, None),
-    };
+    let opened_memory = open(&memory, "open the memory file")?;
     // Nothing that it may write is larger: a VMM that was taken over fills the pool with no file beyond what its guest may fill anyway.
     let disk_bytes = opened_disk.metadata().map_err(Error::io("look at the disk"))?.len();
     let file_bytes = disk_bytes.max(u64::from(shape.memory_mib) << 20);
@@ -83,10 +74,7 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
         number
     });
     // What it was given it may open again, each in its way.
-    let mut files = vec![(1, landlock::READ_WRITE)];
-    if !is_shared {
-        files.push((2, landlock::READ_WRITE));
-    }
+    let mut files = vec![(1, landlock::READ_WRITE), (2, landlock::READ_WRITE)];
     let memory_private = matches!(start, Start::Load { .. });
     let what = match start {
         Start::Boot { kernel, arguments } => {
@@ -149,7 +137,6 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
         dir,
         memory,
         memory_private,
-        memory_shared,
         memory_mib: shape.memory_mib,
     };
     Ok(Newborn { record, unborn, log })
