@@ -1,7 +1,7 @@
 //! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microvm::{Stamp, Start};
 
@@ -20,6 +20,8 @@ const SLACK_MIB: u64 = 64;
 /// after 15 s: they must not run as who they were.
 const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(10);
 const INIT_AGAIN: Duration = Duration::from_millis(20);
+/// A guest whose first answer takes longer is told the time once more.
+const CLOCK_BEHIND_MAX: Duration = Duration::from_millis(500);
 
 /// A saved state that a run begins with.
 pub struct Origin {
@@ -171,12 +173,21 @@ impl Body {
         let mut tokens = [self.known_by(), init.control_token.as_str()].into_iter().cycle();
         let mut told = async || {
             loop {
+                let began = Instant::now();
                 match guest.init(init, tokens.next().expect("it has no end")).await {
                     Err(GuestError::Fault(_)) => tokio::time::sleep(INIT_AGAIN).await,
-                    answer => return answer.map_err(StepError::Init),
+                    answer => return (answer.map_err(StepError::Init), began.elapsed()),
                 }
             }
         };
-        tokio::time::timeout(INIT_TRIES_TIME_MAX, told()).await.unwrap_or(Err(StepError::Silent))
+        let (answer, took) = tokio::time::timeout(INIT_TRIES_TIME_MAX, told()).await.map_err(|_| StepError::Silent)?;
+        let version = answer?;
+        // Its clock stands at the moment of the question, so it is behind by as long as the first answer took. The second comes at once.
+        if took > CLOCK_BEHIND_MAX
+            && let Err(error) = guest.init(init, &init.control_token).await
+        {
+            tracing::warn!(sandbox.id = %self.id(), "the guest's clock may be {took:?} behind: {error}");
+        }
+        Ok(version)
     }
 }
