@@ -122,6 +122,19 @@ async fn another_teams_things_do_not_exist() {
     assert_eq!(listed.body, json!([]));
     let still = replica.as_team(Method::GET, &format!("/v1/sandboxes/{sandbox}"), None).await;
     assert_eq!(still.body["status"], "running");
+    // Of a sandbox that is named in a body, and by a name that another team has given. Nobody answers for the host.
+    let snapshot = json!({"sandbox_id": sandbox.as_str(), "name": "theirs"});
+    let refused = replica.call(Who::Key(&foreign), Method::POST, "/v1/snapshots", Some(snapshot.clone())).await;
+    assert_eq!(refused.error(), (404, "not_found"));
+    let made = replica.as_team(Method::POST, "/v1/snapshots?wait_sec=0", Some(snapshot)).await;
+    assert_eq!((made.status.as_u16(), &made.body["name"]), (202, &json!("theirs")), "{}", made.body);
+    let refused = replica.call(Who::Key(&foreign), Method::DELETE, "/v1/snapshots/theirs", None).await;
+    assert_eq!(refused.error(), (404, "not_found"));
+    let begun = Some(json!({"template": "theirs"}));
+    let refused = replica.call(Who::Key(&foreign), Method::POST, "/v1/sandboxes?wait_sec=0", begun).await;
+    assert_eq!(refused.error(), (404, "not_found"));
+    let listed = replica.call(Who::Key(&foreign), Method::GET, "/v1/snapshots?type=snapshot", None).await;
+    assert_eq!(listed.body, json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! `POST /v1/sandboxes/{id}/fork`: sandboxes that begin where this one stands now, with its memory, its disk and its processes, each with
 //! an identity and a token of its own. A running one stands still for some tens of milliseconds and goes on; a paused one stays paused.
 //!
-//! All of them are made or none. 201: they run. 202: some are still under way.
+//! All of them are written down or none. 201: they run. 202: some are still under way. One that its host did not start is an error that
+//! names all.
 
 use api::v1::errors::ErrorBody;
 use api::v1::sandboxes::{Fork, Forked, Wait};
