@@ -25,6 +25,7 @@ pub enum Limit {
     /// The median over the floor's, where more is better.
     RatioAtLeast(f64),
     P50(f64),
+    P50AndP99(f64, f64),
     P50AtLeast(f64),
     Max(f64),
 }
@@ -63,6 +64,9 @@ impl Judged {
             Limit::Ratio(limit) => ratio().is_some_and(|ratio| ratio <= limit),
             Limit::RatioAtLeast(limit) => ratio().is_some_and(|ratio| ratio >= limit),
             Limit::P50(limit) => rank(50).is_some_and(|p50| p50 <= limit),
+            Limit::P50AndP99(p50, p99) => {
+                rank(50).is_some_and(|found| found <= p50) && rank(99).is_some_and(|found| found <= p99)
+            }
             Limit::P50AtLeast(limit) => rank(50).is_some_and(|p50| p50 >= limit),
             Limit::Max(limit) => rank(100).is_some_and(|max| max <= limit),
         }
@@ -74,6 +78,7 @@ impl Judged {
             Limit::Ratio(limit) => Some(format!("ratio at most {limit}")),
             Limit::RatioAtLeast(limit) => Some(format!("ratio at least {limit}")),
             Limit::P50(limit) => Some(format!("p50 at most {limit}")),
+            Limit::P50AndP99(p50, p99) => Some(format!("p50 at most {p50}, p99 at most {p99}")),
             Limit::P50AtLeast(limit) => Some(format!("p50 at least {limit}")),
             Limit::Max(limit) => Some(format!("max at most {limit}")),
         }

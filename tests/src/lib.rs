@@ -8,4 +8,5 @@ pub mod figures;
 pub mod guest;
 pub mod objects;
 pub mod platform;
+pub mod standbys;
 pub mod wait;

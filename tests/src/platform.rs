@@ -85,6 +85,8 @@ impl Platform {
             .args(["--listen", options.listen.as_deref().unwrap_or("127.0.0.1:0"), "--json"])
             .args(&options.args)
             .env("WRENN_POOL_MIB", options.pool_mib.unwrap_or(3072).to_string())
+            // They come and go by themselves, and most tests count what there is. Those that are about them ask for them.
+            .env("WRENN_STANDBYS", "0")
             .envs(&options.env)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

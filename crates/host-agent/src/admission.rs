@@ -120,10 +120,15 @@ impl Admission {
         Ok(())
     }
 
-    /// Whether it is only what there is at this moment, and not what was promised, that leaves it no room in the pool.
+    /// Whether it is only what there is at this moment, and not what was promised, that leaves it no room.
     pub fn is_within_promises(&self, need: Need, room: Room) -> bool {
-        let promised: u64 = self.lock().values().map(|promise| promise.need.pool()).sum();
-        need.pool() <= room.disk_total_mib.saturating_sub(DISK_RESERVE_MIB).saturating_sub(promised)
+        let promised = self.lock();
+        let fits = |total: u64, reserve: u64, part: fn(Need) -> u64| {
+            let all: u64 = promised.values().map(|promise| part(promise.need)).sum();
+            part(need) <= total.saturating_sub(reserve).saturating_sub(all)
+        };
+        fits(room.disk_total_mib, DISK_RESERVE_MIB, Need::pool)
+            && fits(room.memory_total_mib, MEMORY_RESERVE_MIB, Need::memory)
     }
 
     /// What was there before this start keeps its promise, whatever there is.
@@ -183,7 +188,8 @@ mod tests {
         assert!(matches!(admission.admit(&id, need(256), busy), Err(NoRoom::Memory { left: 188, .. })));
         let full = Room { disk_free_mib: 1100, ..room() };
         assert_eq!(admission.admit(&id, need(256), full), Err(NoRoom::Disk { wanted: 256, left: 76 }));
-        assert!(admission.is_within_promises(need(256), full));
+        assert!(admission.is_within_promises(need(256), full) && admission.is_within_promises(need(256), busy));
+        assert!(!admission.is_within_promises(need(256), Room { memory_total_mib: 700, ..busy }));
         assert!(!admission.is_within_promises(need(256), Room { disk_total_mib: 1200, ..full }));
         assert!(matches!(admission.admit(&id, need(1 << 20), room()), Err(NoRoom::Memory { .. })));
     }

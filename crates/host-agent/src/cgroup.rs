@@ -1,4 +1,5 @@
-//! CPU, memory and pids limits of the VMMs: one control group per sandbox and controller, `wrenn-<tag>/<sandbox id>`.
+//! CPU, memory and pids limits of the VMMs: one control group per sandbox and controller, `wrenn-<tag>/<sandbox id>`
+//! (of a sandbox that was a standby before: by the standby's name, because groups of version 2 cannot be renamed).
 //!
 //! Version 2 when it has all three controllers, else those of version 1 that there are, else none, which is a stated state and no error.
 //!
@@ -20,7 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::ids::SandboxId;
 use tracing::{info, warn};
 
 use crate::disk::{Mount, all_mounts};
@@ -128,12 +128,12 @@ impl Cgroups {
     }
 
     /// Makes the sandbox's groups and sets their limits. Repeatable. Blocks.
-    pub fn ensure(&self, id: &SandboxId, limits: Limits) -> io::Result<()> {
+    pub fn ensure(&self, name: &str, limits: Limits) -> io::Result<()> {
         for tree in &self.trees {
             if !tree.subtree.exists() {
                 prepare(tree)?;
             }
-            let group = tree.subtree.join(id.as_str());
+            let group = tree.subtree.join(name);
             match std::fs::create_dir(&group) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => other?,
@@ -146,14 +146,14 @@ impl Cgroups {
     }
 
     /// The files by which a process enters the sandbox's groups.
-    pub fn entrances(&self, id: &SandboxId) -> Vec<PathBuf> {
-        self.trees.iter().map(|tree| tree.subtree.join(id.as_str()).join("cgroup.procs")).collect()
+    pub fn entrances(&self, name: &str) -> Vec<PathBuf> {
+        self.trees.iter().map(|tree| tree.subtree.join(name).join("cgroup.procs")).collect()
     }
 
     /// Removes the sandbox's groups, waiting for what is just ending in them. Also for what is not there. Blocks.
-    pub fn release(&self, id: &SandboxId) -> io::Result<()> {
+    pub fn release(&self, name: &str) -> io::Result<()> {
         let end = Instant::now() + RELEASE_LIMIT;
-        self.places().iter().try_for_each(|place| remove_group(&place.join(id.as_str()), end))
+        self.places().iter().try_for_each(|place| remove_group(&place.join(name), end))
     }
 
     /// Removes the empty groups of sandboxes that are not known; how many. Those with processes in them stay.

@@ -38,6 +38,9 @@ pub struct Args {
     /// How a sandbox begins: restored from its template's booted state, which the first of its kind leaves behind, or always booted.
     #[arg(long, env = "WRENN_CREATE_BY", default_value = "restore", value_name = "restore|boot")]
     pub create_by: String,
+    /// How many microVMs stand by at most: restored ahead for the creates that come, of the kinds that were asked for of late. 0: none.
+    #[arg(long, env = "WRENN_STANDBYS", default_value = "4")]
+    pub standbys: String,
     /// Written when the agent serves: {"addr":"...","pid":N}.
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
@@ -59,6 +62,7 @@ pub struct Config {
     pub max_sandboxes: usize,
     /// Creates are restored where they can be.
     pub restores: bool,
+    pub standbys: usize,
     pub ready_file: Option<PathBuf>,
     pub stop_all: bool,
     /// How long an object that no journal knows must have been seen before it is removed.
@@ -106,6 +110,7 @@ impl TryFrom<Args> for Config {
                 "boot" => false,
                 other => return Err(bad("WRENN_CREATE_BY", format!("is {other:?}"), "give restore or boot")),
             },
+            standbys: number("WRENN_STANDBYS", &args.standbys, 0, 256)?,
             ready_file: args.ready_file,
             stop_all: args.stop_all,
             orphan_grace: ORPHAN_GRACE,
@@ -203,6 +208,7 @@ mod tests {
             (vec!["--slot-pool", "many"], "WRENN_SLOT_POOL"),
             (vec!["--max-sandboxes", "0"], "WRENN_MAX_SANDBOXES"),
             (vec!["--create-by", "magic"], "WRENN_CREATE_BY"),
+            (vec!["--standbys", "-1"], "WRENN_STANDBYS"),
         ] {
             assert_eq!(config(&arguments).unwrap_err().setting, setting, "{arguments:?}");
         }

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use model::ids::SandboxId;
+use model::ids::Incarnation;
 use model::shape::TemplateName;
 
 use crate::guest::Dial;
-use crate::sandbox::state::{Run, Spec};
+use crate::sandbox::state::Spec;
 
 /// A step on the ground failed. `public` is fit for the sandbox's owner: no host paths, no addresses.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +53,12 @@ pub struct Places {
 }
 
 impl Places {
-    pub fn new(directory: &Path, run: &Run) -> Self {
+    pub fn new(directory: &Path, incarnation: &Incarnation) -> Self {
         Self {
             directory: directory.to_owned(),
             disk: directory.join("disk"),
             memory: directory.join("memory"),
-            run: directory.join("run").join(run.incarnation.as_str()),
+            run: directory.join("run").join(incarnation.as_str()),
         }
     }
 }
@@ -80,10 +80,10 @@ pub trait Ground: Send + Sync + 'static {
     /// The address by which this host reaches the guest.
     fn host_ip(&self, slot: u16) -> String;
 
-    async fn ensure_cgroup(&self, id: &SandboxId, spec: &Spec) -> Result<(), GroundError>;
-    /// The files by which a VMM enters the sandbox's groups.
-    fn cgroup_files(&self, id: &SandboxId) -> Vec<PathBuf>;
-    async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError>;
+    async fn ensure_cgroup(&self, group: &str, spec: &Spec) -> Result<(), GroundError>;
+    /// The files by which a VMM enters the group.
+    fn cgroup_files(&self, group: &str) -> Vec<PathBuf>;
+    async fn release_cgroup(&self, group: &str) -> Result<(), GroundError>;
 
     /// What tells this edition of a template from every other; none when there is no such template.
     async fn edition(&self, template: &TemplateName) -> Result<Option<String>, GroundError>;

@@ -1,10 +1,10 @@
 //! Counts what this agent has on the machine, by kind: shown by `GetHost`, compared by tests before and after. Only what bears the agent's
 //! tag or lies below its WRENN_DIR is counted, so two agents of one machine do not see each other.
 //!
-//! Slots, descriptors and threads that are the agent's own come and go; everything else is as before when a sandbox is gone.
+//! Slots and standbys that are made ahead, descriptors and threads that are the agent's own come and go; everything else is as before when a sandbox is gone.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use crate::cgroup::Cgroups;
 use crate::disk::{self, Pool};
@@ -13,16 +13,25 @@ use crate::network::Census;
 use crate::sandbox::journal::SANDBOXES;
 use crate::sweep;
 
+/// Users of VMMs; None where that cannot be told.
+pub fn living(tag: &Tag) -> Option<BTreeSet<u32>> {
+    sweep::living(tag.uids()).ok()
+}
+
+/// Names of control groups.
+pub fn groups(cgroups: &Cgroups) -> Vec<String> {
+    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
+    cgroups.groups().into_iter().filter_map(name).collect()
+}
+
 /// What cannot be counted is left out, so that nobody takes it for none.
-pub fn count(pool: &Pool, cgroups: &Cgroups, tag: &Tag, network: Option<Census>) -> BTreeMap<String, u64> {
+pub fn count(pool: &Pool, network: Option<Census>) -> BTreeMap<String, u64> {
     let mut found = BTreeMap::new();
     let mut add = |kind: &str, count: Option<usize>| {
         if let Some(count) = count {
             found.insert(kind.to_owned(), u64::try_from(count).unwrap_or(u64::MAX));
         }
     };
-    add("microvms", sweep::living(tag.uids()).ok().map(|uids| uids.len()));
-    add("cgroups", Some(cgroups.groups().len()));
     let below = |path: &Path| path.starts_with(pool.dir());
     add("mounts", disk::all_mounts().ok().map(|all| all.iter().filter(|mount| below(&mount.point)).count()));
     add("loops", disk::loops().ok().map(|all| all.iter().filter(|(_, file)| below(file)).count()));

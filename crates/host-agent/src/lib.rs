@@ -29,6 +29,7 @@ pub mod rpc;
 mod run;
 pub mod sandbox;
 mod sealed;
+pub mod standby;
 mod stop_all;
 pub mod sweep;
 pub mod template;

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use microvm::{Driver, Isolation, Jail, KernelImage, Launch, Microvm, ProcessRecord, Shape, Stamp, Start};
-use model::ids::SandboxId;
 use tokio::sync::watch;
 
 use crate::ground::{Ground, GroundError, Places};
-use crate::sandbox::state::{Run, Spec};
+use crate::sandbox::state::Spec;
 use crate::sandbox::steps::blocking;
 use crate::template::{self, Kernel};
 
@@ -18,9 +17,11 @@ const DRIVER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// What is to be started.
 pub struct Order<'a> {
-    pub id: &'a SandboxId,
+    /// The control group.
+    pub group: &'a str,
     pub spec: &'a Spec,
-    pub run: &'a Run,
+    pub slot: u16,
+    pub uid: u32,
     pub places: &'a Places,
     /// With what it begins; none: it is booted.
     pub load: Option<Start>,
@@ -76,8 +77,8 @@ impl Machines {
             shape: Shape { vcpus: order.spec.vcpus, memory_mib: order.spec.memory_mib },
             disk: order.places.disk.clone(),
             memory: order.places.memory.clone(),
-            tap: self.ground.open_tap(order.run.slot).await?,
-            jail: Jail { uid: order.run.uid, gid: order.run.uid, cgroups: self.ground.cgroup_files(order.id) },
+            tap: self.ground.open_tap(order.slot).await?,
+            jail: Jail { uid: order.uid, gid: order.uid, cgroups: self.ground.cgroup_files(order.group) },
         };
         driver.start(launch, start).await.map_err(MachineError::Start)
     }

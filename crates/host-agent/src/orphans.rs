@@ -69,7 +69,7 @@ pub async fn watch(ground: Arc<RealGround>, sandboxes: Arc<Sandboxes>, grace: Du
                 Ok(()) => {
                     error!(uid, "a process of uid {uid} belonged to no sandbox and was ended");
                     let sandboxes = sandboxes.clone();
-                    ground.remove_orphan_groups(move |name| sandboxes.has(name)).await;
+                    ground.remove_orphan_groups(move |name| sandboxes.has_group(name)).await;
                 }
                 Err(cause) => error!(uid, "a process of uid {uid} belongs to no sandbox and cannot be ended: {cause}"),
             }

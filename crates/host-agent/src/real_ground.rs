@@ -11,7 +11,6 @@ use api::v1::hosts::HostFacts;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use microvm::qemu::Qemu;
-use model::ids::SandboxId;
 use model::shape::TemplateName;
 use procfs::Current as _;
 use tokio::net::TcpStream;
@@ -30,7 +29,7 @@ use crate::network::{Network, NetworkConfig, NetworkError, SlotId};
 use crate::sandbox::journal::{Found, Journal, JournalError};
 use crate::sandbox::state::Spec;
 use crate::sandbox::steps::blocking;
-use crate::{leaks, sweep};
+use crate::{durable, leaks, standby, sweep};
 
 /// Between looks at the rules that stand between guests and the host: other programs of a host flush and reload theirs.
 const GUARD_EVERY: Duration = Duration::from_secs(30);
@@ -48,6 +47,8 @@ pub enum GroundOpen {
     Directories(#[source] io::Error),
     #[error(transparent)]
     Journals(#[from] JournalError),
+    #[error("end what stood by")]
+    Standbys(#[source] io::Error),
     #[error("look for living microVMs")]
     Living(#[source] io::Error),
     #[error("remove the control groups")]
@@ -79,8 +80,8 @@ pub struct RealGround {
 /// What journals name and what lives. Nothing is moved here: the scan that takes sandboxes up does that.
 struct InUse {
     slots: BTreeSet<u16>,
-    /// Names of directories: also of sandboxes that cannot be read.
-    sandboxes: BTreeSet<String>,
+    /// Names of directories, also of sandboxes that cannot be read; and what else control groups are named by.
+    groups: BTreeSet<String>,
 }
 
 impl RealGround {
@@ -92,7 +93,7 @@ impl RealGround {
             let pool = if closing { Pool::open_to_close(&dir)? } else { Pool::open(&dir, pool_mib)? };
             let in_use = in_use(pool.path(), &own)?;
             let cgroups = Cgroups::open(&dir, own.as_str());
-            cgroups.remove_orphans(|name| in_use.sandboxes.contains(name));
+            cgroups.remove_orphans(|name| in_use.groups.contains(name));
             match pool.remove_unused_bases() {
                 Ok(0) => {}
                 Ok(count) => tracing::info!("removed {count} bases of templates that are no longer published"),
@@ -190,11 +191,25 @@ impl RealGround {
         blocking(move || cgroups.remove_orphans(is_known)).await;
     }
 
-    pub async fn count(&self, sandboxes: usize) -> BTreeMap<String, u64> {
-        let network =
-            self.network.census().await.inspect_err(|error| warn!("the network was not counted: {error}")).ok();
+    /// `standbys`: the slots of what is counted by nobody, because how many there are at an instant says nothing.
+    pub async fn count(&self, sandboxes: usize, standbys: impl Fn() -> BTreeSet<u16>) -> BTreeMap<String, u64> {
+        // Also of those that are gone after the look.
+        let before = standbys();
+        let census = self.network.census(|| before.iter().copied().chain(standbys()).filter_map(SlotId::new).collect());
+        let network = census.await.inspect_err(|error| warn!("the network was not counted: {error}")).ok();
+        let before = standbys();
         let (pool, cgroups, tag) = (self.pool.clone(), self.cgroups.clone(), self.tag.clone());
-        let mut counts = blocking(move || leaks::count(&pool, &cgroups, &tag, network)).await;
+        let look = move || (leaks::living(&tag), leaks::groups(&cgroups), leaks::count(&pool, network));
+        let (living, groups, mut counts) = blocking(look).await;
+        let apart: BTreeSet<u16> = before.into_iter().chain(standbys()).collect();
+        let mut add =
+            |kind: &str, count: usize| counts.insert(kind.to_owned(), u64::try_from(count).unwrap_or(u64::MAX));
+        if let Some(living) = living {
+            let uids: BTreeSet<u32> = apart.iter().map(|slot| self.tag.uid(*slot)).collect();
+            add("microvms", living.difference(&uids).count());
+        }
+        let is_apart = |name: &String| standby::slot_of(name).is_some_and(|slot| apart.contains(&slot));
+        add("cgroups", groups.iter().filter(|name| !is_apart(name)).count());
         counts.insert("sandboxes".to_owned(), u64::try_from(sandboxes).unwrap_or(u64::MAX));
         counts
     }
@@ -217,24 +232,40 @@ impl RealGround {
 
 fn in_use(pool: &Path, tag: &Tag) -> Result<InUse, GroundOpen> {
     let journal = Journal::open(pool, tag.as_str()).map_err(GroundOpen::Directories)?;
-    let mut used = InUse { slots: BTreeSet::new(), sandboxes: BTreeSet::new() };
-    // A slot in which something lives is in use, whatever the journals say, and so is one whose files lie in quarantine.
-    let mut uids = sweep::living(tag.uids()).map_err(GroundOpen::Living)?;
-    uids.extend(journal.quarantined_uids()?);
+    let mut used = InUse { slots: BTreeSet::new(), groups: BTreeSet::new() };
+    let mut uids = journal.quarantined_uids()?;
     for found in journal.look()? {
         match found {
             Found::Sandbox(record) => {
-                used.slots.extend(record.phase.run().map(|run| run.slot));
-                used.sandboxes.insert(record.id.to_string());
+                if let Some(run) = record.phase.run() {
+                    used.slots.insert(run.slot);
+                    used.groups.insert(run.group(&record.id));
+                }
+                used.groups.insert(record.id.to_string());
             }
             Found::Quarantined { name, uids: its, .. } => {
                 uids.extend(its);
-                used.sandboxes.insert(name);
+                used.groups.insert(name);
             }
         }
     }
+    end_standbys(pool, tag, &used.slots, &uids).map_err(GroundOpen::Standbys)?;
+    // A slot in which something lives is in use, whatever the journals say, and so is one whose files lie in quarantine.
+    uids.extend(sweep::living(tag.uids()).map_err(GroundOpen::Living)?);
     used.slots.extend(uids.into_iter().filter_map(|uid| tag.slot(uid)));
     Ok(used)
+}
+
+/// What an earlier agent kept ready is nobody's. Of a slot that somebody has, only the directory goes.
+fn end_standbys(pool: &Path, tag: &Tag, taken: &BTreeSet<u16>, not_ours: &BTreeSet<u32>) -> io::Result<()> {
+    for place in standby::left_in(pool)? {
+        let slot = place.file_name().and_then(|name| standby::slot_of(name.to_str()?));
+        if let Some(slot) = slot.filter(|slot| !taken.contains(slot) && !not_ours.contains(&tag.uid(*slot))) {
+            sweep::sweep(tag.uid(slot))?;
+        }
+        durable::remove_tree(&place)?;
+    }
+    Ok(())
 }
 
 /// The way to envd of the guest in one slot.
@@ -298,21 +329,21 @@ impl Ground for RealGround {
         number(slot).host_ip().to_string()
     }
 
-    async fn ensure_cgroup(&self, id: &SandboxId, spec: &Spec) -> Result<(), GroundError> {
-        let (cgroups, id) = (self.cgroups.clone(), id.clone());
+    async fn ensure_cgroup(&self, group: &str, spec: &Spec) -> Result<(), GroundError> {
+        let (cgroups, group) = (self.cgroups.clone(), group.to_owned());
         let limits = Limits { vcpus: spec.vcpus, memory_mib: spec.memory_mib };
-        blocking(move || cgroups.ensure(&id, limits))
+        blocking(move || cgroups.ensure(&group, limits))
             .await
             .map_err(|error| GroundError::new("the host could not limit the sandbox", error))
     }
 
-    fn cgroup_files(&self, id: &SandboxId) -> Vec<PathBuf> {
-        self.cgroups.entrances(id)
+    fn cgroup_files(&self, group: &str) -> Vec<PathBuf> {
+        self.cgroups.entrances(group)
     }
 
-    async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError> {
-        let (cgroups, id) = (self.cgroups.clone(), id.clone());
-        blocking(move || cgroups.release(&id))
+    async fn release_cgroup(&self, group: &str) -> Result<(), GroundError> {
+        let (cgroups, group) = (self.cgroups.clone(), group.to_owned());
+        blocking(move || cgroups.release(&group))
             .await
             .map_err(|error| GroundError::new("the host could not remove the sandbox's limits", error))
     }

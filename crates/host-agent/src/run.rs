@@ -35,6 +35,7 @@ use crate::sandbox::journal::{Journal, JournalError};
 use crate::sandbox::snapshots::Snapshots;
 use crate::sandbox::steps::{Context, blocking};
 use crate::sandbox::template_generations::TemplateGenerations;
+use crate::standby::Standbys;
 use crate::{durable, isolation, template};
 
 /// How long wishes under way may take when the agent ends; what is not done by then is undone at the next start.
@@ -150,7 +151,16 @@ impl Base {
             TemplateGenerations::clear(&pool).map_err(|cause| RunError::Directory { path: pool.clone(), cause })?;
             None
         };
+        // They are made of those states, and by an agent that serves.
+        let standbys = match self.config.standbys {
+            at_most if at_most > 0 && template_generations.is_some() => {
+                let opened = Standbys::open(&pool, at_most);
+                Some(Arc::new(opened.map_err(|cause| RunError::Directory { path: pool.clone(), cause })?))
+            }
+            _ => None,
+        };
         let context = Context {
+            standbys,
             template_generations,
             snapshots: Arc::new(snapshots),
             machines: Machines::new(dir.clone(), ground.clone(), self.adopter.clone(), driver),
@@ -240,7 +250,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             let (ground, sandboxes) = (base.ground.clone(), sandboxes.clone());
             Box::new(move || {
                 let (ground, sandboxes) = (ground.clone(), sandboxes.clone());
-                Box::pin(async move { ground.count(sandboxes.list().len()).await })
+                Box::pin(async move {
+                    let standbys = sandboxes.context().standbys.clone();
+                    let slots = || standbys.as_ref().map(|all| all.slots()).unwrap_or_default();
+                    ground.count(sandboxes.list().len(), slots).await
+                })
             })
         },
         hardware: {
@@ -306,6 +320,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             .then_name("orphans"),
     );
     tasks.spawn(base.ground.clone().keep_ready(task_stop.clone()).then_name("slots"));
+    if let Some(standbys) = sandboxes.context().standbys.clone() {
+        tasks.spawn(standbys.keep(sandboxes.context().clone(), task_stop.clone()).then_name("standbys"));
+    }
     tasks.spawn(base.ground.clone().guard(task_stop.clone()).then_name("guard"));
     if let Some(settle) = driver_task {
         // Ends when it is done; only its failure is news.

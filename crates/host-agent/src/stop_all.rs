@@ -22,7 +22,7 @@ pub async fn stop_all(config: Config) -> Result<(), RunError> {
         return Ok(());
     }
     // No new slots: only what is there is taken down.
-    let base = Base::open(Config { slot_pool: 0, ..config }).await?;
+    let base = Base::open(Config { slot_pool: 0, standbys: 0, ..config }).await?;
     let sandboxes = base.sandboxes(watch::channel(None).1, 0)?;
     sandboxes.recover().await?;
     let deadline = Instant::now() + KILL_TIME_MAX;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use host_agent::cgroup::{Cgroups, Limits};
-use model::ids::SandboxId;
 use nix::fcntl::{Flock, FlockArg};
 
 /// No agent's: those are random. Always the same, so that a run finds what a run before it left when it was killed.
@@ -43,7 +42,7 @@ impl Host {
     }
 
     /// A shell that enters the sandbox's groups and then does the work.
-    fn inside(&self, id: &SandboxId, work: &str) -> Command {
+    fn inside(&self, id: &str, work: &str) -> Command {
         let mut shell = Command::new("sh");
         let enter = format!("for entrance in \"$@\"; do echo $$ > \"$entrance\" || exit 9; done; set --; {work}");
         shell.args(["-c", &enter, "sh"]).args(self.cgroups.entrances(id)).stdin(Stdio::null());
@@ -63,13 +62,13 @@ fn open() -> Cgroups {
     Cgroups::open(DIR.as_ref(), TAG)
 }
 
-fn id(n: u128) -> SandboxId {
-    SandboxId::from_random(n)
+fn id(n: u128) -> String {
+    format!("group-{n}")
 }
 
 const LIMITS: Limits = Limits { vcpus: 1, memory_mib: 128 };
 
-fn statistic(cgroups: &Cgroups, id: &SandboxId, file: &str, name: &str) -> u64 {
+fn statistic(cgroups: &Cgroups, id: &str, file: &str, name: &str) -> u64 {
     let entrances = cgroups.entrances(id);
     let text = entrances.iter().find_map(|path| std::fs::read_to_string(path.with_file_name(file)).ok()).unwrap();
     let line = text.lines().find(|line| line.starts_with(name)).unwrap();
@@ -148,7 +147,7 @@ fn groups_of_no_sandbox_go_and_others_stay() {
     // The next start of the agent.
     let next = open();
     assert_eq!(next.groups().len(), 3 * trees);
-    assert_eq!(next.remove_orphans(|name| name == id(1).as_str()), trees);
+    assert_eq!(next.remove_orphans(|name| name == &id(1)), trees);
     let left: BTreeSet<PathBuf> = next.groups().into_iter().collect();
     assert_eq!(left.len(), 2 * trees, "{left:?}");
     // Another agent's are not seen.

@@ -258,15 +258,15 @@ async fn two_agents_do_not_meet_and_a_restart_disturbs_nobody() {
     let world = listener(Some("world"));
     let (a, b) = (open(A, 1, BTreeSet::new()).await, open(B, 2, BTreeSet::new()).await);
     let idle = Census { namespaces: 1, links: 1, taps: 0, nft_tables: 1 };
-    assert_eq!((a.census().await.unwrap(), b.census().await.unwrap()), (idle, idle));
+    assert_eq!((a.census(BTreeSet::new).await.unwrap(), b.census(BTreeSet::new).await.unwrap()), (idle, idle));
     assert_eq!((names(A).len(), names(B).len()), (2, 3), "the slots made ahead are there");
     assert_ne!(uplink(A), uplink(B));
     let (slot_a, slot_b, gone) = (a.reserve().unwrap(), b.reserve().unwrap(), b.reserve().unwrap());
     let (mut guest_a, mut guest_b) = (Guest::of(&a, slot_a).await, Guest::of(&b, slot_b).await);
     b.ensure(gone).await.unwrap();
     let one = Census { namespaces: 2, links: 2, taps: 1, nft_tables: 1 };
-    assert_eq!(a.census().await.unwrap(), one);
-    assert_eq!(b.census().await.unwrap(), Census { namespaces: 3, links: 3, taps: 2, ..one });
+    assert_eq!(a.census(BTreeSet::new).await.unwrap(), one);
+    assert_eq!(b.census(BTreeSet::new).await.unwrap(), Census { namespaces: 3, links: 3, taps: 2, ..one });
     settle(&mut guest_a, &world);
     settle(&mut guest_b, &world);
 
@@ -280,22 +280,22 @@ async fn two_agents_do_not_meet_and_a_restart_disturbs_nobody() {
     assert_eq!(names(B), names_before);
     assert_eq!(names_before.clone().map(|name| identity(&name)), before);
     assert!(!b.claim(slot_b));
-    assert_eq!(b.census().await.unwrap(), one);
+    assert_eq!(b.census(BTreeSet::new).await.unwrap(), one);
     settle(&mut guest_b, &world);
 
     // One ends for good; the other does not notice.
     a.close_all().await.unwrap();
     a.close_all().await.unwrap();
     assert!(names(A).is_empty());
-    assert_eq!(a.census().await.unwrap(), Census::default());
-    assert_eq!(b.census().await.unwrap(), one);
+    assert_eq!(a.census(BTreeSet::new).await.unwrap(), Census::default());
+    assert_eq!(b.census(BTreeSet::new).await.unwrap(), one);
     settle(&mut guest_b, &world);
 
     // A slot that is released is gone before its number is free.
     drop(guest_b);
     b.release(slot_b).await.unwrap();
     b.release(slot_b).await.unwrap();
-    assert_eq!(b.census().await.unwrap(), idle);
+    assert_eq!(b.census(BTreeSet::new).await.unwrap(), idle);
     b.close_all().await.unwrap();
     let left = Command::new("sh").args(["-c", "nft list tables; ip -o link; ls /run/netns"]).output().unwrap();
     let left = String::from_utf8_lossy(&left.stdout).into_owned();

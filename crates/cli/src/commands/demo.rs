@@ -314,7 +314,7 @@ impl Demo {
     }
 
     fn counted(&self) -> Objects {
-        objects::count(&self.dir, objects::tag(&self.dir).as_deref())
+        objects::count_used(&self.dir, objects::tag(&self.dir).as_deref())
     }
 
     /// The same twice in a row: things are made ahead in the background after the start.

@@ -49,6 +49,29 @@ pub fn count(dir: &Path, tag: Option<&str>) -> Objects {
     all
 }
 
+/// The same without what stands by for the creates that come: that comes and goes by itself.
+pub fn count_used(dir: &Path, tag: Option<&str>) -> Objects {
+    let standbys = dir.join("pool/standbys");
+    // `standby-<slot>-<incarnation>`, and a namespace ends in its slot.
+    let slots: Vec<String> = names(&standbys.to_string_lossy())
+        .iter()
+        .filter_map(|name| Some(format!("-{}", name.strip_prefix("standby-")?.split_once('-')?.0)))
+        .collect();
+    let path = standbys.to_string_lossy();
+    let mut all = count(dir, tag);
+    let mut less = |kind: &str, number: usize| {
+        if let Some(count) = all.get_mut(kind) {
+            *count = count.saturating_sub(number as u64);
+        }
+    };
+    let is_standby =
+        |name: &&String| slots.iter().any(|slot| name.ends_with(slot)) && tag.is_some_and(|tag| name.contains(tag));
+    less("network_namespaces", names("/run/netns").iter().filter(is_standby).count());
+    let is_vmm = |pid: &i32| process::name(*pid).starts_with("qemu-system") && holds(*pid, &path);
+    less("microvms", process::all().into_iter().filter(is_vmm).count());
+    all
+}
+
 /// Kinds of which there are more than before, with how many more.
 pub fn grown(before: &Objects, after: &Objects) -> Objects {
     after

@@ -31,6 +31,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(10);
 const INIT_TIME_MAX: Duration = Duration::from_secs(10);
 /// The guest takes 3 s at most for getting ready to be saved.
 const PREPARE_TIME_MAX: Duration = Duration::from_secs(4);
+const INIT_AGAIN: Duration = Duration::from_millis(20);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 impl Guest {
@@ -90,6 +91,20 @@ impl Guest {
                 message: "the guest has another identity already".to_owned(),
             }),
             status => Err(GuestError::Fault(format!("init answers {status}"))),
+        }
+    }
+
+    /// The first words to a guest that was restored, until it has heard them; the caller bounds the whole wait. Answers envd's version, and
+    /// how long the answered question took.
+    pub async fn introduce(&self, init: &api::guest::Init, known_by: &str) -> Result<(String, Duration), GuestError> {
+        // A guest that took the first one, whose answer was lost, knows its host by the new token.
+        let mut tokens = [known_by, init.control_token.as_str()].into_iter().cycle();
+        loop {
+            let began = Instant::now();
+            match self.init(init, tokens.next().expect("it has no end")).await {
+                Err(GuestError::Fault(_)) => tokio::time::sleep(INIT_AGAIN).await,
+                answer => return answer.map(|version| (version, began.elapsed())),
+            }
         }
     }
 

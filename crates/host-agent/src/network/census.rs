@@ -26,11 +26,12 @@ struct Seen {
 }
 
 impl Network {
-    pub async fn census(&self) -> Result<Census, NetworkError> {
+    /// `apart`: other slots that are not counted. Asked after the look.
+    pub async fn census(&self, apart: impl FnOnce() -> BTreeSet<SlotId>) -> Result<Census, NetworkError> {
         let tag = self.tag().to_owned();
         let seen = super::pool::blocking(move || look(&tag)).await?;
         // Asked after the look: a slot that was being made ahead then is ready or still in the making now.
-        let ahead = self.ahead();
+        let ahead: BTreeSet<SlotId> = self.ahead().into_iter().chain(apart()).collect();
         let count = |slots: &[Option<SlotId>]| {
             let used = |slot: &&Option<SlotId>| slot.is_none_or(|slot| !ahead.contains(&slot));
             u64::try_from(slots.iter().filter(used).count()).unwrap_or(u64::MAX)

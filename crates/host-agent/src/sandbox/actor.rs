@@ -26,7 +26,7 @@ pub const MAILBOX_MAX: usize = 32;
 /// Who waits for a snapshot of one sandbox: each of its forks does.
 const SNAPSHOTS_WAITING_MAX: usize = 256;
 /// The longest that a create may take, by invariant I14.
-const CREATE_TIME_MAX: Duration = Duration::from_secs(120);
+pub(super) const CREATE_TIME_MAX: Duration = Duration::from_secs(120);
 const DOWN_BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const DOWN_BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
@@ -239,7 +239,7 @@ impl Actor {
             }
         };
         if let Step::Create(Create::Commit) = step {
-            self.mind.unwritten = self.mind.wish.fence != wish.fence;
+            self.mind.unwritten = self.mind.wish.fence != wish.fence || self.body.is_behind();
         }
         if let Step::Create(_) | Step::Pause(_) | Step::Snapshot(_) | Step::Copy | Step::Kill(_) = step {
             self.mind.steps.push((step.name(), begin.elapsed()));

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use model::ids::{SandboxId, SnapshotId};
 use tracing::{error, warn};
 
+use super::claim;
 use super::state::{Record, Tombstone};
 use crate::durable;
 use crate::sealed::{self, Broken};
@@ -88,6 +89,7 @@ pub enum Unreadable {
 
 /// The directory of a pool that holds one directory per sandbox.
 pub const SANDBOXES: &str = "sandboxes";
+pub(super) const STATE_FILE: &str = "state.json";
 
 /// The directories of all sandboxes of one pool.
 #[derive(Debug, Clone)]
@@ -147,7 +149,7 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(error)),
         }
-        durable::write(&directory.join("state.json"), &encode(record), 0o600).map_err(failed)
+        durable::write(&directory.join(STATE_FILE), &encode(record), 0o600).map_err(failed)
     }
 
     /// Removes what is left of a sandbox's directory, the state file last, so that a crash in between leaves a readable state.
@@ -160,7 +162,7 @@ impl Journal {
         };
         for entry in entries {
             let entry = entry.map_err(failed)?;
-            if entry.file_name() == "state.json" {
+            if entry.file_name() == STATE_FILE {
                 continue;
             }
             let kind = entry.file_type().map_err(failed)?;
@@ -168,7 +170,7 @@ impl Journal {
                 if kind.is_dir() { durable::remove_tree(&entry.path()) } else { durable::remove(&entry.path()) };
             removed.map_err(failed)?;
         }
-        durable::remove(&directory.join("state.json")).map_err(failed)?;
+        durable::remove(&directory.join(STATE_FILE)).map_err(failed)?;
         fs::remove_dir(&directory).map_err(failed)?;
         durable::sync_directory(&self.sandboxes).map_err(failed)
     }
@@ -245,6 +247,11 @@ impl Journal {
                         warn!("an empty directory stays: {}: {error}", path.display());
                     }
                 }
+                Read::Unreadable(_) if claim::is_of_an_earlier_boot(&path) => {
+                    if let Err(error) = durable::remove_tree(&path) {
+                        warn!("what was to become a sandbox stays: {}: {error}", path.display());
+                    }
+                }
                 Read::Unreadable(why) => {
                     let uids = owners(&path);
                     found.push(Found::Quarantined { name, why, uids });
@@ -282,7 +289,7 @@ impl Journal {
     }
 
     fn read(&self, path: &Path, name: &str) -> Result<Read, JournalError> {
-        let file = path.join("state.json");
+        let file = path.join(STATE_FILE);
         let bytes = match durable::read(&file, FILE_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -334,7 +341,7 @@ fn owners(directory: &Path) -> BTreeSet<u32> {
     owners.filter(|uid| *uid != 0).collect()
 }
 
-fn encode(record: &Record) -> Vec<u8> {
+pub(super) fn encode(record: &Record) -> Vec<u8> {
     sealed::encode(FORMAT, record)
 }
 
@@ -377,6 +384,7 @@ mod tests {
                     snapshot: None,
                     template_generation: None,
                     envd_version: String::new(),
+                    standby: None,
                 },
             },
         }

@@ -4,6 +4,7 @@
 //! sandbox is its actor's business.
 
 pub mod actor;
+mod claim;
 pub mod console;
 pub mod fence;
 pub mod generation;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::NoRoom;
 use crate::guest::Guest;
+use crate::standby;
 use actor::{Actor, MAILBOX_MAX, Message, NotTaken, Published};
 use fence::{Refusal, Wish};
 use plan::Progress;
@@ -158,14 +160,20 @@ impl Sandboxes {
         views
     }
 
-    /// Whether there is a sandbox of this name, in whatever state.
-    pub fn has(&self, name: &str) -> bool {
-        name.parse::<SandboxId>().is_ok_and(|id| self.lock().contains_key(&id))
+    /// Whether a control group of this name is that of a sandbox, in whatever state, or of a standby.
+    pub fn has_group(&self, name: &str) -> bool {
+        match standby::slot_of(name) {
+            Some(slot) => self.uids().contains(&self.context.tag.uid(slot)),
+            None => name.parse::<SandboxId>().is_ok_and(|id| self.lock().contains_key(&id)),
+        }
     }
 
-    /// The users that VMMs of sandboxes have or may have.
+    /// The users that VMMs have or may have, of sandboxes and of what stands by.
     pub fn uids(&self) -> BTreeSet<u32> {
-        self.shown(|published| published.uid).into_iter().flatten().collect()
+        let slots = self.context.standbys.iter().flat_map(|standbys| standbys.slots());
+        let of_standbys: BTreeSet<u32> = slots.map(|slot| self.context.tag.uid(slot)).collect();
+        // After those: one that is claimed in between is in both and not in neither.
+        self.shown(|published| published.uid).into_iter().flatten().chain(of_standbys).collect()
     }
 
     /// The users of VMMs that are in no list because their journals cannot be acted on: whoever finds them living leaves them alone.

@@ -1,7 +1,7 @@
 //! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use microvm::{Stamp, Start};
 
@@ -19,7 +19,6 @@ const SLACK_MIB: u64 = 64;
 /// For `/init` of a guest that was restored, repeated or not. Shorter than the watchdog in the guest, which lets users' processes go on
 /// after 15 s: they must not run as who they were.
 const INIT_TRIES_TIME_MAX: Duration = Duration::from_secs(10);
-const INIT_AGAIN: Duration = Duration::from_millis(20);
 /// A guest whose first answer takes longer is told the time once more.
 const CLOCK_BEHIND_MAX: Duration = Duration::from_millis(500);
 
@@ -90,8 +89,8 @@ impl Body {
         let microvm = self.microvm().ok_or(StepError::NoRun)?;
         let wanted = times * (microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20) + SLACK_MIB;
         let mut room = (self.context().room)().await;
-        if let (true, Some(generations)) = (room.disk_free_mib < wanted, self.context().template_generations.clone()) {
-            blocking(move || generations.make_room()).await;
+        if room.disk_free_mib < wanted {
+            self.context().make_room().await;
             room = (self.context().room)().await;
         }
         if room.disk_free_mib < wanted {
@@ -169,19 +168,8 @@ impl Body {
     /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.
     pub(super) async fn introduce_restored(&self, init: &api::guest::Init) -> Result<String, StepError> {
         let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
-        // A guest that took the first one, whose answer was lost, knows its host by the new token.
-        let mut tokens = [self.known_by(), init.control_token.as_str()].into_iter().cycle();
-        let mut told = async || {
-            loop {
-                let began = Instant::now();
-                match guest.init(init, tokens.next().expect("it has no end")).await {
-                    Err(GuestError::Fault(_)) => tokio::time::sleep(INIT_AGAIN).await,
-                    answer => return (answer.map_err(StepError::Init), began.elapsed()),
-                }
-            }
-        };
-        let (answer, took) = tokio::time::timeout(INIT_TRIES_TIME_MAX, told()).await.map_err(|_| StepError::Silent)?;
-        let version = answer?;
+        let told = tokio::time::timeout(INIT_TRIES_TIME_MAX, guest.introduce(init, self.known_by()));
+        let (version, took) = told.await.map_err(|_| StepError::Silent)?.map_err(StepError::Init)?;
         // Its clock stands at the moment of the question, so it is behind by as long as the first answer took. The second comes at once.
         if took > CLOCK_BEHIND_MAX
             && let Err(error) = guest.init(init, &init.control_token).await

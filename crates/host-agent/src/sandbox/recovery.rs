@@ -1,7 +1,7 @@
 //! Takes up what an earlier agent left: adopts what runs, undoes what was half made, finishes what was to be killed.
 //!
 //! ```text
-//!  Making   -> everything undone, then failed "interrupted", or paused again; the same wish, sent again, starts anew under a new
+//!  Making   -> when it was a standby: adopted, and the create goes on; else everything undone, then failed "interrupted", or paused again; the same wish, sent again, starts anew under a new
 //!              incarnation
 //!  Running  -> adopted when its process is the one that was written down and answers; else failed
 //!  Snapshotting -> adopted like Running, and it goes on; a snapshot that is not valid is gone
@@ -16,16 +16,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use model::ids::SandboxId;
 use tracing::{error, info, warn};
 
+use super::actor::CREATE_TIME_MAX;
 use super::generation;
 use super::journal::{Found, JournalError, Unreadable};
-use super::plan::{Progress, Undone};
+use super::plan::{Create, Progress, Undone};
 use super::state::{Cause, Failure, FailureKind, Phase, Record};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
+
+const INTERRUPTED: &str = "interrupted: the host agent ended while the sandbox was being made";
 
 /// Whose the slot is that a record names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +59,7 @@ impl Sandboxes {
         // Of two that name the same slot the older claim counts; sorting makes the choice the same at each start.
         records.sort_by(|a, b| a.id.cmp(&b.id));
         let count = records.len();
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let adoptions = records.into_iter().map(|record| self.take_up(record, Claim::New));
         futures::future::join_all(adoptions).await;
         self.complete.store(true, Ordering::Release);
@@ -91,6 +95,20 @@ impl Sandboxes {
         let failing = |kind, reason: &str| Progress::Failing { failure: failure(kind, reason), done: None };
         let record_of = record.clone();
         let progress = match record.phase {
+            Phase::Making { run } if run.standby.is_some() => {
+                self.context.admission.remember(&id, record.spec.need(), run.is_restored());
+                match body.adopt(run).await {
+                    Ok(()) => {
+                        // Perhaps it goes on already, and perhaps the guest knows who it is: both may be said again.
+                        let give_up_at = Instant::now() + CREATE_TIME_MAX;
+                        Progress::Making { done: Some(Create::Memory), give_up_at }
+                    }
+                    Err(error) => {
+                        warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");
+                        failing(FailureKind::Interrupted, INTERRUPTED)
+                    }
+                }
+            }
             Phase::Making { run } => {
                 let begun_with = run.generation;
                 body.take_run(run);
@@ -100,10 +118,7 @@ impl Sandboxes {
                         let failure = failure(FailureKind::Interrupted, reason);
                         Progress::Parking { generation, failure: Some(failure), done: None }
                     }
-                    None => failing(
-                        FailureKind::Interrupted,
-                        "interrupted: the host agent ended while the sandbox was being made",
-                    ),
+                    None => failing(FailureKind::Interrupted, INTERRUPTED),
                 }
             }
             Phase::Pausing { run, to } => {

@@ -100,9 +100,26 @@ pub struct Run {
     /// What envd said of itself at `/init`.
     #[serde(default)]
     pub envd_version: String,
+    /// What it was before it was this sandbox's; none of a microVM that was started for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<WasStandby>,
+}
+
+/// A microVM that had been made ahead.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WasStandby {
+    /// Of its control group.
+    pub name: String,
+    /// By which the guest knew its host.
+    pub control_token: String,
 }
 
 impl Run {
+    /// The name of its control group.
+    pub fn group(&self, id: &SandboxId) -> String {
+        self.standby.as_ref().map_or_else(|| id.to_string(), |standby| standby.name.clone())
+    }
+
     /// It began with a saved state, its own or another's: its memory is shared with that until it is saved itself.
     pub fn is_restored(&self) -> bool {
         self.generation.is_some() || self.snapshot.is_some() || self.template_generation.is_some()

@@ -13,8 +13,10 @@ use futures::future::BoxFuture;
 use microvm::Microvm;
 use model::ids::{Incarnation, SandboxId};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::claim;
 use super::console::Console;
 use super::fence::Wish;
 use super::generation::{self, GenerationError};
@@ -31,6 +33,7 @@ use crate::ground::{Ground, GroundError, Places};
 use crate::guest::{Guest, GuestError};
 use crate::identity::Tag;
 use crate::machines::{MachineError, Machines, Order};
+use crate::standby::Standbys;
 
 /// How much of a console goes into a log line.
 const CONSOLE_LOG_BYTES: usize = 2048;
@@ -50,6 +53,8 @@ pub struct Context {
     /// None where every create boots.
     pub template_generations: Option<Arc<TemplateGenerations>>,
     pub snapshots: Arc<Snapshots>,
+    /// None where creates claim nothing that was made ahead.
+    pub standbys: Option<Arc<Standbys>>,
     pub admission: Admission,
     pub room: Box<dyn Fn() -> BoxFuture<'static, Room> + Send + Sync>,
     /// Woken when what the control plane should know has changed.
@@ -60,14 +65,23 @@ impl Context {
     /// Promises the sandbox what it needs. What is there for speed alone gives way.
     pub async fn admit(&self, id: &SandboxId, need: Need) -> Result<(), NoRoom> {
         let admitted = self.admission.admit(id, need, (self.room)().await);
-        let is_short = matches!(admitted, Err(NoRoom::Disk { .. }));
-        if let (true, Some(generations)) = (is_short, self.template_generations.clone())
-            && self.admission.is_within_promises(need, (self.room)().await)
-        {
-            blocking(move || generations.make_room()).await;
+        let is_short = matches!(admitted, Err(NoRoom::Disk { .. } | NoRoom::Memory { .. }));
+        if is_short && self.admission.is_within_promises(need, (self.room)().await) {
+            self.make_room().await;
             return self.admission.admit(id, need, (self.room)().await);
         }
         admitted
+    }
+
+    /// Ends and removes all that is there for speed alone.
+    pub async fn make_room(&self) {
+        // First, because they share their blocks with what they were made of.
+        if let Some(standbys) = &self.standbys {
+            standbys.make_room(self).await;
+        }
+        if let Some(generations) = self.template_generations.clone() {
+            blocking(move || generations.make_room()).await;
+        }
     }
 }
 
@@ -191,6 +205,10 @@ pub struct Body {
     making: Option<Making>,
     /// What is written down names a run, of which something may exist.
     is_run_noted: AtomicBool,
+    /// What a claim has written comes onto the disk meanwhile.
+    settling: Option<JoinHandle<Result<(), JournalError>>>,
+    /// What is written down says that it is being made, and it runs: who finds that makes it run.
+    is_behind: bool,
 }
 
 impl Body {
@@ -210,6 +228,8 @@ impl Body {
             lease: None,
             making: None,
             is_run_noted: AtomicBool::new(false),
+            settling: None,
+            is_behind: false,
         }
     }
 
@@ -219,6 +239,10 @@ impl Body {
 
     pub(super) fn context(&self) -> &Context {
         &self.context
+    }
+
+    pub(super) fn shared_context(&self) -> Arc<Context> {
+        self.context.clone()
     }
 
     pub(super) fn directory(&self) -> PathBuf {
@@ -301,6 +325,19 @@ impl Body {
         *self.is_run_noted.get_mut() = true;
     }
 
+    /// A standby is this sandbox's from now on.
+    pub(super) fn note_claimed(&mut self, run: Run, microvm: Arc<dyn Microvm>) {
+        self.take_run(run);
+        self.microvm = Some(microvm);
+        let (journal, id) = (self.context.journal.clone(), self.id.clone());
+        self.settling = Some(tokio::task::spawn_blocking(move || journal.settle(&id)));
+    }
+
+    /// Its running is to be written down when there is nothing else to do.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
     /// Takes over a running microVM. The guest is not asked and not stopped.
     pub async fn adopt(&mut self, run: Run) -> Result<(), StepError> {
         let process = run.process.clone();
@@ -326,7 +363,8 @@ impl Body {
     }
 
     /// Writes down that the running sandbox stands at a newer revision.
-    pub async fn note_fence(&self, wish: &Wish) -> Result<(), StepError> {
+    pub async fn note_fence(&mut self, wish: &Wish) -> Result<(), StepError> {
+        self.is_behind = false;
         let run = self.run.clone().ok_or(StepError::NoRun)?;
         self.write(wish, Phase::Running { run }).await
     }
@@ -412,8 +450,11 @@ impl Body {
         let places = self.places(&run);
         match step {
             Create::Reserve => {}
+            Create::Network | Create::Cgroup | Create::Disk if run.standby.is_some() => {}
+            Create::Memory if run.standby.is_some() => self.context.admission.made(&self.id, run.is_restored()),
+            Create::Start if run.standby.is_some() => self.wake(&run).await?,
             Create::Network => ground.ensure_network(run.slot).await?,
-            Create::Cgroup => ground.ensure_cgroup(&self.id, &wish.spec).await?,
+            Create::Cgroup => ground.ensure_cgroup(&run.group(&self.id), &wish.spec).await?,
             Create::Disk => match self.origin(&run) {
                 Some(from) => ground.clone_file(&from.files().disk(), &places.disk, run.uid).await?,
                 None => {
@@ -440,7 +481,8 @@ impl Body {
                     Some(from) => Some(self.load(from, &run, wish).await?),
                     None => None,
                 };
-                let order = Order { id: &self.id, spec: &wish.spec, run: &run, places: &places, load };
+                let (group, slot, uid) = (run.group(&self.id), run.slot, run.uid);
+                let order = Order { group: &group, spec: &wish.spec, slot, uid, places: &places, load };
                 // A start that is given up half way leaves no process.
                 let microvm = unless_stopped(self.context.machines.start(order), give_up_at, stop).await?;
                 let record = microvm.record().clone();
@@ -474,7 +516,28 @@ impl Body {
                 let envd_version = self.unless_ended(known, give_up_at, stop).await?;
                 self.run = Some(Run { envd_version, ..run });
             }
-            Create::Commit => self.write(wish, Phase::Running { run }).await?,
+            Create::Commit => match self.settling.take() {
+                Some(settling) => {
+                    settling.await.map_err(|error| StepError::Files(std::io::Error::other(error)))??;
+                    self.is_behind = true;
+                }
+                None => self.write(wish, Phase::Running { run }).await?,
+            },
+        }
+        Ok(())
+    }
+
+    /// A standby that was claimed goes on, and begins with what the guest of its template had said.
+    async fn wake(&mut self, run: &Run) -> Result<(), StepError> {
+        if let Some(standby) = &run.standby {
+            self.known_by.clone_from(&standby.control_token);
+        }
+        self.open_guest();
+        let microvm = self.microvm.clone().ok_or(StepError::NoRun)?;
+        microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
+        if let Some(from) = self.origin(run) {
+            let console = self.console.clone();
+            tokio::spawn(async move { console.follow(from.files().console()).await });
         }
         Ok(())
     }
@@ -490,11 +553,23 @@ impl Body {
                 let lease = blocking(move || snapshots.lease(id)).await;
                 (Some(lease.ok_or(StepError::NoSnapshot)?), None)
             }
-            (None, None) => match self.look_for_booted(wish).await {
-                Some(Booted::There(lease)) => (Some(lease), None),
-                Some(Booted::Missing(key)) => (None, Some(key)),
-                None => (None, None),
-            },
+            (None, None) => {
+                let key = self.booted_key(wish).await;
+                if let Some(key) = &key
+                    && self.claim(key, wish).await?
+                {
+                    return Ok(());
+                }
+                let looked = match key {
+                    Some(key) => self.look_for_booted(key, wish).await,
+                    None => None,
+                };
+                match looked {
+                    Some(Booted::There(lease)) => (Some(lease), None),
+                    Some(Booted::Missing(key)) => (None, Some(key)),
+                    None => (None, None),
+                }
+            }
         };
         let of_template = self.lease.as_ref().filter(|_| snapshot.is_none());
         let template_generation = of_template.map(|lease| lease.key().to_owned());
@@ -510,6 +585,7 @@ impl Body {
             snapshot,
             template_generation,
             envd_version: String::new(),
+            standby: None,
         };
         // Kept first: if the write fails, the slot must be given back.
         self.run = Some(run.clone());
@@ -575,6 +651,9 @@ impl Body {
                 | StepError::Silent)
         );
         if let (true, Some(key), Some(generations)) = (is_its_fault, key, self.context.template_generations.clone()) {
+            if let Some(standbys) = &self.context.standbys {
+                standbys.distrust(&self.context, &key).await;
+            }
             blocking(move || generations.remove(&key)).await;
         }
     }
@@ -627,7 +706,10 @@ impl Body {
                     self.context.ground.release_network(run.slot).await?;
                 }
             }
-            Down::Cgroup => self.context.ground.release_cgroup(&self.id).await?,
+            Down::Cgroup => {
+                let group = self.run.as_ref().map_or_else(|| self.id.to_string(), |run| run.group(&self.id));
+                self.context.ground.release_cgroup(&group).await?;
+            }
             Down::Files => {
                 let keeps_disk = matches!(fate, Fate::Failed(failure) if failure.kind == FailureKind::Exited);
                 let (is_paused, is_killed) = (matches!(fate, Fate::Paused(..)), matches!(fate, Fate::Killed));
@@ -674,16 +756,18 @@ impl Body {
     }
 
     pub(super) async fn write(&self, wish: &Wish, phase: Phase) -> Result<(), StepError> {
-        let record = Record {
-            id: self.id.clone(),
-            tag: self.context.tag.to_string(),
-            fence: wish.fence.clone(),
-            spec: wish.spec.clone(),
-            phase,
-        };
+        let was_standby = phase.run().is_some_and(|run| run.standby.is_some());
+        let record = self.record(wish, phase);
         let journal = self.context.journal.clone();
         let names_run = record.phase.run().is_some();
-        let written = blocking(move || journal.write(&record)).await;
+        let written = blocking(move || {
+            journal.write(&record)?;
+            if was_standby && let Err(error) = claim::remove_mark(&journal.directory(&record.id)) {
+                tracing::warn!(sandbox.id = %record.id, "the mark of a standby stays: {error}");
+            }
+            Ok::<_, JournalError>(())
+        })
+        .await;
         match &written {
             Ok(()) => self.is_run_noted.store(names_run, Ordering::Relaxed),
             // It has failed before what was there was exchanged.
@@ -693,8 +777,18 @@ impl Body {
         Ok(written?)
     }
 
+    pub(super) fn record(&self, wish: &Wish, phase: Phase) -> Record {
+        Record {
+            id: self.id.clone(),
+            tag: self.context.tag.to_string(),
+            fence: wish.fence.clone(),
+            spec: wish.spec.clone(),
+            phase,
+        }
+    }
+
     pub(super) fn places(&self, run: &Run) -> Places {
-        Places::new(&self.context.journal.directory(&self.id), run)
+        Places::new(&self.context.journal.directory(&self.id), &run.incarnation)
     }
 }
 
@@ -721,11 +815,11 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 }
 
 /// 256 bits from the kernel, as hex digits.
-fn token() -> Result<String, StepError> {
+pub fn token() -> Result<String, StepError> {
     Ok(hex::encode(random::<32>()?))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], StepError> {
+pub fn random<const N: usize>() -> Result<[u8; N], StepError> {
     use rand::TryRngCore as _;
     let mut bytes = [0; N];
     rand::rngs::OsRng

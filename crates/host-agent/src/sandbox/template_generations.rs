@@ -79,6 +79,10 @@ impl TemplateGenerations {
         self.shelf.place(key)
     }
 
+    pub fn lease(&self, key: &str) -> Option<Lease> {
+        self.shelf.lease(key)
+    }
+
     /// One that a create can be restored from, as far as that is known before it is tried. One that cannot is removed.
     fn find(&self, key: &str, spec: &Spec, vmm: &Stamp) -> Option<Lease> {
         let lease = self.shelf.lease(key)?;
@@ -137,16 +141,19 @@ pub(super) enum Booted {
 }
 
 impl Body {
-    /// None where every create boots, and where that cannot be told.
-    pub(super) async fn look_for_booted(&self, wish: &Wish) -> Option<Booted> {
+    /// Of the booted state that a create begins with. None where every create boots, and where that cannot be told.
+    pub(super) async fn booted_key(&self, wish: &Wish) -> Option<String> {
         let generations = self.context().template_generations.clone()?;
         let edition = self.context().ground.edition(&wish.spec.template).await.ok().flatten()?;
+        let spec = wish.spec.clone();
+        Some(blocking(move || generations.key(&edition, &spec)).await)
+    }
+
+    pub(super) async fn look_for_booted(&self, key: String, wish: &Wish) -> Option<Booted> {
+        let generations = self.context().template_generations.clone()?;
         let vmm = self.context().machines.stamp().await.ok()?;
         let spec = wish.spec.clone();
-        let looked = blocking(move || {
-            let key = generations.key(&edition, &spec);
-            generations.find(&key, &spec, &vmm).map_or(Booted::Missing(key), Booted::There)
-        });
+        let looked = blocking(move || generations.find(&key, &spec, &vmm).map_or(Booted::Missing(key), Booted::There));
         Some(looked.await)
     }
 
@@ -157,7 +164,9 @@ impl Body {
             return Ok(());
         };
         // The template may have been published anew while this one booted.
-        if !matches!(self.look_for_booted(wish).await, Some(Booted::Missing(key)) if key == wanted) {
+        if self.booted_key(wish).await.as_deref() != Some(wanted)
+            || !matches!(self.look_for_booted(wanted.to_owned(), wish).await, Some(Booted::Missing(_)))
+        {
             return Ok(());
         }
         let Some(making) = generations.shelf.begin(wanted).unwrap_or_default() else { return Ok(()) };

@@ -25,6 +25,7 @@ use host_agent::sandbox::state::{Fence, Spec, View};
 use host_agent::sandbox::steps::Context;
 use host_agent::sandbox::template_generations::TemplateGenerations;
 use host_agent::sandbox::{Sandboxes, WishError};
+use host_agent::standby::{self, Standbys};
 use host_agent::sweep;
 use model::ids::{SandboxId, SnapshotId};
 use model::shape::TemplateName;
@@ -89,8 +90,27 @@ impl Stage {
         self.agent_with(microvm::fake::Fake::with_body(body)).await.0
     }
 
+    /// An agent that keeps microVMs ready, at most so many.
+    pub async fn agent_with_standbys(&self, at_most: usize) -> Arc<Sandboxes> {
+        // As a real agent does before anything else.
+        let tag = identity::load_or_make(&self.dir, "machine").unwrap();
+        for left in standby::left_in(&self.dir.join("pool")).unwrap() {
+            let slot = standby::slot_of(left.file_name().unwrap().to_str().unwrap()).unwrap();
+            sweep::sweep(tag.uid(slot)).unwrap();
+            let _ = std::fs::remove_dir(self.dir.join("cgroups").join(left.file_name().unwrap()));
+            std::fs::remove_dir_all(left).unwrap();
+            let _ = std::fs::remove_dir_all(self.dir.join("slots").join(slot.to_string()));
+        }
+        let standbys = Standbys::open(&self.dir.join("pool"), at_most).unwrap();
+        self.agent_of(microvm::fake::Fake::with_body(body), Some(Arc::new(standbys))).await.0
+    }
+
     /// An agent whose microVMs are what `fake` makes.
     pub async fn agent_with(&self, fake: microvm::fake::Fake) -> (Arc<Sandboxes>, Driver) {
+        self.agent_of(fake, None).await
+    }
+
+    async fn agent_of(&self, fake: microvm::fake::Fake, standbys: Option<Arc<Standbys>>) -> (Arc<Sandboxes>, Driver) {
         let tag = identity::load_or_make(&self.dir, "machine").unwrap();
         let ground = Arc::new(FileGround { dir: self.dir.clone(), taken: Mutex::default() });
         let driver: Arc<dyn microvm::Driver> = Arc::new(fake);
@@ -99,6 +119,7 @@ impl Stage {
         let templates = self.dir.join("pool");
         let journal = Journal::open(&self.dir.join("pool"), tag.as_str()).unwrap();
         let context = Context {
+            standbys,
             snapshots: Arc::new(Snapshots::open(&self.dir.join("pool"), &journal).unwrap()),
             template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
             machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
@@ -291,17 +312,17 @@ impl Ground for FileGround {
         "127.0.0.1".to_owned()
     }
 
-    async fn ensure_cgroup(&self, id: &SandboxId, _: &Spec) -> Result<(), GroundError> {
-        std::fs::create_dir_all(self.dir.join("cgroups").join(id.as_str())).map_err(failed)
+    async fn ensure_cgroup(&self, group: &str, _: &Spec) -> Result<(), GroundError> {
+        std::fs::create_dir_all(self.dir.join("cgroups").join(group)).map_err(failed)
     }
 
-    fn cgroup_files(&self, _: &SandboxId) -> Vec<PathBuf> {
+    fn cgroup_files(&self, _: &str) -> Vec<PathBuf> {
         Vec::new()
     }
 
-    async fn release_cgroup(&self, id: &SandboxId) -> Result<(), GroundError> {
+    async fn release_cgroup(&self, group: &str) -> Result<(), GroundError> {
         assert!(!self.dir.join(BOMB).exists(), "the test wants the task to die here");
-        gone_is_fine(std::fs::remove_dir(self.dir.join("cgroups").join(id.as_str())))
+        gone_is_fine(std::fs::remove_dir(self.dir.join("cgroups").join(group)))
     }
 
     async fn edition(&self, _template: &TemplateName) -> Result<Option<String>, GroundError> {

@@ -1,0 +1,115 @@
+//! A create that begins with a standby: its directory becomes the sandbox's, with what is written down of it, by one rename.
+//!
+//! Before the rename it is nobody's, and an agent that dies leaves it to be ended. After it the journal says `Making` with a run that was a
+//! standby: whoever finds that adopts the microVM and goes on with the create, instead of undoing it. The disk hears of all this while the
+//! guest takes its identity; the create is acknowledged when both are done.
+//!
+//! A host that goes down in between may keep the rename and lose what was written before it. [`MARK`] tells that from a sandbox whose
+//! state was damaged: its microVM ended with the host, and nobody had been told of it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use crashpoint::hit;
+use microvm::ProcessRecord;
+use model::ids::{Incarnation, SandboxId};
+
+use super::fence::Wish;
+use super::journal::{Journal, JournalError, STATE_FILE, encode};
+use super::state::{Phase, Record, Run, WasStandby};
+use super::steps::{Body, StepError, blocking, token};
+use crate::durable;
+use crate::standby::Standby;
+
+/// In a directory that was a standby's, until what is written down of the sandbox is on the disk: the boot of the host.
+const MARK: &str = "standby";
+const MARK_BYTES_MAX: u64 = 128;
+
+impl Body {
+    /// Takes over a standby, if one is ready. False: the create goes the long way.
+    pub(super) async fn claim(&mut self, key: &str, wish: &Wish) -> Result<bool, StepError> {
+        let Some(standbys) = self.context().standbys.clone() else { return Ok(false) };
+        let directory = self.directory();
+        // Of one that begins anew there is one already.
+        if blocking(move || directory.try_exists()).await.map_err(StepError::Files)? {
+            return Ok(false);
+        }
+        let Some(standby) = standbys.claim(key, &wish.spec) else { return Ok(false) };
+        let claimed = self.take_standby(&standby, wish).await;
+        if claimed.is_err() {
+            // It is still nobody's.
+            let context = self.shared_context();
+            tokio::spawn(async move { standbys.end(&context, standby).await });
+        }
+        claimed.map(|()| true)
+    }
+
+    async fn take_standby(&mut self, standby: &Standby, wish: &Wish) -> Result<(), StepError> {
+        hit("standby.claim.before")?;
+        let husk = &standby.body;
+        let directory = self.directory();
+        let inside =
+            |path: &Path| path.strip_prefix(&husk.place).map_or_else(|_| path.to_owned(), |rest| directory.join(rest));
+        let before = standby.microvm.record();
+        let process = ProcessRecord { dir: inside(&before.dir), memory: inside(&before.memory), ..before.clone() };
+        let run = Run {
+            incarnation: Incarnation::from_random(rand::random()),
+            slot: husk.slot,
+            uid: husk.uid,
+            access_token: token()?,
+            control_token: token()?,
+            process: Some(process.clone()),
+            generation: None,
+            snapshot: None,
+            template_generation: Some(standby.key.clone()),
+            envd_version: String::new(),
+            standby: Some(WasStandby { name: husk.name.clone(), control_token: standby.control_token.clone() }),
+        };
+        // It finds the process by its number, so it does not matter that its files are still elsewhere.
+        let microvm = self.context().machines.adopt(&process).await?;
+        let (journal, from) = (self.context().journal.clone(), husk.place.clone());
+        let record = self.record(wish, Phase::Making { run: run.clone() });
+        blocking(move || journal.claim(&record, &from)).await?;
+        self.note_claimed(run, microvm);
+        hit("standby.claim.after")?;
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// Makes the directory of a standby the sandbox's, whose there must be none. Nothing of it need be on the disk yet: [`Self::settle`].
+    fn claim(&self, record: &Record, from: &Path) -> Result<(), JournalError> {
+        let claimed = || -> io::Result<()> {
+            fs::write(from.join(MARK), microvm::process::boot_id()?)?;
+            let mut state = File::options();
+            let mut state = state.write(true).create_new(true).mode(0o600).open(from.join(STATE_FILE))?;
+            io::Write::write_all(&mut state, &encode(record))?;
+            fs::rename(from, self.directory(&record.id))
+        };
+        claimed().map_err(|cause| JournalError::Write { id: record.id.clone(), cause })
+    }
+
+    /// When this returns, a power loss cannot take back what [`Self::claim`] has done.
+    pub(super) fn settle(&self, id: &SandboxId) -> Result<(), JournalError> {
+        let directory = self.directory(id);
+        let settled = || -> io::Result<()> {
+            File::open(directory.join(STATE_FILE))?.sync_all()?;
+            durable::sync_directory(&directory)?;
+            durable::sync_directory(&self.sandboxes)
+        };
+        settled().map_err(|cause| JournalError::Write { id: id.clone(), cause })
+    }
+}
+
+/// The state that is written down is on the disk.
+pub(super) fn remove_mark(directory: &Path) -> io::Result<()> {
+    durable::remove(&directory.join(MARK))
+}
+
+/// The host went down while this directory was being claimed: there is nothing of a sandbox in it.
+pub(super) fn is_of_an_earlier_boot(directory: &Path) -> bool {
+    let marked = durable::read(&directory.join(MARK), MARK_BYTES_MAX).ok();
+    marked.zip(microvm::process::boot_id().ok()).is_some_and(|(marked, now)| marked != now.as_bytes())
+}
