@@ -11,6 +11,7 @@ mod connector;
 mod faults;
 mod files;
 mod processes;
+mod rehearsal;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use connector::{Connector, Dial};
 pub use faults::GuestError;
 pub use files::FileStream;
 pub use processes::{Command, ExecEvent, ExecStream, Kill, Process, Select};
+pub use rehearsal::rehearse;
 
 pub use api::guest::PORT as ENVD_PORT;
 

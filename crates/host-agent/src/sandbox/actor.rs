@@ -95,6 +95,8 @@ struct Mind {
     steps: Vec<(&'static str, Duration)>,
     /// Snapshots that are wished, and who waits for them.
     snapshots: Vec<(SnapshotId, oneshot::Sender<Result<(), NotTaken>>)>,
+    /// Said once what came of it is published.
+    answers: Vec<(oneshot::Sender<Result<(), NotTaken>>, Result<(), NotTaken>)>,
 }
 
 impl Actor {
@@ -114,6 +116,7 @@ impl Actor {
             unwritten: false,
             steps: Vec::new(),
             snapshots: Vec::new(),
+            answers: Vec::new(),
         };
         let settled = plan(mind.wish.desired, &mind.progress, Instant::now()).is_empty();
         let (published, receiver) = watch::channel(show(&mind, &body, settled));
@@ -134,6 +137,9 @@ impl Actor {
                 steps = plan(self.mind.wish.desired, &self.mind.progress, Instant::now());
             }
             self.publish(steps.is_empty());
+            for (reply, answer) in self.mind.answers.drain(..) {
+                let _ = reply.send(answer);
+            }
             if self.mind.progress == Progress::Killed || stop.is_cancelled() {
                 // Whoever waits for a snapshot hears that the actor has ended.
                 return;
@@ -395,9 +401,8 @@ impl Mind {
     }
 
     fn answer_snapshot(&mut self, id: SnapshotId, answer: &Result<(), NotTaken>) {
-        for (_, reply) in self.snapshots.extract_if(.., |(of, _)| *of == id) {
-            let _ = reply.send(answer.clone());
-        }
+        let asked = self.snapshots.extract_if(.., |(of, _)| *of == id);
+        self.answers.extend(asked.map(|(_, reply)| (reply, answer.clone())));
     }
 
     fn raise(&mut self, fence: Fence) {

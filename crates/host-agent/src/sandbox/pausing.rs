@@ -11,7 +11,7 @@ use super::plan::{Pause, Revert, Undone};
 use super::shelf::GENERATION;
 use super::state::{Generation, Phase, Run};
 use super::steps::{Body, StepError, blocking};
-use crate::guest::GuestError;
+use crate::guest::{Guest, GuestError};
 use crate::machines::MachineError;
 
 /// What a saved state may take beside the pages that the microVM has changed.
@@ -166,8 +166,7 @@ impl Body {
     }
 
     /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.
-    pub(super) async fn introduce_restored(&self, init: &api::guest::Init) -> Result<String, StepError> {
-        let guest = self.guest().cloned().ok_or(StepError::NoRun)?;
+    pub(super) async fn introduce(&self, guest: &Guest, init: &api::guest::Init) -> Result<String, StepError> {
         let told = tokio::time::timeout(INIT_TRIES_TIME_MAX, guest.introduce(init, self.known_by()));
         let (version, took) = told.await.map_err(|_| StepError::Silent)?.map_err(StepError::Init)?;
         // Its clock stands at the moment of the question, so it is behind by as long as the first answer took. The second comes at once.

@@ -507,13 +507,7 @@ impl Body {
             Create::Init => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let init = self.init(wish, &run)?;
-                let known = async {
-                    match self.origin(&run) {
-                        Some(_) => self.introduce_restored(&init).await,
-                        None => guest.init(&init, &run.control_token).await.map_err(StepError::Init),
-                    }
-                };
-                let envd_version = self.unless_ended(known, give_up_at, stop).await?;
+                let envd_version = self.unless_ended(self.introduce(&guest, &init), give_up_at, stop).await?;
                 self.run = Some(Run { envd_version, ..run });
             }
             Create::Commit => match self.settling.take() {
@@ -587,6 +581,8 @@ impl Body {
             envd_version: String::new(),
             standby: None,
         };
+        // One that boots takes the first identity that it hears.
+        self.known_by.clone_from(&run.control_token);
         // Kept first: if the write fails, the slot must be given back.
         self.run = Some(run.clone());
         self.write(wish, Phase::Making { run }).await?;

@@ -6,36 +6,27 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use crashpoint::hit;
 use microvm::{Microvm, Start};
-use model::ids::Incarnation;
 use tracing::warn;
 
 use super::{Husk, Standby, Standbys};
 use crate::durable;
 use crate::ground::Places;
-use crate::guest::{Command, ExecEvent, Guest, GuestError};
+use crate::guest::rehearse;
 use crate::machines::{MachineError, Order};
 use crate::sandbox::generation::verified;
 use crate::sandbox::shelf::{GENERATION, Lease};
 use crate::sandbox::state::Spec;
-use crate::sandbox::steps::{Context, StepError, blocking, random, token};
+use crate::sandbox::steps::{Context, StepError, blocking, token};
 
-/// An `/init` that a guest has heard before takes a thirtieth of the time of the first: emulation has translated what it runs. The second
-/// goes ways that the first does not, because then there is an identity before it.
+/// The second goes ways that the first does not: then there is an identity before it.
 const REHEARSALS: usize = 2;
-/// What most sandboxes are asked first is the same.
-const FIRST_COMMAND: &str = "true";
-/// For each of them.
-const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(10);
 /// What a guest still does after its answer; it stands still then.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 /// How often the end of one is tried. What is left then, the next start of the agent removes.
 const END_TRIES: u32 = 5;
 const END_AGAIN: Duration = Duration::from_millis(200);
-/// Of a guest that is nobody's yet.
-const HOST_NAME: &str = "standby";
 
 impl Standbys {
     pub(super) async fn make(&self, context: &Context, lease: Lease, spec: &Spec) -> Result<Standby, StepError> {
@@ -102,7 +93,7 @@ async fn fill(
     made.await.map_err(StepError::Files)?;
     let vmm = context.machines.stamp().await?;
     let (origin, shape) = (lease.place().to_owned(), spec.clone());
-    let (files, _) = blocking(move || verified(&origin, GENERATION, &shape, &vmm)).await?;
+    let (files, manifest) = blocking(move || verified(&origin, GENERATION, &shape, &vmm)).await?;
     ground.ensure_network(husk.slot).await?;
     ground.ensure_cgroup(&husk.name, spec).await?;
     ground.clone_file(&files.disk(), &places.disk, husk.uid).await?;
@@ -113,7 +104,7 @@ async fn fill(
     let microvm = context.machines.start(order).await?;
     hit("standby.start.after")?;
     let rehearsed = tokio::select! {
-        rehearsed = rehearse(context, husk, &microvm) => rehearsed,
+        rehearsed = acquaint(context, husk, &microvm, manifest.control_token) => rehearsed,
         how = microvm.exited() => Err(StepError::Ended(how.to_string())),
     };
     if rehearsed.is_err() {
@@ -124,57 +115,21 @@ async fn fill(
     Ok((microvm, control_token))
 }
 
-/// Lets the guest do once what it will have to do quickly. It stands still afterwards. Gives the token by which it knows its host.
-async fn rehearse(context: &Context, husk: &Husk, microvm: &Arc<dyn Microvm>) -> Result<String, StepError> {
+/// The guest stands still afterwards. Gives the token by which it knows its host.
+async fn acquaint(
+    context: &Context,
+    husk: &Husk,
+    microvm: &Arc<dyn Microvm>,
+    known_by: String,
+) -> Result<String, StepError> {
     microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
-    let mut known_by = String::new();
+    let mut known_by = known_by;
     for _ in 0..REHEARSALS {
-        let incarnation = Incarnation::from_random(rand::random());
-        let init = api::guest::Init {
-            incarnation: incarnation.to_string(),
-            access_token: token()?,
-            control_token: token()?,
-            timestamp: String::new(),
-            entropy: base64::engine::general_purpose::STANDARD.encode(random::<32>()?),
-            hostname: HOST_NAME.to_owned(),
-            ..Default::default()
-        };
-        let guest = Arc::new(Guest::new(context.ground.dial(husk.slot), incarnation, &init.access_token));
-        // The first identity is taken from whoever brings it.
-        let token = if known_by.is_empty() { init.control_token.clone() } else { known_by };
-        let work = async {
-            guest.introduce(&init, &token).await.map_err(StepError::Init)?;
-            run_a_command(&guest).await;
-            Ok::<_, StepError>(())
-        };
-        tokio::time::timeout(REHEARSAL_TIME_MAX, work).await.map_err(|_| StepError::Silent)??;
-        guest.close();
-        known_by = init.control_token;
+        let secret = token()?;
+        rehearse(context.ground.dial(husk.slot), &known_by, &secret).await.map_err(StepError::Init)?;
+        known_by = secret;
     }
     tokio::time::sleep(SETTLE_TIME).await;
     microvm.stop_vcpus().await.map_err(MachineError::Continue)?;
     Ok(known_by)
-}
-
-/// Nothing depends on it.
-async fn run_a_command(guest: &Arc<Guest>) {
-    let command = Command {
-        cmd: "/bin/sh".to_owned(),
-        args: vec!["-c".to_owned(), FIRST_COMMAND.to_owned()],
-        user: "root".to_owned(),
-        timeout: REHEARSAL_TIME_MAX,
-        ..Command::default()
-    };
-    let run = async {
-        let mut stream = guest.start(command).await?;
-        while let Some(event) = stream.next().await? {
-            if matches!(event, ExecEvent::End { .. }) {
-                break;
-            }
-        }
-        Ok::<_, GuestError>(())
-    };
-    if let Err(error) = run.await {
-        warn!("a standby's first command: {error}");
-    }
 }
