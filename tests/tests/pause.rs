@@ -1,6 +1,7 @@
 //! A sandbox that was said to be paused comes back where it stood: its memory, its disk, its processes; with a new identity and the
 //! present time. And one that could not be paused goes on running.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::{Method, StatusCode};
@@ -55,6 +56,77 @@ async fn identity(platform: &Platform, id: &str) -> [String; 3] {
     let said = platform.shell(id, script).await.1;
     let parts: Vec<String> = said.lines().map(str::to_owned).collect();
     parts.try_into().unwrap_or_else(|_| panic!("{said:?}"))
+}
+
+/// A bit that turns on the disk while the sandbox is paused: it stays paused, untouched, and not an instruction of it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_state_with_a_turned_bit_is_refused_and_stays() {
+    let platform = Platform::start();
+    let id = platform.create().await;
+    let place = |generation: u32| platform.dir.join("pool/sandboxes").join(&id).join(format!("gen-{generation:05}"));
+    // The second state shares most of its files with the first one, whose digests it has from there.
+    for generation in 1..=2 {
+        let script = format!("head -c 4000000 /dev/urandom >/root/kept; echo {generation} >/dev/shm/kept; sync");
+        assert_eq!(platform.shell(&id, &script).await.0, 0);
+        assert_eq!(turn(&platform, &id, "pause").await.1["status"], "paused");
+        whole_machine::wait::until("digests", Duration::from_secs(30), || async {
+            place(generation).join("digests").exists().then_some(())
+        })
+        .await;
+        for (file, marked) in [("memory", memory_in_use as fn(&Path) -> u64), ("disk", changed_disk)] {
+            let path = place(generation).join(file);
+            let at = marked(&path);
+            flip(&path, at);
+            let (_, answer) = turn(&platform, &id, "resume").await;
+            let sandbox = platform.get(&id).await;
+            assert_eq!(sandbox["status"], "paused", "{file}: {answer}");
+            assert!(sandbox["reason"].as_str().is_some_and(|reason| reason.contains("damaged")), "{sandbox}");
+            assert_eq!(objects::microvms(&platform.dir), Vec::<i32>::new());
+            flip(&path, at);
+        }
+        assert_eq!(turn(&platform, &id, "resume").await.1["status"], "running");
+        assert_eq!(platform.shell(&id, "cat /dev/shm/kept").await, (0, format!("{generation}\n")));
+    }
+    assert_eq!(platform.finish(), Default::default());
+}
+
+/// In the middle of what the guest's memory holds.
+fn memory_in_use(path: &Path) -> u64 {
+    let data = data_of(path);
+    data[data.len() / 2]
+}
+
+/// In what the disk holds and its template's does not.
+fn changed_disk(path: &Path) -> u64 {
+    let disk = std::fs::File::open(path).unwrap();
+    let size = disk.metadata().unwrap().len();
+    let images = std::fs::read_dir(path.ancestors().nth(4).unwrap().join("images")).unwrap().flatten();
+    let base = images.map(|entry| entry.path()).find(|base| base.metadata().unwrap().len() == size);
+    let base = std::fs::File::open(base.expect("the disk's base")).unwrap();
+    let read = |file: &std::fs::File, at: u64| {
+        use std::os::unix::fs::FileExt as _;
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, at).unwrap();
+        page
+    };
+    let mut pages = (0..size / 4096).map(|page| page * 4096);
+    pages.rfind(|at| read(&disk, *at) != read(&base, *at)).expect("the guest has written to its disk")
+}
+
+/// Where data begins, in steps of a page.
+fn data_of(path: &Path) -> Vec<u64> {
+    let content = std::fs::read(path).unwrap();
+    let pages = content.chunks(4096).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+    pages.map(|(at, _)| at as u64 * 4096).collect()
+}
+
+fn flip(path: &Path, at: u64) {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    file.sync_all().unwrap();
 }
 
 async fn generations(count: u32) {

@@ -123,7 +123,7 @@ async fn the_agent_dies_at_every_step_of_a_claim() {
         assert_eq!(platform.shell_soon(id, "echo alive; hostname").await, (0, format!("alive\n{id}\n")), "{point}");
         // From the claim on the create is finished by another agent, not begun anew.
         let is_claimed =
-            point.starts_with("create.") && *point != "create.reserve.before" || *point == "standby.claim.after";
+            point.starts_with("create.") && point != "create.reserve.before" || point == "standby.claim.after";
         assert!(!is_claimed || was_standby(&platform, id), "{point}");
         wait::until("the point is reached", READY_LIMIT, || async { (!arm.exists()).then_some(()) }).await;
         platform.wait_ready().await;

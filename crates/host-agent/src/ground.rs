@@ -3,6 +3,7 @@
 //!
 //! Every `ensure` may be repeated, every `release` too, also of what was never made. Names follow from slot, sandbox and tag.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,6 +91,10 @@ pub trait Ground: Send + Sync + 'static {
     /// Makes what disks of this kind are cloned from, if it is not there: once for all who wait. It may take minutes, and goes on when
     /// nobody waits any more.
     async fn ensure_base(&self, spec: &Spec) -> Result<(), GroundError>;
+    /// What a disk of this kind is cloned from; none where that is gone or cannot be told.
+    async fn open_base(&self, _spec: &Spec) -> Option<File> {
+        None
+    }
     async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
     async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
 

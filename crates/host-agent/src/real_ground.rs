@@ -359,6 +359,11 @@ impl Ground for RealGround {
         made.map_err(|error| GroundError::new(disk_fault(&error), error))
     }
 
+    async fn open_base(&self, spec: &Spec) -> Option<std::fs::File> {
+        let (pool, template, mib) = (self.pool.clone(), spec.template.clone(), spec.disk_mib);
+        blocking(move || pool.open_base(&template, mib)).await.ok().flatten()
+    }
+
     async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError> {
         let (pool, template, mib, disk) =
             (self.pool.clone(), spec.template.clone(), spec.disk_mib, places.disk.clone());

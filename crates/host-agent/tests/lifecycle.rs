@@ -273,20 +273,31 @@ async fn a_saved_state_that_cannot_be_loaded_stays_what_it_is() {
     let sandboxes = stage.agent().await;
     create(&sandboxes, &id(1), 1).await;
     pause(&sandboxes, &id(1), 2).await;
-    let device = dir.path().join("pool/sandboxes").join(id(1).as_str()).join("gen-00001/device");
-    let whole = std::fs::read(&device).unwrap();
-    std::fs::write(&device, [whole.as_slice(), b"x"].concat()).unwrap();
+    let state = dir.path().join("pool/sandboxes").join(id(1).as_str()).join("gen-00001");
+    let end = soon();
+    while !state.join("digests").exists() {
+        assert!(tokio::time::Instant::now() < end, "nobody makes digests");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut revision = 3;
+    for file in ["device", "memory"] {
+        let whole = std::fs::read(state.join(file)).unwrap();
+        let mut turned = whole.clone();
+        *turned.last_mut().unwrap() ^= 1;
+        std::fs::write(state.join(file), turned).unwrap();
 
-    let view = create(&sandboxes, &id(1), 3).await;
+        let view = create(&sandboxes, &id(1), revision).await;
 
-    assert_eq!(view.observed, Observed::Paused);
-    assert!(view.reason.contains("damaged"), "{}", view.reason);
-    assert_eq!(stage.leftovers(), [format!("pool/sandboxes/{}", id(1))]);
-    // The same wish is not tried again; a new one is.
-    assert_eq!(create(&sandboxes, &id(1), 3).await.observed, Observed::Paused);
-    std::fs::write(&device, whole).unwrap();
-    assert_eq!(create(&sandboxes, &id(1), 4).await.observed, Observed::Running);
-    kill(&sandboxes, &id(1), 5).await;
+        assert_eq!(view.observed, Observed::Paused, "{file}");
+        assert!(view.reason.contains("damaged"), "{}", view.reason);
+        assert_eq!(stage.leftovers(), [format!("pool/sandboxes/{}", id(1))]);
+        // The same wish is not tried again; a new one is.
+        assert_eq!(create(&sandboxes, &id(1), revision).await.observed, Observed::Paused);
+        std::fs::write(state.join(file), whole).unwrap();
+        revision += 1;
+    }
+    assert_eq!(create(&sandboxes, &id(1), revision).await.observed, Observed::Running);
+    kill(&sandboxes, &id(1), revision + 1).await;
     assert_eq!(stage.leftovers(), Vec::<String>::new());
 }
 

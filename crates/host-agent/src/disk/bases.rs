@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -94,6 +94,22 @@ impl Pool {
         self.base(template, mib).map(drop)
     }
 
+    /// What a disk of this kind was cloned from, if it is still there.
+    pub fn open_base(&self, template: &TemplateName, mib: u32) -> io::Result<Option<File>> {
+        let Some(edition) = edition(&self.dir, template)? else { return Ok(None) };
+        let (_, wanted) = self.place_of(&edition, mib)?;
+        open_if_there(&wanted)
+    }
+
+    /// Of the edition as it was published, and of the one with a disk of this size: the same where it has that size already.
+    fn place_of(&self, edition: &Edition, mib: u32) -> io::Result<(PathBuf, PathBuf)> {
+        let place = |name: String| self.path.join(FOLDER).join(name);
+        let pristine = place(format!("{}.ext4", edition.digest));
+        let as_published = edition.rootfs.metadata()?.len() == u64::from(mib) << 20;
+        let wanted = if as_published { pristine.clone() } else { place(format!("{}-{mib}.ext4", edition.digest)) };
+        Ok((pristine, wanted))
+    }
+
     /// Removes bases of editions that are no longer published. Clones do not need them. How many there were.
     pub fn remove_unused_bases(&self) -> io::Result<usize> {
         let _turn = self.making.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,14 +154,7 @@ impl Pool {
         let failed = |cause| DiskError::Base { template: template.clone(), cause };
         let edition =
             edition(&self.dir, template).map_err(failed)?.ok_or_else(|| DiskError::NoTemplate(template.clone()))?;
-        let bytes = u64::from(mib) << 20;
-        let pristine = self.path.join(FOLDER).join(format!("{}.ext4", edition.digest));
-        let as_published = edition.rootfs.metadata().map_err(failed)?.len() == bytes;
-        let wanted = if as_published {
-            pristine.clone()
-        } else {
-            self.path.join(FOLDER).join(format!("{}-{mib}.ext4", edition.digest))
-        };
+        let (pristine, wanted) = self.place_of(&edition, mib).map_err(failed)?;
         if let Some(base) = open_if_there(&wanted).map_err(failed)? {
             return Ok(base);
         }
@@ -157,7 +166,7 @@ impl Pool {
         if !pristine.exists() {
             self.publish(&pristine, |new, _| copy(&edition.rootfs, new).map_err(failed)).map_err(|e| e.or(failed))?;
         }
-        if !as_published {
+        if pristine != wanted {
             let pristine = File::open(&pristine).map_err(failed)?;
             self.publish(&wanted, |new, path| resize(template, &pristine, new, path, mib)).map_err(|e| e.or(failed))?;
         }

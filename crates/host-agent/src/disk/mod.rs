@@ -13,6 +13,7 @@
 //! [`Makings`].
 
 mod bases;
+pub mod extents;
 mod makings;
 mod mounts;
 mod own_xfs;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  <sandbox>/gen-00007.tmp/   being made, or left by a pause that did not come about
-//!  <sandbox>/gen-00007/       manifest, memory, device, disk: never written to again
+//!  <sandbox>/gen-00007/       manifest, memory, device, disk: never written to again; and digests, which come later (`digests`)
 //! ```
 
 use std::fs::{self, File};
@@ -60,7 +60,7 @@ pub struct Manifest {
     pub control_token: String,
     /// Bytes, and BLAKE3 of all of them. It is read before every load.
     pub device: Content,
-    /// Their sizes alone are compared before a load: reading gigabytes is not what a resume waits for.
+    /// What they hold is known by digests of their own, which are made later.
     pub memory_bytes: u64,
     pub disk_bytes: u64,
 }
@@ -102,6 +102,11 @@ impl Files {
 
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk")
+    }
+
+    /// Made after the rest, or not at all: [`super::digests`].
+    pub(super) fn digests(&self) -> PathBuf {
+        self.directory.join("digests")
     }
 
     fn manifest(&self) -> PathBuf {
@@ -193,6 +198,10 @@ fn seal_with(sandbox: &Path, generation: Generation, manifest: &Manifest) -> io:
 /// Makes a copy of a valid generation valid: the same state under another number. The copy is checked when it is loaded.
 pub fn seal_copy(place: &Path, generation: Generation, from: &Files) -> Result<(), GenerationError> {
     let manifest = Manifest { generation, parent: None, ..read_manifest(from)? };
+    match fs::copy(from.digests(), begun_files(place, generation).digests()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => _ = other.map_err(GenerationError::Make)?,
+    }
     seal_with(place, generation, &manifest).map_err(GenerationError::Make)
 }
 
@@ -254,6 +263,11 @@ pub fn keep_only(sandbox: &Path, generation: Option<Generation>) -> io::Result<(
         }
     }
     Ok(())
+}
+
+/// What tells this state from every other.
+pub(super) fn device_digest(files: &Files) -> io::Result<String> {
+    content(&files.device()).map(|content| content.blake3)
 }
 
 fn content(path: &Path) -> io::Result<Content> {

@@ -6,6 +6,7 @@
 pub mod actor;
 mod claim;
 pub mod console;
+pub mod digests;
 pub mod fence;
 pub mod generation;
 pub mod journal;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use microvm::{Stamp, Start};
 
+use super::digests::{self, Before};
 use super::fence::Wish;
 use super::generation::{self, About, Files};
 use super::plan::{Pause, Revert, Undone};
@@ -67,6 +68,9 @@ impl Body {
                 let version = microvm.record().vmm_version.clone();
                 let vmm = Stamp { version, ..self.context().machines.stamp().await? };
                 let spec = wish.spec.clone();
+                // Held open: what the run had begun with goes when this one is valid.
+                let before = self.before(wish, &run).await;
+                let files = generation::sealed_files(&directory, to);
                 blocking(move || {
                     let about = About {
                         parent: run.generation,
@@ -79,6 +83,7 @@ impl Body {
                 })
                 .await?;
                 self.keep(to);
+                self.make_digests(files, before);
             }
         }
         Ok(())
@@ -149,6 +154,20 @@ impl Body {
             _ => return None,
         };
         Some(Origin { place, generation: GENERATION })
+    }
+
+    /// What the run's files were cloned from.
+    pub(super) async fn before(&self, wish: &Wish, run: &Run) -> Before {
+        match self.origin(run) {
+            Some(origin) => blocking(move || Before::of_state(&origin.files())).await,
+            None => Before::of_base(self.context().ground.open_base(&wish.spec).await),
+        }
+    }
+
+    /// Nobody waits for them. A state that is resumed or removed sooner has none.
+    pub(super) fn make_digests(&self, files: Files, before: Before) {
+        let of = format!("a saved state of sandbox {}", self.id());
+        tokio::task::spawn_blocking(move || digests::write_and_tell(&files, &before, &of));
     }
 
     /// How a microVM begins with a saved state, if that is one for this host.

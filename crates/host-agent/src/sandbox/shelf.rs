@@ -35,6 +35,8 @@ struct Books {
     making: HashSet<String>,
     /// How many runs are being begun with each.
     leases: HashMap<String, usize>,
+    /// Their large files hold what they did when they were made: looked at once by this agent.
+    checked: HashSet<String>,
     /// To be removed when the last lease ends.
     condemned: HashSet<String>,
     /// Being removed: nobody begins with one of them, and nobody makes it anew before it is gone.
@@ -92,6 +94,14 @@ impl Lease {
 
     pub fn place(&self) -> &Path {
         &self.place
+    }
+
+    pub fn is_checked(&self) -> bool {
+        lock(&self.books).checked.contains(&self.key)
+    }
+
+    pub fn note_checked(&self) {
+        lock(&self.books).checked.insert(self.key.clone());
     }
 }
 
@@ -198,7 +208,9 @@ impl Shelf {
 
 fn remove_marked(books: &Mutex<Books>, key: &str, place: &Path) {
     remove_place(place);
-    lock(books).removing.remove(key);
+    let mut books = lock(books);
+    books.removing.remove(key);
+    books.checked.remove(key);
 }
 
 fn remove_place(place: &Path) {

@@ -61,6 +61,8 @@ impl Body {
                 let version = microvm.record().vmm_version.clone();
                 let vmm = Stamp { version, ..self.context().machines.stamp().await? };
                 let spec = wish.spec.clone();
+                let before = self.before(wish, &run).await;
+                let files = generation::sealed_files(&place, GENERATION);
                 blocking(move || {
                     if !run.is_restored() {
                         // The guest goes on writing into the file that this one is shared with.
@@ -78,6 +80,7 @@ impl Body {
                 })
                 .await?;
                 self.note_making(None);
+                self.make_digests(files, before);
             }
             Snapshot::Commit => self.write_running(wish, run).await,
         }

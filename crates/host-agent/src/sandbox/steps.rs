@@ -18,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::claim;
 use super::console::Console;
+use super::digests;
 use super::fence::Wish;
-use super::generation::{self, GenerationError};
+use super::generation::{self, Files, GenerationError};
 use super::journal::{Journal, JournalError};
+use super::pausing::Origin;
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
 use super::shelf::{Lease, Making};
@@ -477,6 +479,7 @@ impl Body {
                 if let (Some(from), None) = (&origin, run.generation) {
                     self.console.follow(from.files().console()).await;
                 }
+                let files = origin.as_ref().map(Origin::files);
                 let load = match origin {
                     Some(from) => Some(self.load(from, &run, wish).await?),
                     None => None,
@@ -484,7 +487,14 @@ impl Body {
                 let (group, slot, uid) = (run.group(&self.id), run.slot, run.uid);
                 let order = Order { group: &group, spec: &wish.spec, slot, uid, places: &places, load };
                 // A start that is given up half way leaves no process.
-                let microvm = unless_stopped(self.context.machines.start(order), give_up_at, stop).await?;
+                let starting = unless_stopped(self.context.machines.start(order), give_up_at, stop);
+                let (started, checked) = tokio::join!(starting, self.check(files, &places));
+                let microvm = started?;
+                if let Err(damage) = checked {
+                    // Not an instruction of it has run.
+                    microvm.kill().await.map_err(MachineError::Kill)?;
+                    return Err(damage);
+                }
                 let record = microvm.record().clone();
                 // Kept first: if the write fails, taking down must know the process.
                 self.microvm = Some(microvm);
@@ -517,6 +527,18 @@ impl Body {
                 }
                 None => self.write(wish, Phase::Running { run }).await?,
             },
+        }
+        Ok(())
+    }
+
+    /// Compares what a run begins with by its digests, in the clones that it gets: a state of the sandbox's own each time, another's once.
+    async fn check(&self, from: Option<Files>, places: &Places) -> Result<(), StepError> {
+        let is_known = self.lease.as_ref().is_some_and(Lease::is_checked);
+        let Some(from) = from.filter(|_| !is_known) else { return Ok(()) };
+        let (memory, disk) = (places.memory.clone(), places.disk.clone());
+        let is_checked = blocking(move || digests::check(&from, &memory, &disk)).await?;
+        if let (true, Some(lease)) = (is_checked, &self.lease) {
+            lease.note_checked();
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use tracing::{info, warn};
 
 use super::console::BYTES_MAX;
+use super::digests::{self, Before};
 use super::fence::Wish;
 use super::generation::{self, About, Files, GenerationError};
 use super::shelf::{GENERATION, Lease, Making, Shelf};
@@ -192,6 +193,7 @@ impl Body {
         let saved = self.save_booted(&making, &microvm, run).await;
         microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
         let spec = wish.spec.clone();
+        let before = Before::of_base(self.context().ground.open_base(&spec).await);
         // The create goes on meanwhile. An agent that ends before leaves half of it, which the next one removes.
         tokio::task::spawn_blocking(move || {
             let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm, &secret)?));
@@ -200,10 +202,14 @@ impl Body {
                 making.abandon();
                 return;
             }
+            let files = generation::sealed_files(making.place(), GENERATION);
+            // It is there for those who come next, and digests take time.
+            drop(making);
             info!(
                 "creates of template {} with {} vCPUs, {} MiB and {} MiB of disk are restored from now on",
                 spec.template, spec.vcpus, spec.memory_mib, spec.disk_mib
             );
+            digests::write_and_tell(&files, &before, &format!("the booted state of template {}", spec.template));
         });
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::durable;
 use crate::ground::Places;
 use crate::guest::rehearse;
 use crate::machines::{MachineError, Order};
+use crate::sandbox::digests;
 use crate::sandbox::generation::verified;
 use crate::sandbox::shelf::{GENERATION, Lease};
 use crate::sandbox::state::Spec;
@@ -98,6 +99,12 @@ async fn fill(
     ground.ensure_cgroup(&husk.name, spec).await?;
     ground.clone_file(&files.disk(), &places.disk, husk.uid).await?;
     ground.clone_file(&files.memory(), &places.memory, husk.uid).await?;
+    if !lease.is_checked() {
+        let (files, places) = (files.clone(), places.clone());
+        if blocking(move || digests::check(&files, &places.memory, &places.disk)).await? {
+            lease.note_checked();
+        }
+    }
     hit("standby.start.before")?;
     let load = Some(Start::Load { device: files.device() });
     let order = Order { group: &husk.name, spec, slot: husk.slot, uid: husk.uid, places: &places, load };

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 
 use crate::admission::Room;
 use crate::sandbox::state::Spec;
-use crate::sandbox::steps::Context;
+use crate::sandbox::steps::{Context, StepError, blocking};
 use demand::Demand;
 
 const FOLDER: &str = "standbys";
@@ -214,6 +214,9 @@ impl Standbys {
             }
             Err(error) => {
                 warn!(cause = error.causes(), "no microVM of template {} stands by: {error}", spec.template);
+                if let (StepError::Generation(_), Some(all)) = (&error, context.template_generations.clone()) {
+                    blocking(move || all.remove(&key)).await;
+                }
                 Refilled::Later(self.pause())
             }
         }

@@ -1,0 +1,259 @@
+//! What a saved state's large files hold, by digests of their pieces of a MiB: a bit that has turned, a file that is another's or was cut
+//! is noticed before the guest runs on with it.
+//!
+//! They are made after the state is acknowledged, so a state of which the host went down right after it has none; it is loaded all the
+//! same. Of memory all data is covered. Of the disk that is covered which differs from what the run had begun with, and what was covered
+//! there; the rest is the template's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use super::generation::{Files, GenerationError, device_digest};
+use crate::disk::extents::{self, PIECE};
+use crate::durable;
+use crate::sealed;
+
+const FORMAT: u32 = 1;
+/// A MiB of a file takes 75 bytes of this: enough for half a TiB.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// More would take the processors from those who wait for something.
+const CHECKERS_MAX: usize = 4;
+
+type Pieces = BTreeMap<u64, String>;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Digests {
+    /// Of the state that they are of, so that they are not taken for another's.
+    device: String,
+    memory: Pieces,
+    disk: Pieces,
+}
+
+/// What a state's files were cloned from, held open: it may be removed meanwhile.
+#[derive(Debug, Default)]
+pub struct Before {
+    memory: Option<File>,
+    disk: Option<File>,
+    digests: Digests,
+}
+
+impl Before {
+    /// Of the state that a run had begun with. What cannot be read now is as good as gone.
+    pub fn of_state(files: &Files) -> Self {
+        let open = |path: &Path| File::open(path).ok();
+        let digests = read(files).ok().flatten();
+        Self {
+            // Without its digests all of the memory is covered anew.
+            memory: open(&files.memory()).filter(|_| digests.is_some()),
+            disk: open(&files.disk()),
+            digests: digests.unwrap_or_default(),
+        }
+    }
+
+    /// Of a run that was booted: the file that its disk was cloned from.
+    pub fn of_base(disk: Option<File>) -> Self {
+        Self { disk, ..Self::default() }
+    }
+}
+
+/// Makes the digests of a valid state, of which nobody waits for them: one that goes meanwhile, or cannot be read, has none.
+pub fn write_and_tell(files: &Files, before: &Before, of: &str) {
+    match write(files, before) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => warn!("{of} stays without digests: {error}"),
+        Ok(()) => debug!("{of} has digests"),
+    }
+}
+
+/// Makes the digests of a valid state. Reads what has changed, so it takes a second for each GiB of that. One at a time.
+fn write(files: &Files, before: &Before) -> io::Result<()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let memory = File::open(files.memory())?;
+    let disk = File::open(files.disk())?;
+    let covered = match &before.memory {
+        Some(earlier) => extents::differing(&memory, earlier)?,
+        None => extents::data(&memory)?,
+    };
+    let on_disk = match &before.disk {
+        Some(earlier) => extents::differing(&disk, earlier)?,
+        None => BTreeSet::new(),
+    };
+    let digests = Digests {
+        device: device_digest(files)?,
+        memory: renewed(&memory, &before.digests.memory, &covered)?,
+        disk: renewed(&disk, &before.digests.disk, &on_disk)?,
+    };
+    durable::write(&files.digests(), &sealed::encode(FORMAT, &digests), 0o600)
+}
+
+fn renewed(file: &File, before: &Pieces, changed: &BTreeSet<u64>) -> io::Result<Pieces> {
+    let mut pieces = before.clone();
+    let mut buffer = vec![0; PIECE as usize];
+    for piece in changed {
+        // Beyond the end of a file that has become shorter there is nothing.
+        match digest(file, *piece, &mut buffer)? {
+            Some(digest) => pieces.insert(*piece, digest),
+            None => pieces.remove(piece),
+        };
+    }
+    Ok(pieces)
+}
+
+/// Whether the files hold what the state held when its digests were made; false when it has none. `memory` and `disk`: the state's own, or
+/// clones of them.
+pub fn check(files: &Files, memory: &Path, disk: &Path) -> Result<bool, GenerationError> {
+    let Some(digests) = read(files)? else { return Ok(false) };
+    if digests.device != device_digest(files).map_err(GenerationError::Read)? {
+        return Err(GenerationError::Damaged("its digests are of another one".to_owned()));
+    }
+    let wanted: Vec<(&str, &Path, u64, &str)> = [("memory", memory, &digests.memory), ("disk", disk, &digests.disk)]
+        .into_iter()
+        .flat_map(|(what, path, pieces)| {
+            pieces.iter().map(move |(piece, digest)| (what, path, *piece, digest.as_str()))
+        })
+        .collect();
+    let checkers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(CHECKERS_MAX));
+    let share = wanted.len().div_ceil(checkers).max(1);
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = wanted.chunks(share).map(|part| scope.spawn(|| check_pieces(part))).collect();
+        checks.into_iter().try_for_each(|check| check.join().expect("checking does not panic"))
+    })?;
+    Ok(true)
+}
+
+fn check_pieces(wanted: &[(&str, &Path, u64, &str)]) -> Result<(), GenerationError> {
+    let mut buffer = vec![0; PIECE as usize];
+    let mut open: Option<(&Path, File)> = None;
+    for (what, path, piece, expected) in wanted {
+        if open.as_ref().is_none_or(|(of, _)| of != path) {
+            open = Some((path, File::open(path).map_err(GenerationError::Read)?));
+        }
+        let Some((_, file)) = &open else { continue };
+        if digest(file, *piece, &mut buffer).map_err(GenerationError::Read)?.as_deref() != Some(expected) {
+            return Err(GenerationError::Damaged(format!("its {what} differs from its digest at {piece} MiB")));
+        }
+    }
+    Ok(())
+}
+
+fn read(files: &Files) -> Result<Option<Digests>, GenerationError> {
+    let bytes = match durable::read(&files.digests(), BYTES_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(GenerationError::Read)?,
+    };
+    let damaged = |broken| GenerationError::Damaged(format!("its digests: {broken}"));
+    sealed::decode(FORMAT, &bytes).map(Some).map_err(damaged)
+}
+
+/// None beyond the end.
+fn digest(file: &File, piece: u64, buffer: &mut [u8]) -> io::Result<Option<String>> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], piece * PIECE + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok((filled > 0).then(|| blake3::hash(&buffer[..filled]).to_hex().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::sandbox::generation;
+    use crate::sandbox::state::Generation;
+
+    const MEMORY: u64 = 5 * PIECE + 4096;
+
+    /// As a save leaves it: with holes, and the last piece not a whole one.
+    fn state(dir: &Path, number: u64) -> Files {
+        let place = dir.join(format!("gen-{number:05}"));
+        fs::create_dir(&place).unwrap();
+        let files = generation::sealed_files(dir, Generation(number));
+        fs::write(files.device(), format!("device {number}")).unwrap();
+        for (path, size) in [(files.memory(), MEMORY), (files.disk(), 3 * PIECE)] {
+            let file = File::create_new(path).unwrap();
+            file.set_len(size).unwrap();
+            for at in [0, 2 * PIECE + 100, size - 8] {
+                file.write_all_at(b"data", at).unwrap();
+            }
+            file.sync_all().unwrap();
+        }
+        files
+    }
+
+    fn own(files: &Files) -> Result<bool, GenerationError> {
+        check(files, &files.memory(), &files.disk())
+    }
+
+    fn damage(path: &PathBuf, harm: impl FnOnce(&File)) {
+        harm(&File::options().write(true).open(path).unwrap());
+    }
+
+    #[test]
+    fn a_turned_bit_and_a_file_of_another_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = File::create_new(dir.path().join("base")).unwrap();
+        base.set_len(3 * PIECE).unwrap();
+        let files = state(dir.path(), 1);
+        assert!(!own(&files).unwrap(), "it has none yet");
+        write(&files, &Before::of_base(Some(base))).unwrap();
+        assert!(own(&files).unwrap());
+        for path in [files.memory(), files.disk()] {
+            let whole = fs::read(&path).unwrap();
+            let last = whole.len() as u64;
+            for (harm, at) in [(b"Data", 0), (b"dat\0", 2 * PIECE + 100), (b"datA", last - 8)] {
+                damage(&path, |file| file.write_all_at(harm, at).unwrap());
+                assert!(matches!(own(&files), Err(GenerationError::Damaged(_))), "{path:?} at {at}");
+                fs::write(&path, &whole).unwrap();
+            }
+            damage(&path, |file| file.set_len(last - 4096).unwrap());
+            assert!(matches!(own(&files), Err(GenerationError::Damaged(_))));
+            fs::write(&path, &whole).unwrap();
+            assert!(own(&files).unwrap());
+        }
+        let other = state(dir.path(), 2);
+        write(&other, &Before::default()).unwrap();
+        assert!(own(&other).unwrap());
+        fs::copy(other.digests(), files.digests()).unwrap();
+        assert!(matches!(own(&files), Err(GenerationError::Damaged(_))), "they are another's");
+        fs::write(files.digests(), "nonsense").unwrap();
+        assert!(matches!(own(&files), Err(GenerationError::Damaged(_))));
+    }
+
+    #[test]
+    fn what_was_covered_stays_covered_and_what_has_changed_is_covered_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = state(dir.path(), 1);
+        write(&first, &Before::default()).unwrap();
+        let before = Before::of_state(&first);
+        // As the next state does, it shares with this one what has not changed, where the file system can.
+        let second = state(dir.path(), 2);
+        for (from, to) in [(first.memory(), second.memory()), (first.disk(), second.disk())] {
+            fs::copy(from, &to).unwrap();
+            damage(&to, |file| file.write_all_at(b"new", PIECE + 5).unwrap());
+        }
+        fs::remove_dir_all(dir.path().join("gen-00001")).unwrap();
+        write(&second, &before).unwrap();
+        assert!(own(&second).unwrap());
+        for path in [second.memory(), second.disk()] {
+            for at in [PIECE + 5, 2 * PIECE + 100] {
+                let whole = fs::read(&path).unwrap();
+                damage(&path, |file| file.write_all_at(b"x", at).unwrap());
+                assert!(matches!(own(&second), Err(GenerationError::Damaged(_))), "{path:?} at {at}");
+                fs::write(&path, &whole).unwrap();
+            }
+        }
+    }
+}
