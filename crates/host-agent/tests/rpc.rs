@@ -22,6 +22,7 @@ use connectrpc::{ConnectError, ErrorCode};
 use host_agent::agent::Agent;
 use host_agent::credentials::{Credentials, HostToken, KeyPem};
 use host_agent::heartbeat::Link;
+use host_agent::idleness::Idleness;
 use host_agent::rpc::{Service, serve};
 use platform::{Authority, Client};
 use stage::{Stage, id};
@@ -73,6 +74,7 @@ impl Port {
         let disk_hangs = Arc::new(AtomicBool::new(false));
         let hangs = disk_hangs.clone();
         let agent = Arc::new(Agent {
+            idleness: Idleness::new(sandboxes.context().changed.clone()),
             sandboxes,
             credentials: watch::channel(credentials).1,
             link: watch::channel(Link::Attached).1,

@@ -11,6 +11,7 @@ mod get;
 mod kill;
 mod list;
 mod pause;
+mod ping;
 mod processes;
 mod resume;
 mod signal;
@@ -39,6 +40,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(pause::pause))
         .routes(routes!(resume::resume))
         .routes(routes!(timeout::timeout))
+        .routes(routes!(ping::ping))
         .routes(routes!(fork::fork))
         .routes(routes!(timeline::timeline))
         .routes(routes!(exec::exec))
@@ -89,7 +91,13 @@ async fn turned(
 
 /// The agent of a sandbox that runs; its use is noted.
 async fn running(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
-    let sandbox = find(app, caller, id).await?;
+    let mut sandbox = find(app, caller, id).await?;
+    if sandbox.idle_since.is_some() {
+        // Its idle time may be over in this moment: either its use is written down before that is seen, or it does not run any more.
+        let (worker, of) = (app.clone(), id.clone());
+        super::detached(app, async move { worker.store.touch_sandbox(&of).await }).await?;
+        sandbox = find(app, caller, id).await?;
+    }
     if sandbox.status() != Status::Running {
         return Err(ApiError::invalid_state(sandbox.status()));
     }
