@@ -245,7 +245,8 @@ const IDLE_SEC: u64 = 15;
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_idle_is_paused_and_what_works_or_is_used_is_not() {
     let env = [("WRENN_TEST_IDLE_TIMEOUT_MIN_SEC".to_owned(), "1".to_owned())].into();
-    let platform = Arc::new(Platform::start_with(&Options { env, ..Options::default() }));
+    let options = Options { env, pool_mib: Some(16_384), ..Options::default() };
+    let platform = Arc::new(Platform::start_with(&options));
     let body = json!({"template": "minimal", "memory_mb": 256, "idle_timeout_sec": IDLE_SEC, "on_timeout": "pause"});
     let created: Vec<String> = futures::future::join_all((0..4).map(|_| platform.create_with(body.clone()))).await;
     let [idle, computing, called, pinged] = created.try_into().unwrap();
