@@ -209,7 +209,8 @@ async fn idle_sandboxes_end_by_their_hosts_word_and_not_after_a_ping() {
     let replica = Replica::start().await;
     let host = replica.host(4096).await;
     let (idle, used, never) = (replica.sandbox(host).await, replica.sandbox(host).await, replica.sandbox(host).await);
-    for sandbox in [&idle, &used] {
+    let called = replica.sandbox(host).await;
+    for sandbox in [&idle, &used, &called] {
         let path = format!("/v1/sandboxes/{sandbox}/timeout");
         let set = json!({"idle_timeout_sec": 60, "on_timeout": "pause"});
         let set = replica.as_team(Method::POST, &path, Some(set)).await;
@@ -220,7 +221,7 @@ async fn idle_sandboxes_end_by_their_hosts_word_and_not_after_a_ping() {
     let jwt = replica.token_of_host(host);
     let path = format!("/v1/hosts/{host}/heartbeat");
     let beat = async |sequence: u64, idle_sec: Value| {
-        let mut report = heartbeat(sequence, &[idle.as_str(), used.as_str(), never.as_str()]);
+        let mut report = heartbeat(sequence, &[idle.as_str(), used.as_str(), never.as_str(), called.as_str()]);
         for sandbox in report["sandboxes"].as_array_mut().unwrap() {
             sandbox["incarnation"] = json!("i1");
             if !idle_sec.is_null() {
@@ -232,10 +233,10 @@ async fn idle_sandboxes_end_by_their_hosts_word_and_not_after_a_ping() {
     let get = async |id: &str| replica.as_team(Method::GET, &format!("/v1/sandboxes/{id}"), None).await.body;
     let ping = async |id: &str| replica.as_team(Method::POST, &format!("/v1/sandboxes/{id}/ping"), None).await;
 
-    // The host is told of those two, and says nothing of them at first: a newer agent, or an older one.
+    // The host is told of those three, and says nothing of them at first: a newer agent, or an older one.
     let told = beat(1, Value::Null).await.body["idle_timeouts"].clone();
     let named: HashSet<&str> = told.as_array().unwrap().iter().map(|told| told["id"].as_str().unwrap()).collect();
-    assert_eq!(named, HashSet::from([idle.as_str(), used.as_str()]));
+    assert_eq!(named, HashSet::from([idle.as_str(), used.as_str(), called.as_str()]));
     assert_eq!(told[0]["timeout_sec"], 60);
     assert_eq!(get(idle.as_str()).await["idle_since"], Value::Null);
     for wrong in [json!(-1), json!(1.5), json!("60")] {
@@ -246,13 +247,19 @@ async fn idle_sandboxes_end_by_their_hosts_word_and_not_after_a_ping() {
     assert_eq!(get(never.as_str()).await["idle_since"], Value::Null);
     assert_eq!(ping(used.as_str()).await.status, 204);
     assert_eq!(get(used.as_str()).await["idle_since"], Value::Null);
+    // A call counts from before it reaches the host, which here it does not.
+    assert!(get(called.as_str()).await["idle_since"].is_string());
+    let exec = format!("/v1/sandboxes/{called}/exec");
+    let refused = replica.as_team(Method::POST, &exec, Some(json!({"cmd": "true"}))).await;
+    assert_eq!(refused.error(), (503, "host_unavailable"));
+    assert_eq!(get(called.as_str()).await["idle_since"], Value::Null);
     beat(3, json!(u64::MAX)).await;
     let began = tokio::time::Instant::now();
     while get(idle.as_str()).await["status"] != "pausing" {
         assert!(began.elapsed() < Duration::from_secs(9), "it is not paused: {}", get(idle.as_str()).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for id in [used.as_str(), never.as_str()] {
+    for id in [used.as_str(), never.as_str(), called.as_str()] {
         assert_eq!(get(id).await["status"], "running");
     }
     assert_eq!(get(idle.as_str()).await["idle_since"], Value::Null);
