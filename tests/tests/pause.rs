@@ -2,10 +2,11 @@
 //! present time. And one that could not be paused goes on running.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use whole_machine::objects;
 use whole_machine::platform::{Options, Platform};
 
@@ -308,6 +309,69 @@ async fn a_sandbox_whose_time_is_over_is_paused_and_has_time_again_when_it_is_re
     let sandbox = platform.get(&id).await;
     assert_eq!((&sandbox["status"], &sandbox["expires_at"]), (&Value::from("running"), &Value::Null));
     platform.kill(&id).await;
+}
+
+/// Guests are asked every ten seconds, so this is about the shortest that can be told from them.
+const IDLE_SEC: u64 = 15;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_idle_is_paused_and_what_works_or_is_used_is_not() {
+    let env = [("WRENN_TEST_IDLE_TIMEOUT_MIN_SEC".to_owned(), "1".to_owned())].into();
+    let options = Options { env, pool_mib: Some(16_384), ..Options::default() };
+    let platform = Arc::new(Platform::start_with(&options));
+    let body = json!({"template": "minimal", "memory_mb": 256, "idle_timeout_sec": IDLE_SEC, "on_timeout": "pause"});
+    let created: Vec<String> = futures::future::join_all((0..4).map(|_| platform.create_with(body.clone()))).await;
+    let [idle, computing, called, pinged] = created.try_into().unwrap();
+
+    // Left in the background: no call is open for it.
+    let computes = "nohup sh -c 'while :; do :; done' >/dev/null 2>&1 & echo begun";
+    assert_eq!(platform.shell(&computing, computes).await, (0, "begun\n".to_owned()));
+    let open = tokio::spawn({
+        let (platform, called) = (platform.clone(), called.clone());
+        let command = json!({"cmd": "/bin/sleep", "args": ["1000"], "timeout_sec": 170});
+        async move { platform.call(Method::POST, &format!("/v1/sandboxes/{called}/exec"), Some(command)).await }
+    });
+    let pings = tokio::spawn({
+        let (platform, pinged) = (platform.clone(), pinged.clone());
+        async move {
+            loop {
+                let ping = platform.call(Method::POST, &format!("/v1/sandboxes/{pinged}/ping"), None).await;
+                assert_eq!(ping, (StatusCode::NO_CONTENT, Value::Null));
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        }
+    });
+    assert_eq!(platform.shell(&idle, "echo kept >/dev/shm/kept; exec sleep 1").await.0, 0);
+
+    let began = Instant::now();
+    platform.wait_status(&idle, "paused", Duration::from_secs(90)).await;
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(IDLE_SEC), "{took:?}");
+    println!("paused {took:?} after its last use");
+    // The others would be by then, too.
+    tokio::time::sleep(Duration::from_secs(IDLE_SEC)).await;
+    for (what, id) in [("computing", &computing), ("called", &called), ("pinged", &pinged)] {
+        let sandbox = platform.get(id).await;
+        assert_eq!(sandbox["status"], "running", "{what}: {sandbox}");
+    }
+    assert!(!open.is_finished() && !pings.is_finished());
+
+    // It has its time again, and what is not used or does not work any more has an end.
+    let (status, running) = turn(&platform, &idle, "resume").await;
+    let resumed = Instant::now();
+    assert_eq!((status.as_u16(), running["status"].as_str()), (200, Some("running")), "{running}");
+    assert_eq!(platform.shell(&idle, "cat /dev/shm/kept").await, (0, "kept\n".to_owned()));
+    platform.shell(&computing, "pkill -f while").await;
+    pings.abort();
+    open.abort();
+    let limit = Duration::from_secs(90);
+    for id in [&idle, &computing, &pinged] {
+        platform.wait_status(id, "paused", limit).await;
+    }
+    assert!(resumed.elapsed() > Duration::from_secs(IDLE_SEC), "{:?}", resumed.elapsed());
+    let timeline = platform.call(Method::GET, &format!("/v1/sandboxes/{idle}/timeline"), None).await.1;
+    let kinds: Vec<_> = timeline.as_array().unwrap().iter().map(|entry| entry["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["create", "pause", "resume", "pause"], "{timeline}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,6 +124,11 @@ impl Client {
         self.read(self.repeated(request).await?).await
     }
 
+    /// A call that needs no body, may be repeated, and is answered with none (204).
+    pub async fn post_only(&self, url: Url) -> Result<(), Failure> {
+        self.repeated(self.request(Method::POST, url).timeout(CALL_MAX)).await.map(drop)
+    }
+
     async fn read<T: DeserializeOwned>(&self, answer: Response) -> Result<T, Failure> {
         let status = answer.status();
         let text = answer.bytes().await.map_err(|error| self.broken(&error))?;

@@ -46,6 +46,8 @@ impl Server {
         let routes = Router::new()
             .route("/v1/sandboxes", post(create).get(list))
             .route("/v1/sandboxes/{id}", get(one).delete(kill))
+            .route("/v1/sandboxes/{id}/ping", post(ping))
+            .route("/v1/sandboxes/{id}/timeout", post(timeout))
             .route("/v1/sandboxes/{id}/exec/stream", get(exec))
             .route("/v1/sandboxes/{id}/files/stream/write", post(write))
             .route("/v1/sandboxes/{id}/files/stream/read", post(read))
@@ -137,6 +139,25 @@ async fn kill(State(world): State<Shared>, Path(id): Path<String>) -> Response {
         Some(_) => StatusCode::NO_CONTENT.into_response(),
         None => refusal(404, "not_found", "no such sandbox"),
     }
+}
+
+async fn ping(State(world): State<Shared>, Path(id): Path<String>) -> Response {
+    let mut world = world.lock().unwrap();
+    world.calls.push(format!("PING {id}"));
+    match world.sandboxes.get(&id) {
+        Some(&"running") => StatusCode::NO_CONTENT.into_response(),
+        Some(_) => refusal(409, "invalid_state", "the sandbox does not run"),
+        None => refusal(404, "not_found", "no such sandbox"),
+    }
+}
+
+/// The time that a sandbox is given, as it was asked for.
+async fn timeout(State(world): State<Shared>, Path(id): Path<String>, Json(body): Json<Value>) -> Response {
+    world.lock().unwrap().calls.push(format!("TIMEOUT {body}"));
+    let mut answer = sandbox(&id, "running");
+    answer.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+    answer["idle_since"] = json!("2026-01-01T00:00:00Z");
+    Json(answer).into_response()
 }
 
 async fn exec(State(world): State<Shared>, Path(id): Path<String>, upgrade: WebSocketUpgrade) -> Response {
@@ -321,6 +342,24 @@ fn people_and_scripts_get_what_they_can_read() {
         (Some(1), format!("{ID}\n")),
         "the other one is killed all the same"
     );
+}
+
+#[test]
+fn idle_time_is_asked_for_shown_and_begun_anew() {
+    let server = Server::with_sandbox();
+    let output = server.wrenn(&["sandbox", "create", "--idle-timeout", "90", "--on-timeout", "pause", "--no-wait"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let call = server.world.lock().unwrap().calls[0].clone();
+    assert_eq!(call, "POST {\"idle_timeout_sec\":90,\"on_timeout\":\"pause\"} true");
+    server.world.lock().unwrap().sandboxes.insert(ID.to_owned(), "running");
+    let output = server.wrenn(&["sandbox", "timeout", ID, "--idle-timeout", "90", "--on-timeout", "pause"]);
+    assert_eq!(text(&output.stdout), "never\npause after 90 s of being idle\n", "{}", text(&output.stderr));
+    // A server that knows nothing of it.
+    let shown = text(&server.wrenn(&["sandbox", "get", ID]).stdout);
+    assert!(shown.contains("idle timeout  never") && !shown.contains("idle since"), "{shown}");
+    let output = server.wrenn(&["sandbox", "ping", "sb999", ID]);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), format!("{ID}\n")));
+    assert!(text(&output.stderr).contains("no such sandbox (not_found"), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct Shared {
     pub driver: Arc<Driver>,
     pub replica: Replica,
     pub dir: PathBuf,
+    /// The shortest idle time after which a sandbox ends.
+    pub idle_timeout_min_sec: i64,
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,

@@ -8,6 +8,9 @@ use crate::networks::Networks;
 /// `sysexits.h`: something was found in an unconfigured or misconfigured state.
 pub const EXIT_CONFIG: u8 = 78;
 
+/// Guests are asked every ten seconds what they do: from here on that is precise enough, and nobody is cut off who has just paused to think.
+const IDLE_TIMEOUT_MIN_SEC: u32 = 60;
+
 #[derive(Debug, Clone, clap::Args)]
 pub struct Settings {
     /// PostgreSQL, such as postgres://wrenn:wrenn@localhost:5432/wrenn
@@ -32,6 +35,9 @@ pub struct Settings {
     /// File that says, once this serves, where: {"addr","pid"}
     #[arg(long, global = true)]
     pub ready_file: Option<PathBuf>,
+    /// For tests, which cannot wait for a minute: the shortest idle time, in seconds
+    #[arg(long, env = "WRENN_TEST_IDLE_TIMEOUT_MIN_SEC", hide = true, default_value_t = IDLE_TIMEOUT_MIN_SEC, global = true)]
+    pub idle_timeout_min_sec: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +56,7 @@ pub struct Config {
     pub dev_host: Option<String>,
     pub secret: Option<String>,
     pub ready_file: Option<PathBuf>,
+    pub idle_timeout_min_sec: i64,
 }
 
 impl Settings {
@@ -97,6 +104,7 @@ impl Settings {
             dev_host,
             secret: self.secret.filter(|secret| !secret.is_empty()),
             ready_file: self.ready_file,
+            idle_timeout_min_sec: self.idle_timeout_min_sec.max(1).into(),
         })
     }
 }
@@ -114,6 +122,7 @@ mod tests {
             dev_host: None,
             secret: None,
             ready_file: None,
+            idle_timeout_min_sec: IDLE_TIMEOUT_MIN_SEC,
         }
     }
 

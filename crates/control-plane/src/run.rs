@@ -64,6 +64,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         driver: Driver::new(),
         replica: Replica::from_random(rand::random()),
         dir: config.dir.clone(),
+        idle_timeout_min_sec: config.idle_timeout_min_sec,
         tracker: TaskTracker::new(),
         stop: CancellationToken::new(),
     }));

@@ -90,6 +90,12 @@ async fn values_out_of_range_are_named_with_their_range() {
         ("timeout_sec", json!(-1)),
         ("timeout_sec", json!(1i64 << 31)),
         ("timeout_sec", json!(i64::MAX)),
+        ("idle_timeout_sec", json!(-1)),
+        ("idle_timeout_sec", json!(1)),
+        ("idle_timeout_sec", json!(59)),
+        ("idle_timeout_sec", json!(365 * 86_400 + 1)),
+        ("idle_timeout_sec", json!("60")),
+        ("idle_timeout_sec", json!(60.5)),
         ("template", json!("")),
         ("template", json!("../../etc")),
         ("template", json!("ä")),
@@ -256,9 +262,19 @@ async fn commands_are_checked_before_anything_is_asked() {
         assert_eq!(answer.error(), (400, "invalid_request"), "{field}: {}", answer.body);
         assert!(answer.body["error"]["message"].as_str().unwrap().contains(field), "{field}: {}", answer.body);
     }
-    for body in [json!({"timeout_sec": -1}), json!({"timeout_sec": 1e12}), json!({"on_timeout": "snooze"})] {
-        let answer = replica.as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/timeout"), Some(body)).await;
-        assert_eq!(answer.error(), (400, "invalid_request"), "{}", answer.body);
+    for body in [
+        json!({"timeout_sec": -1}),
+        json!({"timeout_sec": 1e12}),
+        json!({"on_timeout": "snooze"}),
+        json!({"idle_timeout_sec": 59}),
+        json!({"idle_timeout_sec": -60}),
+        json!({"idle_timeout_sec": i64::MAX}),
+    ] {
+        for route in ["timeout", "fork"] {
+            let path = format!("/v1/sandboxes/{sandbox}/{route}");
+            let answer = replica.as_team(Method::POST, &path, Some(body.clone())).await;
+            assert_eq!(answer.error(), (400, "invalid_request"), "{route}: {}", answer.body);
+        }
     }
     for path in ["", &"x".repeat(5000)] {
         let answer = replica

@@ -3,6 +3,7 @@
 mod replica;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use model::ids::HostId;
 use rcgen::{CertificateParams, KeyPair};
@@ -200,6 +201,71 @@ async fn heartbeats_are_news_only_of_what_is_theirs() {
         body[field] = value;
         assert_eq!(beat(body).await.error(), (400, "invalid_request"), "{field}");
     }
+}
+
+/// What a host says of idleness ends what is idle for too long, unless somebody gives a sign of life.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_sandboxes_end_by_their_hosts_word_and_not_after_a_ping() {
+    let replica = Replica::start().await;
+    let host = replica.host(4096).await;
+    let (idle, used, never) = (replica.sandbox(host).await, replica.sandbox(host).await, replica.sandbox(host).await);
+    let called = replica.sandbox(host).await;
+    for sandbox in [&idle, &used, &called] {
+        let path = format!("/v1/sandboxes/{sandbox}/timeout");
+        let set = json!({"idle_timeout_sec": 60, "on_timeout": "pause"});
+        let set = replica.as_team(Method::POST, &path, Some(set)).await;
+        assert_eq!((set.status.as_u16(), &set.body["idle_timeout_sec"]), (200, &json!(60)), "{}", set.body);
+    }
+    let long_ago = "update sandboxes set incarnation = 'i1', last_active_at = now() - interval '1 hour'";
+    replica.database.sql(long_ago).await;
+    let jwt = replica.token_of_host(host);
+    let path = format!("/v1/hosts/{host}/heartbeat");
+    let beat = async |sequence: u64, idle_sec: Value| {
+        let mut report = heartbeat(sequence, &[idle.as_str(), used.as_str(), never.as_str(), called.as_str()]);
+        for sandbox in report["sandboxes"].as_array_mut().unwrap() {
+            sandbox["incarnation"] = json!("i1");
+            if !idle_sec.is_null() {
+                sandbox["idle_sec"] = idle_sec.clone();
+            }
+        }
+        replica.call(Who::Bearer(&jwt), Method::POST, &path, Some(report)).await
+    };
+    let get = async |id: &str| replica.as_team(Method::GET, &format!("/v1/sandboxes/{id}"), None).await.body;
+    let ping = async |id: &str| replica.as_team(Method::POST, &format!("/v1/sandboxes/{id}/ping"), None).await;
+
+    // The host is told of those three, and says nothing of them at first: a newer agent, or an older one.
+    let told = beat(1, Value::Null).await.body["idle_timeouts"].clone();
+    let named: HashSet<&str> = told.as_array().unwrap().iter().map(|told| told["id"].as_str().unwrap()).collect();
+    assert_eq!(named, HashSet::from([idle.as_str(), used.as_str(), called.as_str()]));
+    assert_eq!(told[0]["timeout_sec"], 60);
+    assert_eq!(get(idle.as_str()).await["idle_since"], Value::Null);
+    for wrong in [json!(-1), json!(1.5), json!("60")] {
+        assert_eq!(beat(2, wrong).await.error(), (400, "invalid_request"));
+    }
+    beat(2, json!(40)).await;
+    assert!(get(idle.as_str()).await["idle_since"].is_string());
+    assert_eq!(get(never.as_str()).await["idle_since"], Value::Null);
+    assert_eq!(ping(used.as_str()).await.status, 204);
+    assert_eq!(get(used.as_str()).await["idle_since"], Value::Null);
+    // A call counts from before it reaches the host, which here it does not.
+    assert!(get(called.as_str()).await["idle_since"].is_string());
+    let exec = format!("/v1/sandboxes/{called}/exec");
+    let refused = replica.as_team(Method::POST, &exec, Some(json!({"cmd": "true"}))).await;
+    assert_eq!(refused.error(), (503, "host_unavailable"));
+    assert_eq!(get(called.as_str()).await["idle_since"], Value::Null);
+    beat(3, json!(u64::MAX)).await;
+    let began = tokio::time::Instant::now();
+    while get(idle.as_str()).await["status"] != "pausing" {
+        assert!(began.elapsed() < Duration::from_secs(9), "it is not paused: {}", get(idle.as_str()).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for id in [used.as_str(), never.as_str(), called.as_str()] {
+        assert_eq!(get(id).await["status"], "running");
+    }
+    assert_eq!(get(idle.as_str()).await["idle_since"], Value::Null);
+    assert_eq!(ping(idle.as_str()).await.error(), (409, "invalid_state"));
+    assert_eq!(ping("sb0000000000000000000000").await.error(), (404, "not_found"));
+    assert_eq!(ping("nonsense").await.status.as_u16() / 100, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

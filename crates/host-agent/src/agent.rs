@@ -14,6 +14,7 @@ use tracing::warn;
 use crate::admission::Room;
 use crate::credentials::Credentials;
 use crate::heartbeat::Link;
+use crate::idleness::Idleness;
 use crate::sandbox::Sandboxes;
 use crate::sandbox::state::View;
 use crate::sandbox::steps::blocking;
@@ -31,6 +32,7 @@ const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 
 pub struct Agent {
     pub sandboxes: Arc<Sandboxes>,
+    pub idleness: Arc<Idleness>,
     pub credentials: watch::Receiver<Credentials>,
     pub link: watch::Receiver<Link>,
     pub vmm: String,
@@ -158,6 +160,7 @@ impl Agent {
                 .into_iter()
                 .take(REPORTED_MAX)
                 .map(|view| ReportedSandbox {
+                    idle_sec: self.sandboxes.guest(&view.id).ok().and_then(|guest| self.idleness.of(&view.id, &guest)),
                     id: view.id.to_string(),
                     observed: view.observed.to_string(),
                     revision: view.fence.revision,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1::hosts::{Heartbeat, HeartbeatAnswer};
+use api::v1::hosts::{Heartbeat, HeartbeatAnswer, IdleTimeout};
 use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,8 @@ pub struct Beat {
     pub credentials: watch::Receiver<Credentials>,
     /// Called with each epoch that the control plane names.
     pub epoch_seen: Box<dyn Fn(u64) + Send + Sync>,
+    /// Called with each list of the sandboxes whose idle time counts.
+    pub idle_timeouts: Box<dyn Fn(Vec<IdleTimeout>) + Send + Sync>,
     pub link: watch::Sender<Link>,
 }
 
@@ -62,6 +64,7 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
             Ok(answer) => {
                 back_off.reset();
                 (beat.epoch_seen)(answer.epoch);
+                (beat.idle_timeouts)(answer.idle_timeouts);
                 if beat.link.send_replace(Link::Attached) != Link::Attached {
                     info!(host.id = %host.host_id, "the control plane knows this host");
                 }

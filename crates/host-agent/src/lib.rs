@@ -17,6 +17,7 @@ pub mod ground;
 pub mod guest;
 pub mod heartbeat;
 pub mod identity;
+pub mod idleness;
 mod isolation;
 mod leaks;
 pub mod machines;

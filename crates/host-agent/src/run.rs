@@ -25,6 +25,7 @@ use crate::control_plane::NoClient;
 use crate::credentials::{Credentials, CredentialsError, Files, HostToken};
 use crate::heartbeat::{self, Beat, Link};
 use crate::identity::{self, IdentityError, Lock, Tag};
+use crate::idleness::Idleness;
 use crate::machines::Machines;
 use crate::preflight::{self, Missing};
 use crate::real_ground::{GroundOpen, RealGround};
@@ -237,8 +238,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (tls_sender, tls) = watch::channel(serve::server_config(&credentials)?);
     let credentials = Arc::new(watch::channel(credentials).0);
     let (link_sender, link) = watch::channel(Link::Unknown);
+    let idleness = Idleness::new(sandboxes.context().changed.clone());
     let agent = Arc::new(Agent {
         sandboxes: sandboxes.clone(),
+        idleness: idleness.clone(),
         credentials: credentials.subscribe(),
         link,
         driver: driver.clone(),
@@ -290,8 +293,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         changed: sandboxes.context().changed.clone(),
         credentials: credentials.subscribe(),
         epoch_seen: epoch_keeper(sandboxes.clone(), credentials.clone(), files.clone()),
+        idle_timeouts: {
+            let idleness = idleness.clone();
+            Box::new(move |timeouts| idleness.tell(timeouts))
+        },
         link: link_sender,
     };
+    tasks.spawn(idleness.watch(sandboxes.clone(), task_stop.clone()).then_name("idleness"));
     let (token, mut known_driver) = (task_stop.clone(), driver.clone());
     tasks.spawn(
         async move {

@@ -140,6 +140,35 @@ async fn files_that_lie_about_themselves() {
     assert!(matches!(error, GuestError::Refused { code: ErrorCode::ResourceExhausted, .. }), "{error:?}");
 }
 
+/// What it says of its own work is read in bounded time and memory, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn activity_that_is_none() {
+    let json = "200 OK\r\ncontent-type: application/json\r\nconnection: close";
+    for (name, answer, after) in [
+        ("nothing", Vec::new(), After::Close),
+        ("noise", b"\0\xff".to_vec(), After::Close),
+        ("an error", http("500 No", b"{}"), After::Close),
+        ("a redirect", http("302 Found\r\nlocation: http://169.254.169.254/", b""), After::Close),
+        ("no json", http(json, b"{\"cpuMs\":"), After::Close),
+        ("another json", http(json, b"[]"), After::Close),
+        (
+            "negative sums",
+            http(json, b"{\"cpuMs\":-1,\"networkBytes\":0,\"diskBytes\":0,\"inputBytes\":0,\"processes\":0}"),
+            After::Close,
+        ),
+        ("a body without end", http(json, b""), After::Repeat(&[b' '; 65536])),
+        ("headers without end", b"HTTP/1.1 200 OK\r\n".to_vec(), After::Repeat(b"x: y\r\n")),
+    ] {
+        let guest = guest(answer, after).await;
+        let begin = Instant::now();
+        is_fault(guest.activity().await).unwrap_or_else(|got| panic!("{name}: {got}"));
+        assert!(begin.elapsed() < Duration::from_secs(6), "{name}: {:?}", begin.elapsed());
+    }
+    let most = b"{\"cpuMs\":18446744073709551615,\"networkBytes\":0,\"diskBytes\":0,\"inputBytes\":0,\"processes\":0}";
+    let busy = guest(http(json, most), After::Close).await;
+    assert_eq!(busy.activity().await.unwrap().cpu_ms, u64::MAX);
+}
+
 #[tokio::test(start_paused = true)]
 async fn silence_has_an_end() {
     let quiet = guest(Vec::new(), After::Stay).await;
@@ -147,6 +176,7 @@ async fn silence_has_an_end() {
     is_fault(read(&quiet).await).unwrap();
     is_fault(quiet.health(Duration::from_secs(1)).await).unwrap();
     is_fault(quiet.init(&Init::default(), "").await).unwrap();
+    is_fault(quiet.activity().await).unwrap();
     assert!(quiet.processes().await.is_err());
     // In the middle of an output, too.
     let start = http("200 OK\r\ncontent-type: application/connect+proto", &frame(0, 6, b"\x0a\x04\x0a\x02\x08\x07"));

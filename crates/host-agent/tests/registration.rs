@@ -246,6 +246,7 @@ async fn wrong_answers_to_a_heartbeat_only_detach() {
         changed: changed.clone(),
         credentials,
         epoch_seen: Box::new(move |epoch| noted.lock().unwrap().push(epoch)),
+        idle_timeouts: Box::new(drop),
         link,
     };
     let task = tokio::spawn(heartbeat::run(beat, stop.clone()));

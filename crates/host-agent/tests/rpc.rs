@@ -16,16 +16,18 @@ use api::host::{
     ListProcessesRequest, ListSandboxesRequest, ReadFileRequest, SandboxSpec, SignalProcessRequest, WriteFileHead,
     WriteFileRequest,
 };
-use api::v1::hosts::HostFacts;
+use api::v1::hosts::{HostFacts, IdleTimeout};
 use chrono::{TimeDelta, Utc};
 use connectrpc::{ConnectError, ErrorCode};
 use host_agent::agent::Agent;
 use host_agent::credentials::{Credentials, HostToken, KeyPem};
 use host_agent::heartbeat::Link;
+use host_agent::idleness::Idleness;
 use host_agent::rpc::{Service, serve};
 use platform::{Authority, Client};
 use stage::{Stage, id};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 struct Port {
@@ -73,6 +75,7 @@ impl Port {
         let disk_hangs = Arc::new(AtomicBool::new(false));
         let hangs = disk_hangs.clone();
         let agent = Arc::new(Agent {
+            idleness: Idleness::new(sandboxes.context().changed.clone()),
             sandboxes,
             credentials: watch::channel(credentials).1,
             link: watch::channel(Link::Attached).1,
@@ -288,6 +291,64 @@ async fn a_sandbox_by_rpc_from_create_to_kill() {
         client.exec(ExecRequest { sandbox_id: id(1).to_string(), cmd: "true".to_owned(), ..Default::default() }).await;
     assert_eq!(reason(&error_of(gone).await), (ErrorCode::NotFound, Some(host::UNKNOWN_SANDBOX)));
     port.stop.cancel();
+}
+
+/// What passes through for a user keeps a sandbox busy; the agent's own questions do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_keep_a_sandbox_busy_for_as_long_as_they_are_under_way() {
+    let port = Port::open().await;
+    let client = port.client();
+    client.ensure_running(running(1, 1)).await.unwrap();
+    let guest = port.agent.sandboxes.guest(&id(1)).unwrap();
+    let is_in_use = || {
+        let later = Instant::now() + Duration::from_secs(3600);
+        guest.last_used(later) == later
+    };
+    let list = async || {
+        let request = ListProcessesRequest { sandbox_id: id(1).to_string(), ..Default::default() };
+        client.list_processes(request).await.unwrap();
+        guest.last_used(Instant::now())
+    };
+    assert!(!is_in_use());
+    let request = ExecRequest {
+        sandbox_id: id(1).to_string(),
+        cmd: "/bin/sleep".to_owned(),
+        args: vec!["1000".to_owned()],
+        ..Default::default()
+    };
+    let mut stream = client.exec(request).await.unwrap();
+    stream.message().await.unwrap();
+    list().await;
+    assert!(is_in_use());
+    drop(stream);
+    soon("the call to be over", || (!is_in_use()).then_some(())).await;
+    let used = guest.last_used(Instant::now());
+    guest.activity().await.unwrap();
+    assert_eq!(guest.last_used(Instant::now()), used);
+    assert!(list().await > used);
+
+    // It is in the report as soon as the control plane has named it and it was asked.
+    assert_eq!(port.agent.report().await.sandboxes[0].idle_sec, None);
+    tokio::spawn(port.agent.idleness.clone().watch(port.agent.sandboxes.clone(), port.stop.clone()));
+    let named = IdleTimeout { id: id(1).to_string(), timeout_sec: 3600, active_sec_ago: 0 };
+    port.agent.idleness.tell(vec![named]);
+    let idle = soon("it to be asked", || port.agent.idleness.of(&id(1), &guest)).await;
+    assert!(idle < 10, "{idle}");
+    assert!(port.agent.report().await.sandboxes[0].idle_sec.is_some());
+    client.ensure_killed(killed(1, 2)).await.unwrap();
+    soon("it to be forgotten", || port.agent.idleness.of(&id(1), &guest).is_none().then_some(())).await;
+    port.stop.cancel();
+}
+
+async fn soon<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(15);
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < end, "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// A stream's error comes with the call or with its first message.

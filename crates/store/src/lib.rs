@@ -9,6 +9,7 @@ pub mod audit;
 mod fault;
 pub mod hosts;
 pub mod idempotency;
+pub mod idleness;
 pub mod keyring;
 pub mod operations;
 mod placement;

@@ -427,6 +427,7 @@ impl Store {
             "update sandboxes set observed = $3, reason = nullif($4, ''), started_at = case when incarnation is distinct from $5
                      then now() else started_at end,
                  incarnation = $5, isolation = $6, versions = $7, steps = $8, absent_since = null, last_active_at = now(),
+                 idle_since = null,
                  deadline = case when timeout_sec > 0 then coalesce(deadline, now() + make_interval(secs => timeout_sec)) end,
                  updated_at = now()
              where id = $1 and revision = $2 and observed not in ('killed', 'failed')",

@@ -42,6 +42,10 @@ pub struct Sandbox {
     /// Of running; 0: for ever.
     pub timeout_sec: i64,
     pub on_timeout: OnTimeout,
+    /// Of being idle; 0: for ever. Its end is that of `on_timeout`.
+    pub idle_timeout_sec: i64,
+    /// None while it works, and when its idle time does not count.
+    pub idle_since: Option<DateTime<Utc>>,
     /// When its time is over; none while none runs.
     pub deadline: Option<DateTime<Utc>>,
     pub desired: Desired,
@@ -88,6 +92,7 @@ pub struct NewSandbox {
     pub default_user: String,
     pub timeout_sec: i64,
     pub on_timeout: OnTimeout,
+    pub idle_timeout_sec: i64,
 }
 
 pub enum Created {
@@ -154,6 +159,8 @@ pub struct Sighting {
     pub revision: i64,
     pub incarnation: String,
     pub reason: String,
+    /// For how long nothing has happened in it; none when the host does not say.
+    pub idle_sec: Option<i64>,
 }
 
 pub(crate) struct Row {
@@ -169,6 +176,8 @@ pub(crate) struct Row {
     default_user: String,
     timeout_sec: i64,
     on_timeout: String,
+    idle_timeout_sec: i64,
+    idle_since: Option<DateTime<Utc>>,
     deadline: Option<DateTime<Utc>>,
     desired: String,
     revision: i64,
@@ -220,6 +229,8 @@ impl TryFrom<Row> for Sandbox {
             default_user: row.default_user,
             timeout_sec: row.timeout_sec,
             on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
+            idle_timeout_sec: row.idle_timeout_sec,
+            idle_since: row.idle_since,
             deadline: row.deadline,
             revision: row.revision,
             reason: row.reason,
@@ -239,7 +250,7 @@ macro_rules! sandboxes {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
-                   s.timeout_sec, s.on_timeout, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
@@ -304,6 +315,7 @@ impl Store {
             default_user: &new.default_user,
             timeout_sec: new.timeout_sec,
             on_timeout: new.on_timeout,
+            idle_timeout_sec: new.idle_timeout_sec,
             host,
             epoch,
             snapshot: new.snapshot,
@@ -344,8 +356,8 @@ impl Store {
     /// Notes that somebody uses the sandbox.
     pub async fn touch_sandbox(&self, id: &SandboxId) -> Result<(), StoreError> {
         sqlx::query!(
-            "update sandboxes set last_active_at = now()
-             where id = $1 and (last_active_at is null or last_active_at < now() - make_interval(secs => $2))",
+            "update sandboxes set last_active_at = now(), idle_since = null
+             where id = $1 and (last_active_at is null or last_active_at < now() - make_interval(secs => $2) or idle_since is not null)",
             id.as_str(),
             ACTIVE_STEP_SEC
         )
@@ -450,6 +462,7 @@ impl Store {
         id: &SandboxId,
         timeout_sec: Option<i64>,
         on_timeout: Option<OnTimeout>,
+        idle_timeout_sec: Option<i64>,
         actor: &Actor,
     ) -> Result<Timed, StoreError> {
         let mut tx = self.begin().await?;
@@ -460,17 +473,24 @@ impl Store {
         }
         sqlx::query!(
             "update sandboxes set timeout_sec = coalesce($2, timeout_sec), on_timeout = coalesce($3, on_timeout),
+                 idle_timeout_sec = coalesce($4, idle_timeout_sec), idle_since = null,
+                 last_active_at = case when observed = 'running' then now() else last_active_at end,
                  deadline = case when coalesce($2, timeout_sec) > 0 and observed in ('running', 'pausing')
                      then now() + make_interval(secs => coalesce($2, timeout_sec)) end,
                  updated_at = now()
              where id = $1",
             id.as_str(),
             timeout_sec,
-            on_timeout.map(OnTimeout::as_str)
+            on_timeout.map(OnTimeout::as_str),
+            idle_timeout_sec
         )
         .execute(&mut *tx)
         .await?;
-        let facts = serde_json::json!({"timeout_sec": timeout_sec, "on_timeout": on_timeout.map(OnTimeout::as_str)});
+        let facts = serde_json::json!({
+            "timeout_sec": timeout_sec,
+            "on_timeout": on_timeout.map(OnTimeout::as_str),
+            "idle_timeout_sec": idle_timeout_sec,
+        });
         audit::record(&mut tx, actor, "sandbox.timeout", id.as_str(), facts).await?;
         let row = sandboxes!("where s.id = $2", id.as_str()).fetch_one(&mut *tx).await?;
         tx.commit().await?;
@@ -492,8 +512,8 @@ impl Store {
         for row in &due {
             let id: SandboxId =
                 row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
-            let action = if row.pauses {
-                turn(&mut tx, &id, row.revision, Desired::Paused, Observed::Pausing, Kind::Pause, None).await?;
+            end_of_time(&mut tx, &id, row.revision, row.pauses, "deadline").await?;
+            if row.pauses {
                 // One that does not come about is wished again, but not at once.
                 sqlx::query!(
                     "update sandboxes set deadline = now() + make_interval(secs => $2) where id = $1",
@@ -502,13 +522,7 @@ impl Store {
                 )
                 .execute(&mut *tx)
                 .await?;
-                "sandbox.pause"
-            } else {
-                kill(&mut tx, &id, row.revision, None, "deadline").await?;
-                "sandbox.kill"
-            };
-            let actor = Actor::platform("expired_sandboxes");
-            audit::record(&mut tx, &actor, action, &row.id, serde_json::json!({"reason": "deadline"})).await?;
+            }
         }
         tx.commit().await?;
         Ok(due.len())
@@ -673,6 +687,7 @@ pub(crate) struct Birth<'a> {
     pub default_user: &'a str,
     pub timeout_sec: i64,
     pub on_timeout: OnTimeout,
+    pub idle_timeout_sec: i64,
     pub host: HostId,
     pub epoch: i64,
     pub snapshot: Option<SnapshotId>,
@@ -681,8 +696,8 @@ pub(crate) struct Birth<'a> {
 pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
-             on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14)",
+             on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id, idle_timeout_sec)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15)",
         birth.id.as_str(),
         birth.team.0,
         birth.template,
@@ -697,6 +712,7 @@ pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreEr
         birth.epoch,
         birth.on_timeout.as_str(),
         birth.snapshot.map(|id| id.0),
+        birth.idle_timeout_sec,
     )
     .execute(&mut **tx)
     .await?;
@@ -712,6 +728,25 @@ pub(crate) async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<
     row.map(Sandbox::try_from).transpose()
 }
 
+/// The wish that nobody has but the time, for a sandbox that this transaction has locked: that it pause, or end.
+pub(crate) async fn end_of_time(
+    tx: &mut Tx,
+    id: &SandboxId,
+    revision: i64,
+    pauses: bool,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let action = if pauses {
+        turn(tx, id, revision, Desired::Paused, Observed::Pausing, Kind::Pause, None).await?;
+        "sandbox.pause"
+    } else {
+        kill(tx, id, revision, None, reason).await?;
+        "sandbox.kill"
+    };
+    let actor = Actor::platform("expired_sandboxes");
+    audit::record(tx, &actor, action, id.as_str(), serde_json::json!({ "reason": reason })).await
+}
+
 /// Raises the revision to the wish of a pause or of running again, with which its time begins anew.
 async fn turn(
     tx: &mut Tx,
@@ -724,7 +759,7 @@ async fn turn(
 ) -> Result<operations::Operation, StoreError> {
     let revision = revision + 1;
     sqlx::query!(
-        "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null,
+        "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null, idle_since = null,
              deadline = case when $3 = 'running' then null else deadline end, updated_at = now()
          where id = $1",
         id.as_str(),
@@ -747,7 +782,7 @@ async fn kill(
     reason: &str,
 ) -> Result<operations::Operation, StoreError> {
     sqlx::query!(
-        "update sandboxes set desired = 'killed', revision = $2, reason = $3, updated_at = now() where id = $1",
+        "update sandboxes set desired = 'killed', revision = $2, reason = $3, idle_since = null, updated_at = now() where id = $1",
         id.as_str(),
         revision + 1,
         reason

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
+use crate::idleness;
 use crate::operations::{self, Kind, Lease, Operation};
 use crate::placement::{self, Wanted};
 use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
@@ -65,6 +66,7 @@ pub struct Child {
     pub metadata: BTreeMap<String, String>,
     pub timeout_sec: Option<i64>,
     pub on_timeout: Option<OnTimeout>,
+    pub idle_timeout_sec: Option<i64>,
 }
 
 pub enum ForkWish {
@@ -186,6 +188,7 @@ impl Store {
             return Ok(SnapshotWish::NameTaken);
         }
         let operation = operations::open(&mut tx, of, Kind::Snapshot, sandbox.revision, Some(lease), Some(id)).await?;
+        idleness::used(&mut tx, of).await?;
         let facts = serde_json::json!({"name": name.as_str()});
         audit::record(&mut tx, actor, "sandbox.snapshot", of.as_str(), facts).await?;
         tx.commit().await?;
@@ -225,6 +228,7 @@ impl Store {
         };
         let Some(epoch) = placement::reserve_on(&mut tx, placed, &wanted).await? else { return Ok(ForkWish::NoRoom) };
         new_snapshot(&mut tx, id, &sandbox, placed, None).await?;
+        idleness::used(&mut tx, of).await?;
         let mut opened = Vec::with_capacity(children.len());
         for child in children {
             let envs: BTreeMap<_, _> = sandbox.envs.iter().chain(&child.envs).collect();
@@ -239,6 +243,7 @@ impl Store {
                 default_user: &sandbox.default_user,
                 timeout_sec: child.timeout_sec.unwrap_or(sandbox.timeout_sec),
                 on_timeout: child.on_timeout.unwrap_or(sandbox.on_timeout),
+                idle_timeout_sec: child.idle_timeout_sec.unwrap_or(sandbox.idle_timeout_sec),
                 host: placed,
                 epoch,
                 snapshot: Some(SnapshotId(id)),

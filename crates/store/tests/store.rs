@@ -87,6 +87,7 @@ impl Bench {
             default_user: String::new(),
             timeout_sec: 60,
             on_timeout: OnTimeout::Kill,
+            idle_timeout_sec: 0,
         };
         match self.store.create_sandbox(&new, &self.lease, None, &Actor::platform("test")).await.unwrap() {
             Created::Made(sandbox, operation) => (sandbox.id, operation),
@@ -118,6 +119,7 @@ impl Bench {
             metadata: BTreeMap::new(),
             timeout_sec: None,
             on_timeout: Some(OnTimeout::Pause),
+            idle_timeout_sec: None,
         };
         let children: Vec<Child> = (0..count).map(child).collect();
         let actor = Actor::platform("test");
@@ -151,7 +153,14 @@ fn report(incarnation: &str) -> Report {
 }
 
 fn sighting(id: &SandboxId, observed: Observed, revision: i64) -> Sighting {
-    Sighting { id: id.to_string(), observed, revision, incarnation: "i1".to_owned(), reason: String::new() }
+    Sighting {
+        id: id.to_string(),
+        observed,
+        revision,
+        incarnation: "i1".to_owned(),
+        reason: String::new(),
+        idle_sec: None,
+    }
 }
 
 #[tokio::test]
@@ -300,7 +309,7 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     // Its length can be changed, and runs from the resume.
     let set = async |timeout_sec, on_timeout| {
         let actor = Actor::platform("test");
-        match bench.store.set_timeout(bench.team, &id, timeout_sec, on_timeout, &actor).await.unwrap() {
+        match bench.store.set_timeout(bench.team, &id, timeout_sec, on_timeout, None, &actor).await.unwrap() {
             Timed::Set(sandbox) => *sandbox,
             _ => panic!("not set"),
         }
@@ -324,7 +333,7 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
     assert_eq!(bench.get(&id).await.status(), Status::Stopping);
     let actor = Actor::platform("test");
-    let ended = bench.store.set_timeout(bench.team, &id, None, None, &actor).await.unwrap();
+    let ended = bench.store.set_timeout(bench.team, &id, None, None, None, &actor).await.unwrap();
     assert!(matches!(ended, Timed::Ended(Status::Stopping)));
 }
 

@@ -130,9 +130,24 @@ pub struct ReportedSandbox {
     pub incarnation: String,
     #[serde(default)]
     pub reason: String,
+    /// Whole seconds for which nothing has happened in it. Absent when it does not run, or the host was not told that its idle time counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_sec: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatAnswer {
     pub epoch: u64,
+    /// All sandboxes of the host whose idle time counts, and no others; at most 10,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idle_timeouts: Vec<IdleTimeout>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct IdleTimeout {
+    pub id: String,
+    /// The host says at once when the sandbox has been idle for so long.
+    pub timeout_sec: u64,
+    /// Seconds since its last use that the control plane knows of: of some the host does not hear.
+    pub active_sec_ago: u64,
 }

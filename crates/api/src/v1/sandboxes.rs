@@ -1,4 +1,4 @@
-//! Sandboxes: create, get, list, kill.
+//! Sandboxes: create, get, list, their time, kill.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +27,10 @@ pub struct CreateSandbox {
     /// What happens then: `kill` (when absent), or `pause`, with memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<String>,
+    /// Seconds, from 60, in which nothing happens in it, until `on_timeout`; 0 or absent: never. Something happens while a command, a file
+    /// transfer or a snapshot is under way, while its CPUs, its network or its disk work, and at each call of `ping` and `timeout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_sec: Option<i64>,
     /// At most 32 pairs of at most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -35,7 +39,7 @@ pub struct CreateSandbox {
     pub envs: Option<BTreeMap<String, String>>,
 }
 
-/// `POST /v1/sandboxes/{id}/timeout`: the time begins anew, with what is given changed.
+/// `POST /v1/sandboxes/{id}/timeout`: the time begins anew, that of being idle too, with what is given changed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SetTimeout {
     /// As at the create; as it was when absent.
@@ -44,6 +48,9 @@ pub struct SetTimeout {
     /// As at the create; as it was when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<String>,
+    /// As at the create; as it was when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_sec: Option<i64>,
 }
 
 /// `POST /v1/sandboxes/{id}/fork`. What is absent is as the source has it.
@@ -57,6 +64,8 @@ pub struct Fork {
     pub timeout_sec: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_sec: Option<i64>,
     /// Beside the source's own pairs, and over them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -86,6 +95,13 @@ pub struct Sandbox {
     /// `kill` or `pause`.
     #[serde(default = "on_timeout_default")]
     pub on_timeout: String,
+    /// Seconds of being idle until `on_timeout`; 0: never.
+    #[serde(default)]
+    pub idle_timeout_sec: i64,
+    /// Since when nothing has happened in it; absent while it works or does not run, and without `idle_timeout_sec`. Up to half a
+    /// minute late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<DateTime<Utc>>,
     /// When its time is over; absent while none runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<DateTime<Utc>>,

@@ -27,7 +27,7 @@ pub enum Policy {
 use Policy::{Administrator, Host, Open, Team};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 40] = [
+pub const TABLE: [(&str, &str, Policy); 41] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -54,6 +54,7 @@ pub const TABLE: [(&str, &str, Policy); 40] = [
     ("POST", "/v1/sandboxes/{id}/pause", Team),
     ("POST", "/v1/sandboxes/{id}/resume", Team),
     ("POST", "/v1/sandboxes/{id}/timeout", Team),
+    ("POST", "/v1/sandboxes/{id}/ping", Team),
     ("POST", "/v1/sandboxes/{id}/fork", Team),
     ("GET", "/v1/sandboxes/{id}/timeline", Team),
     ("POST", "/v1/sandboxes/{id}/exec", Team),

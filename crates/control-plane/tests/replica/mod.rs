@@ -174,6 +174,7 @@ pub fn config(database_url: &str, dir: &std::path::Path) -> Config {
         dev_host: None,
         secret: None,
         ready_file: None,
+        idle_timeout_min_sec: 60,
     };
     settings.check().unwrap()
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use connectrpc::ErrorCode;
 use http::{HeaderMap, Request};
-use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use http_body_util::{BodyExt as _, Collected, Empty, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
@@ -58,7 +58,7 @@ impl Guest {
             .header(http::header::HOST, "guest")
             .body(Empty::<Bytes>::new())
             .expect("a constant request is well formed");
-        let (status, _) = self.once(|| request, connect_at_most, HEALTH_TIME_MAX).await?;
+        let (status, ..) = self.once(|| request, connect_at_most, HEALTH_TIME_MAX).await?;
         if status.is_success() { Ok(()) } else { Err(GuestError::Fault(format!("health answers {status}"))) }
     }
 
@@ -79,7 +79,7 @@ impl Guest {
             }
             request.body(Full::new(Bytes::from(body))).expect("tokens are hex digits of our own making")
         };
-        let (status, headers) = self.once(request, HEALTH_TIME_MAX, INIT_TIME_MAX).await?;
+        let (status, headers, _) = self.once(request, HEALTH_TIME_MAX, INIT_TIME_MAX).await?;
         match status {
             status if status.is_success() => Ok(text(&headers, api::guest::VERSION_HEADER)),
             // Asked again it may do: what it could not set it can perhaps set in a moment.
@@ -118,7 +118,7 @@ impl Guest {
             request = request.header(name, value);
         }
         let request = request.body(Empty::<Bytes>::new()).expect("tokens are hex digits of our own making");
-        let (status, headers) = self.once(|| request, HEALTH_TIME_MAX, PREPARE_TIME_MAX).await?;
+        let (status, headers, _) = self.once(|| request, HEALTH_TIME_MAX, PREPARE_TIME_MAX).await?;
         match status {
             status if status.is_success() => Ok(text(&headers, api::guest::DISK_FLUSHED_HEADER) == "yes"),
             http::StatusCode::INTERNAL_SERVER_ERROR => Err(GuestError::Refused {
@@ -129,13 +129,13 @@ impl Guest {
         }
     }
 
-    /// `request` is made once there is a connection.
-    async fn once<B>(
+    /// One request on a connection of its own; `request` is made once there is one. A body that is too long or breaks off counts as none.
+    pub(super) async fn once<B>(
         &self,
         request: impl FnOnce() -> Request<B>,
         connect_at_most: Duration,
         at_most: Duration,
-    ) -> Result<(http::StatusCode, HeaderMap), GuestError>
+    ) -> Result<(http::StatusCode, HeaderMap, Bytes), GuestError>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync + 'static,
@@ -150,8 +150,8 @@ impl Guest {
                 let response = sender.send_request(request()).await?;
                 let (head, body) = response.into_parts();
                 // Read, so that an error text of the guest does not reset the connection under it.
-                let _ = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-                Ok((head.status, head.headers))
+                let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+                Ok((head.status, head.headers, body.map(Collected::to_bytes).unwrap_or_default()))
             };
             tokio::pin!(answer);
             tokio::select! {

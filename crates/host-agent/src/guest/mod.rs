@@ -6,12 +6,14 @@
 //!
 //! What a guest says is attacker input: sizes are bounded, every wait has an end, and texts are cut before they go on.
 
+mod activity;
 mod boot;
 mod connector;
 mod faults;
 mod files;
 mod processes;
 mod rehearsal;
+mod usage;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use model::ids::Incarnation;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use connector::{Connector, Dial};
@@ -29,6 +32,7 @@ pub use faults::GuestError;
 pub use files::FileStream;
 pub use processes::{Command, ExecEvent, ExecStream, Kill, Process, Select};
 pub use rehearsal::rehearse;
+pub use usage::InUse;
 
 pub use api::guest::PORT as ENVD_PORT;
 
@@ -56,6 +60,7 @@ pub struct Guest {
     incarnation: Incarnation,
     access_token: HeaderValue,
     streams: Arc<Semaphore>,
+    usage: Arc<usage::Usage>,
     closed: CancellationToken,
 }
 
@@ -77,8 +82,23 @@ impl Guest {
             incarnation,
             access_token,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            usage: usage::Usage::new(Instant::now()),
             closed: CancellationToken::new(),
         }
+    }
+
+    pub fn incarnation(&self) -> &Incarnation {
+        &self.incarnation
+    }
+
+    /// A call for a user is under way as long as what this gives is kept. The host's own calls are none.
+    pub fn in_use(&self) -> InUse {
+        self.usage.begin()
+    }
+
+    /// When a call for a user was last under way: `now` while one is, the start of the incarnation before the first.
+    pub fn last_used(&self, now: Instant) -> Instant {
+        self.usage.last(now)
     }
 
     /// Ends every request under way and refuses new ones.

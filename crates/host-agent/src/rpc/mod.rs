@@ -149,6 +149,7 @@ impl HostAgentService for Service {
         let id = self.id(&request.sandbox_id)?;
         let snapshot = answers::snapshot_id(&request.snapshot_id)?;
         let sandboxes = &self.agent.sandboxes;
+        let _in_use = sandboxes.guest(&id).ok().map(|guest| guest.in_use());
         let made =
             sandboxes.ensure_snapshot(&id, request.host_epoch, snapshot, deadline).await.map_err(errors::wish)?;
         let state = match sandboxes.get(&id).await.map_err(errors::wish)? {
@@ -216,6 +217,7 @@ impl HostAgentService for Service {
         request: ServiceRequest<'_, ListProcessesRequest>,
     ) -> ServiceResult<impl Encodable<ListProcessesResponse> + Send + use<'a>> {
         let guest = self.guest(request.sandbox_id)?;
+        let _in_use = guest.in_use();
         Response::ok(exec::list(&guest).await?)
     }
 
@@ -226,6 +228,7 @@ impl HostAgentService for Service {
     ) -> ServiceResult<impl Encodable<SignalProcessResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let guest = self.guest(&request.sandbox_id)?;
+        let _in_use = guest.in_use();
         exec::signal(&guest, request).await?;
         Response::ok(SignalProcessResponse::default())
     }

@@ -7,7 +7,7 @@ use api::host;
 use connectrpc::{ConnectError, ErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::guest::Guest;
+use crate::guest::{Guest, InUse};
 
 /// Of the whole host. A stream takes two descriptors and, when its reader is slow, a megabyte.
 const HOST_MAX: usize = 2048;
@@ -20,6 +20,7 @@ pub struct Streams {
 pub struct Permit {
     _sandbox: OwnedSemaphorePermit,
     _host: OwnedSemaphorePermit,
+    _in_use: InUse,
 }
 
 impl Streams {
@@ -34,7 +35,7 @@ impl Streams {
         };
         let sandbox = guest.stream_permit().ok_or_else(|| refused("the sandbox"))?;
         let host = self.host.clone().try_acquire_owned().map_err(|_| refused("its host"))?;
-        Ok(Permit { _sandbox: sandbox, _host: host })
+        Ok(Permit { _sandbox: sandbox, _host: host, _in_use: guest.in_use() })
     }
 }
 

@@ -54,6 +54,9 @@ pub struct Arguments {
     /// What its end is: kill, or pause, with memory; resumed, its time begins anew [default: kill].
     #[arg(long, value_name = "kill|pause")]
     on_timeout: Option<String>,
+    /// The same end after this many seconds in which nothing happens in it, from 60 [default: never].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    idle_timeout: Option<i64>,
     /// Environment variables of every process in the sandbox.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
     envs: Vec<(String, String)>,
@@ -72,6 +75,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let wanted = CreateSandbox {
         timeout_sec: arguments.timeout,
         on_timeout: arguments.on_timeout.clone(),
+        idle_timeout_sec: arguments.idle_timeout,
         envs: pairs(&arguments.envs),
         metadata: pairs(&arguments.metadata),
         ..arguments.size.wanted()

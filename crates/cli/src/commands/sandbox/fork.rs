@@ -24,6 +24,9 @@ pub struct Arguments {
     /// What their end is: kill, or pause, with memory [default: as the source].
     #[arg(long, value_name = "kill|pause")]
     on_timeout: Option<String>,
+    /// The same end after this many seconds in which nothing happens in them [default: as the source].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    idle_timeout: Option<i64>,
     /// Environment variables of what is started in them, beside the source's own.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
     envs: Vec<(String, String)>,
@@ -40,6 +43,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
         count: arguments.count,
         timeout_sec: arguments.timeout,
         on_timeout: arguments.on_timeout.clone(),
+        idle_timeout_sec: arguments.idle_timeout,
         envs: pairs(&arguments.envs),
         metadata: pairs(&arguments.metadata),
     };

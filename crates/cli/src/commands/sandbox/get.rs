@@ -41,6 +41,15 @@ fn described(sandbox: &Sandbox) -> String {
             },
         ),
         ("expires", time(sandbox.expires_at)),
+        (
+            "idle timeout",
+            if sandbox.idle_timeout_sec > 0 {
+                format!("{} s, then {}", sandbox.idle_timeout_sec, sandbox.on_timeout)
+            } else {
+                "never".to_owned()
+            },
+        ),
+        ("idle since", time(sandbox.idle_since)),
         ("isolation", or_none(&sandbox.isolation)),
         ("host", or_none(&sandbox.host_id)),
         ("created", time(Some(sandbox.created_at))),

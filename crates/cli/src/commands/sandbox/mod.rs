@@ -8,6 +8,7 @@ mod get;
 pub mod kill;
 mod list;
 mod logs;
+mod ping;
 mod timeline;
 mod timeout;
 mod turn;
@@ -37,8 +38,10 @@ pub enum Command {
     Resume(turn::Arguments),
     /// Make sandboxes that begin where this one stands now, with its memory, disk and processes; it goes on.
     Fork(fork::Arguments),
-    /// Let a sandbox's time begin anew, with another length or another end.
+    /// Let a sandbox's time begin anew, that of running and that of being idle, with other lengths or another end.
     Timeout(timeout::Arguments),
+    /// Let the idle time of running sandboxes begin anew.
+    Ping(ping::Arguments),
     /// What happened to a sandbox in the last seven days, and how long each step took.
     Timeline(timeline::Arguments),
     /// End sandboxes for good.
@@ -59,6 +62,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Resume(arguments) => turn::run(turn::Turn::Resume, &arguments, options, format).await,
         Command::Fork(arguments) => fork::run(&arguments, options, format).await,
         Command::Timeout(arguments) => timeout::run(&arguments, options, format).await,
+        Command::Ping(arguments) => ping::run(&arguments, options, format).await,
         Command::Timeline(arguments) => timeline::run(&arguments, options, format).await,
         Command::Kill(arguments) => kill::run(&arguments, options, format).await,
         Command::Logs(arguments) => logs::run(&arguments, options, format).await,

@@ -18,16 +18,29 @@ pub struct Arguments {
     /// What its end is: kill, or pause, with memory. As it was when absent.
     #[arg(long, value_name = "kill|pause")]
     on_timeout: Option<String>,
+    /// The same end after this many seconds in which nothing happens in it, from 60; 0: never. As it was when absent.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    idle_timeout: Option<i64>,
 }
 
 pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let client = Client::of_user(options)?;
-    let wanted = SetTimeout { timeout_sec: arguments.seconds, on_timeout: arguments.on_timeout.clone() };
+    let wanted = SetTimeout {
+        timeout_sec: arguments.seconds,
+        on_timeout: arguments.on_timeout.clone(),
+        idle_timeout_sec: arguments.idle_timeout,
+    };
     let sandbox: Sandbox = client.post(client.url(&["v1", "sandboxes", &arguments.id, "timeout"]), &wanted).await?;
-    show(format, &sandbox, |sandbox| match (sandbox.timeout_sec, sandbox.expires_at) {
-        (0, _) => "never".to_owned(),
-        (_, Some(at)) => format!("{} at {}", sandbox.on_timeout, at.to_rfc3339()),
-        (seconds, None) => format!("{} after {seconds} s of running", sandbox.on_timeout),
+    show(format, &sandbox, |sandbox| {
+        let time = match (sandbox.timeout_sec, sandbox.expires_at) {
+            (0, _) => "never".to_owned(),
+            (_, Some(at)) => format!("{} at {}", sandbox.on_timeout, at.to_rfc3339()),
+            (seconds, None) => format!("{} after {seconds} s of running", sandbox.on_timeout),
+        };
+        match sandbox.idle_timeout_sec {
+            0 => time,
+            idle => format!("{time}\n{} after {idle} s of being idle", sandbox.on_timeout),
+        }
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! `POST /v1/hosts/{id}/heartbeat`: what a host has and holds, every 30 seconds and when something changed.
 
 use api::v1::errors::ErrorBody;
-use api::v1::hosts::{Heartbeat, HeartbeatAnswer};
+use api::v1::hosts::{Heartbeat, HeartbeatAnswer, IdleTimeout};
 use axum::extract::State;
 use model::ids::HostId;
 use store::hosts::Beat;
@@ -45,6 +45,7 @@ pub async fn heartbeat(
     let taken = super::super::detached(&app, async move {
         let Some((epoch, is_news)) = store.beat(id, &beat).await? else { return Ok(None) };
         // A report of before the host was declared lost says nothing about now.
+        let mut idle_timeouts = Vec::new();
         if is_news && epoch_said == epoch {
             let mut unclaimed = store.take_sightings(id, &sightings, complete).await?;
             unclaimed.truncate(UNCLAIMED_MAX);
@@ -52,12 +53,19 @@ pub async fn heartbeat(
                 warn!(host.id = %id, "host {id} has sandboxes that nothing here knows: {unclaimed:?}");
             }
             store.note_unclaimed(id, &unclaimed).await?;
+            idle_timeouts = store.note_idleness(id, &beat.agent_run, beat.sequence, &sightings).await?;
         }
-        Ok(Some(epoch))
+        Ok(Some((epoch, idle_timeouts)))
     });
-    let epoch = taken.await?.ok_or_else(ApiError::unauthorized)?;
+    let (epoch, idle_timeouts) = taken.await?.ok_or_else(ApiError::unauthorized)?;
     app.driver.wake();
-    Ok(axum::Json(HeartbeatAnswer { epoch }))
+    let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();
+    let told = idle_timeouts.into_iter().map(|known| IdleTimeout {
+        id: known.id,
+        timeout_sec: seconds(known.timeout_sec),
+        active_sec_ago: seconds(known.active_sec_ago),
+    });
+    Ok(axum::Json(HeartbeatAnswer { epoch, idle_timeouts: told.collect() }))
 }
 
 fn sightings(body: &Heartbeat) -> Result<Vec<Sighting>, ApiError> {
@@ -75,6 +83,7 @@ fn sightings(body: &Heartbeat) -> Result<Vec<Sighting>, ApiError> {
                 observed: seen.observed.parse().map_err(|_| ApiError::invalid("sandboxes", "has an unknown state"))?,
                 revision: i64::try_from(seen.revision).unwrap_or(i64::MAX),
                 incarnation: seen.incarnation.chars().take(WORD_BYTES_MAX).collect(),
+                idle_sec: seen.idle_sec.map(|seconds| i64::from(u32::try_from(seconds).unwrap_or(u32::MAX))),
                 reason: seen.reason.chars().take(REASON_CHARS_MAX).filter(|c| !c.is_control()).collect(),
             })
         })

@@ -55,7 +55,7 @@ pub async fn create(
 ) -> Result<(StatusCode, axum::Json<Sandbox>), ApiError> {
     let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let key = repeat.scoped(&caller, "POST /v1/sandboxes", &body);
-    let mut new = checked(&caller, body)?;
+    let mut new = checked(&app, &caller, body)?;
     if let Some(snapshot) = app.store.snapshot_named(caller.team, &new.template).await? {
         new.snapshot = Some(snapshot.id);
         new.shape = snapshot.shape;
@@ -105,7 +105,7 @@ async fn no_host(app: &App, template: &TemplateName, is_snapshot: bool) -> Resul
     Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::no_hosts_available() })
 }
 
-fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError> {
+fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError> {
     let template = body.template.as_deref().unwrap_or(TEMPLATE_DEFAULT);
     let template: TemplateName =
         template.parse().map_err(|error| ApiError::invalid("template", format!("is wrong: {error}")))?;
@@ -119,7 +119,7 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
         let reason = format!("must be from {} to {}{step}", wrong.min, wrong.max);
         ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
     })?;
-    let (timeout_sec, on_timeout) = time(body.timeout_sec, body.on_timeout.as_deref())?;
+    let time = time(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec)?;
     let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
@@ -130,21 +130,38 @@ fn checked(caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError>
         envs: envs(body.envs.unwrap_or_default())?,
         metadata: metadata(body.metadata.unwrap_or_default())?,
         default_user: default_user.to_owned(),
-        timeout_sec: timeout_sec.unwrap_or(0),
-        on_timeout: on_timeout.unwrap_or_default(),
+        timeout_sec: time.timeout_sec.unwrap_or(0),
+        on_timeout: time.on_timeout.unwrap_or_default(),
+        idle_timeout_sec: time.idle_timeout_sec.unwrap_or(0),
     })
 }
 
 /// What a caller says of a sandbox's time, as far as anything is said.
+pub(super) struct Time {
+    pub timeout_sec: Option<i64>,
+    pub on_timeout: Option<OnTimeout>,
+    pub idle_timeout_sec: Option<i64>,
+}
+
 pub(super) fn time(
+    app: &App,
     timeout_sec: Option<i64>,
     on_timeout: Option<&str>,
-) -> Result<(Option<i64>, Option<OnTimeout>), ApiError> {
+    idle_timeout_sec: Option<i64>,
+) -> Result<Time, ApiError> {
     if !timeout_sec.is_none_or(|seconds| (0..=TIMEOUT_MAX_SEC).contains(&seconds)) {
         return Err(ApiError::invalid("timeout_sec", format!("must be from 0 (never) to {TIMEOUT_MAX_SEC}")));
     }
+    let idle_min_sec = app.idle_timeout_min_sec;
+    if !idle_timeout_sec.is_none_or(|seconds| seconds == 0 || (idle_min_sec..=TIMEOUT_MAX_SEC).contains(&seconds)) {
+        let reason = format!("must be 0 (never) or from {idle_min_sec} to {TIMEOUT_MAX_SEC}");
+        return Err(ApiError::invalid("idle_timeout_sec", reason)
+            .with("min", idle_min_sec)
+            .with("max", TIMEOUT_MAX_SEC));
+    }
     let on_timeout = on_timeout.map(str::parse).transpose();
-    Ok((timeout_sec, on_timeout.map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?))
+    let on_timeout = on_timeout.map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?;
+    Ok(Time { timeout_sec, on_timeout, idle_timeout_sec })
 }
 
 pub(super) fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {

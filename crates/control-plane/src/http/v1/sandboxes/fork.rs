@@ -46,7 +46,7 @@ pub async fn fork(
     // With the source's own, which do not change: forks of forks must not add up without end.
     envs(source.envs.into_iter().chain(body.envs.clone().unwrap_or_default()).collect())?;
     metadata(source.metadata.into_iter().chain(body.metadata.clone().unwrap_or_default()).collect())?;
-    let children = children(body)?;
+    let children = children(&app, body)?;
     let (worker, actor, team) = (app.clone(), caller.actor(), caller.team);
     let wished = super::super::detached(&app, async move {
         let wished = worker.store.wish_forked(team, &id, &children, &worker.lease(), key.as_ref(), &actor).await?;
@@ -90,21 +90,22 @@ pub async fn fork(
     Ok((status, axum::Json(Forked { sandboxes })))
 }
 
-fn children(body: Fork) -> Result<Vec<Child>, ApiError> {
+fn children(app: &App, body: Fork) -> Result<Vec<Child>, ApiError> {
     let count = body.count.unwrap_or(1);
     if !(1..=COUNT_MAX).contains(&count) {
         let error = ApiError::invalid("count", format!("must be from 1 to {COUNT_MAX}"));
         return Err(error.with("min", 1).with("max", COUNT_MAX));
     }
-    let (timeout_sec, on_timeout) = time(body.timeout_sec, body.on_timeout.as_deref())?;
+    let time = time(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec)?;
     let envs = envs(body.envs.unwrap_or_default())?;
     let metadata = metadata(body.metadata.unwrap_or_default())?;
     let child = |_| Child {
         id: SandboxId::from_random(rand::random()),
         envs: envs.clone(),
         metadata: metadata.clone(),
-        timeout_sec,
-        on_timeout,
+        timeout_sec: time.timeout_sec,
+        on_timeout: time.on_timeout,
+        idle_timeout_sec: time.idle_timeout_sec,
     };
     Ok((0..count).map(child).collect())
 }

@@ -11,6 +11,7 @@ mod get;
 mod kill;
 mod list;
 mod pause;
+mod ping;
 mod processes;
 mod resume;
 mod signal;
@@ -39,6 +40,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(pause::pause))
         .routes(routes!(resume::resume))
         .routes(routes!(timeout::timeout))
+        .routes(routes!(ping::ping))
         .routes(routes!(fork::fork))
         .routes(routes!(timeline::timeline))
         .routes(routes!(exec::exec))
@@ -89,14 +91,22 @@ async fn turned(
 
 /// The agent of a sandbox that runs; its use is noted.
 async fn running(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
-    let sandbox = find(app, caller, id).await?;
+    let mut sandbox = find(app, caller, id).await?;
+    let is_noted = |sandbox: &Sandbox| {
+        sandbox.last_active_at.is_some_and(|at| chrono::Utc::now() - at < chrono::TimeDelta::seconds(10))
+    };
+    if sandbox.idle_timeout_sec > 0 && (sandbox.idle_since.is_some() || !is_noted(&sandbox)) {
+        // Its idle time may be over in this moment: either its use is written down before that is seen, or it does not run any more.
+        let (worker, of) = (app.clone(), id.clone());
+        super::detached(app, async move { worker.store.touch_sandbox(&of).await }).await?;
+        sandbox = find(app, caller, id).await?;
+    }
     if sandbox.status() != Status::Running {
         return Err(ApiError::invalid_state(sandbox.status()));
     }
     let placed = sandbox.host.as_ref().ok_or_else(ApiError::host_unavailable)?;
     let agent = app.agents.at(&placed.address)?;
-    let is_noted = sandbox.last_active_at.is_some_and(|at| chrono::Utc::now() - at < chrono::TimeDelta::seconds(10));
-    if !is_noted {
+    if !is_noted(&sandbox) {
         let (store, id) = (app.store.clone(), id.clone());
         app.tracker.spawn(async move { store.touch_sandbox(&id).await });
     }

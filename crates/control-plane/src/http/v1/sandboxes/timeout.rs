@@ -1,5 +1,5 @@
-//! `POST /v1/sandboxes/{id}/timeout`: a sandbox's time begins anew, with another length or another end when that is asked for. Of one that is
-//! paused it begins with its resume.
+//! `POST /v1/sandboxes/{id}/timeout`: a sandbox's time begins anew, that of running and that of being idle, with other lengths or another
+//! end when that is asked for. Of one that is paused it begins with its resume.
 
 use api::v1::errors::ErrorBody;
 use api::v1::sandboxes::{Sandbox, SetTimeout};
@@ -23,10 +23,10 @@ pub async fn timeout(
     Id(id): Id<SandboxId>,
     Json(body): Json<SetTimeout>,
 ) -> Result<axum::Json<Sandbox>, ApiError> {
-    let (timeout_sec, on_timeout) = time(body.timeout_sec, body.on_timeout.as_deref())?;
+    let time = time(&app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec)?;
     let (worker, actor, team) = (app.clone(), caller.actor(), caller.team);
     let set = super::super::detached(&app, async move {
-        worker.store.set_timeout(team, &id, timeout_sec, on_timeout, &actor).await
+        worker.store.set_timeout(team, &id, time.timeout_sec, time.on_timeout, time.idle_timeout_sec, &actor).await
     });
     match set.await? {
         Timed::Set(sandbox) => Ok(axum::Json(shown(*sandbox))),

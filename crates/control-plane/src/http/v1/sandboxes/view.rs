@@ -24,6 +24,8 @@ pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
         disk_size_mb: sandbox.shape.disk().0.into(),
         timeout_sec: sandbox.timeout_sec,
         on_timeout: sandbox.on_timeout.as_str().to_owned(),
+        idle_timeout_sec: sandbox.idle_timeout_sec,
+        idle_since: sandbox.idle_since.filter(|_| status == Status::Running),
         expires_at: sandbox.deadline.filter(|_| status == Status::Running),
         isolation: sandbox.isolation,
         host_id: sandbox.host.map(|placed| placed.host.to_string()),
