@@ -32,6 +32,8 @@ FUZZ_SECONDS ?= 60
 # For `make dev` and `make dev-agent`.
 DEV_DIR ?= $(or $(WRENN_DIR),/var/lib/wrenn)
 CP_HOST_AGENT_ADDR ?= 127.0.0.1:50051
+# Which images `make images` makes: all when empty. What only has to run here is content with the smallest.
+IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
@@ -54,13 +56,13 @@ build-envd: setup ## the static guest agent into builds/
 	@mkdir -p builds
 	install -t builds $(TARGET)/$(GUEST)/guest/envd
 
-images: setup ## guest kernel, initramfs and minimal rootfs into the cache
+images: setup ## guest kernel, initramfs and images into the cache; IMAGES="minimal python node" says which
 	$(BUILD_DEV)
-	$(XTASK) images --out "$(ARTIFACTS)"
+	$(XTASK) images --out "$(ARTIFACTS)" $(addprefix --image ,$(IMAGES))
 
 up: setup ## build, start the platform on this machine and keep it running (Ctrl-C ends it)
 	$(BUILD_DEV)
-	@$(MAKE) --no-print-directory images
+	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"
 	$(TARGET)/debug/wrenn up --artifacts "$(ARTIFACTS)" $(ARGS)
 
 down: ## end the platform of `make up` with its sandboxes
@@ -70,7 +72,7 @@ demo: ## build, then show that all of it works here; figures in builds/demo.json
 	@rm -f builds/demo.json
 	@began=$$SECONDS; scripts/setup; echo "setup: $$((SECONDS - began)) s"
 	@began=$$SECONDS; $(BUILD_DEV); echo "build: $$((SECONDS - began)) s"
-	@began=$$SECONDS; $(MAKE) --no-print-directory images; echo "images: $$((SECONDS - began)) s"
+	@began=$$SECONDS; $(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"; echo "images: $$((SECONDS - began)) s"
 	@mkdir -p builds
 	$(TARGET)/debug/wrenn demo --artifacts "$(ARTIFACTS)" --out builds/demo.json
 

@@ -40,7 +40,7 @@ done
 container=$1 name=$2
 # Said before the long work begins; xtask checks it again.
 case $name in
-minimal) refuse "minimal is made by \`make images\` only: choose another name" 64 ;;
+minimal | python | node) refuse "$name is made by \`make images\` only: choose another name" 64 ;;
 '' | [!A-Za-z0-9]* | *[!A-Za-z0-9._-]*) refuse "'$name' is no name of a template: letters, digits, '.', '-', '_', a letter or digit first" 64 ;;
 esac
 case $container in '' | -*) refuse "'$container' is no name of a container" 64 ;; esac

@@ -14,10 +14,11 @@ pub fn standbys(platform: &Platform) -> Vec<PathBuf> {
     std::fs::read_dir(platform.dir.join("pool/standbys")).into_iter().flatten().flatten().map(|it| it.path()).collect()
 }
 
-/// Waits until there are so many, and all of them stand still.
+/// Waits until there are at least so many, and all of them stand still.
 pub async fn until_ready(platform: &Platform, count: usize) {
     wait::until("enough stand by", READY_LIMIT, || async {
-        (standbys(platform).len() == count && stopped(platform) == count).then_some(())
+        let all = standbys(platform).len();
+        (all >= count && stopped(platform) == all).then_some(())
     })
     .await;
 }

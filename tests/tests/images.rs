@@ -1,4 +1,5 @@
-//! Images of operators: a container becomes a template by the script of the manual, with podman and without a registry.
+//! Images: those that are derived from the minimal one, and those of operators: a container becomes a template by the script of the manual,
+//! with podman and without a registry.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,5 +101,21 @@ async fn a_container_becomes_a_template() {
     let new = platform.create_with(json!({"template": "mine", "memory_mb": 256})).await;
     assert_eq!(platform.shell(&new, "cat /hello").await, (0, "from the container\n".to_owned()));
     run(Command::new(&podman).args(["rm", "made"]));
+    assert_eq!(platform.finish(), Default::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn derived_images_have_what_they_are_for() {
+    let artifacts = PathBuf::from(std::env::var_os("WRENN_TEST_ARTIFACTS").expect("what `make images` made"));
+    let platform = Platform::start();
+    let python = "python --version && python3 -c 'print(6*7)' && pip --version && python3 -m venv --without-pip /tmp/v && python3 -c 'import ensurepip' && /tmp/v/bin/python -c 'print(7*6)'";
+    let node = "node -e 'console.log(6*7)' && npm --version && mkdir /tmp/n && cd /tmp/n && npm init -y";
+    for (template, script, says) in [("python", python, "42\npip "), ("node", node, "42\n")] {
+        assert!(artifacts.join("images").join(template).exists(), "`make images` has not made {template}");
+        let id = platform.create_with(json!({"template": template, "memory_mb": 512})).await;
+        let (code, said) = platform.shell(&id, script).await;
+        assert!(code == 0 && said.contains(says), "{template}: {code} {said}");
+        platform.kill(&id).await;
+    }
     assert_eq!(platform.finish(), Default::default());
 }

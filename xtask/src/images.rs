@@ -7,14 +7,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{artifact, kernel, rootfs, run};
 
-/// The template that this repository makes by itself; an image from elsewhere must not take its place.
+/// The templates that this repository makes by itself; an image from elsewhere must not take their places.
 const MINIMAL: &str = "minimal";
+/// From the minimal one, each by its recipe in `images/`.
+const DERIVED: [&str; 2] = ["python", "node"];
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where to put `kernels/` and `images/`; `current` in the cache when absent.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Which images; all of them when absent.
+    #[arg(long = "image", value_name = "NAME", value_parser = [MINIMAL, DERIVED[0], DERIVED[1]])]
+    images: Vec<String>,
     /// Only envd and the minimal rootfs, as `scripts/update-minimal-rootfs.sh` asks for.
     #[arg(long)]
     rootfs_only: bool,
@@ -54,7 +59,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             artifact::publish(&entry.path(), &out.join("kernels").join(entry.file_name()))?;
         }
     }
-    publish(&rootfs::build(&envd(arguments.envd.as_deref())?)?, &out, MINIMAL)
+    let is_wanted = |name: &str| arguments.images.is_empty() || arguments.images.iter().any(|image| image == name);
+    let minimal = rootfs::build(&envd(arguments.envd.as_deref())?)?;
+    if is_wanted(MINIMAL) || arguments.rootfs_only {
+        publish(&minimal, &out, MINIMAL)?;
+    }
+    for name in DERIVED.into_iter().filter(|name| is_wanted(name) && !arguments.rootfs_only) {
+        publish(&rootfs::derive(&minimal, name)?, &out, name)?;
+    }
+    Ok(())
 }
 
 pub fn from_tree(arguments: &FromTree) -> Result<()> {
@@ -76,7 +89,7 @@ fn check_name(name: &str) -> Result<()> {
         name.len() <= 64 && name.bytes().all(good) && name.starts_with(|first: char| first.is_ascii_alphanumeric()),
         "{name:?} is no name of a template: 1 to 64 letters, digits, '.', '-' and '_', a letter or digit first"
     );
-    ensure!(name != MINIMAL, "`{MINIMAL}` is made by `make images` only: choose another name");
+    ensure!(name != MINIMAL && !DERIVED.contains(&name), "`{name}` is made by `make images` only: choose another name");
     Ok(())
 }
 
@@ -161,10 +174,10 @@ mod tests {
 
     #[test]
     fn names_of_templates_cannot_leave_their_folder() {
-        for good in ["python", "a", "node-20_x.1"] {
+        for good in ["python-3", "a", "node-20_x.1"] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", ".tmp", "-x", "a/b", "a b", "minimal", "ä", &"x".repeat(65)] {
+        for bad in ["", ".", "..", ".tmp", "-x", "a/b", "a b", "minimal", "python", "node", "ä", &"x".repeat(65)] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,7 @@
 //! Root file systems of guests: the minimal one from a Debian tree (slow to make, kept apart), others from a tree that somebody gives.
 //!
-//! An image is never mounted: it is written from a directory by `mkfs.ext4 -d`. The same inputs give the same bytes.
+//! An image is written from a directory by `mkfs.ext4 -d`, and the same inputs give the same bytes; only one that is derived from another by
+//! copy-on-write ([`derive`]) is mounted for it.
 
 use std::fs;
 use std::io::Read as _;
@@ -19,6 +20,8 @@ const SUITE: &str = "bookworm";
 const BASE_RECIPE: &str = "rootfs-5";
 /// Raised when the making of an image from a tree changes.
 const IMAGE_RECIPE: &str = "image-7";
+/// Raised when the making of a derived image changes.
+const DERIVE_RECIPE: &str = "derive-1";
 const PACKAGES: [&str; 17] = [
     "adduser",
     "bash",
@@ -65,6 +68,25 @@ pub fn build(envd: &Path) -> Result<PathBuf> {
             Command::new("tar").arg("-C").arg(&tree).arg("--numeric-owner").arg("-xf").arg(base.join("base.tar")),
         )?;
         image(&tree, envd, None, dir, SIZE_MIB)
+    })
+}
+
+/// Directory with `rootfs.ext4` and `digest`: a copy of the minimal image, which shares with it what does not change where the file system
+/// can, with the recipe `images/NAME` done in it. Unlike the others it is not the same to the byte each time.
+pub fn derive(minimal: &Path, name: &str) -> Result<PathBuf> {
+    let (script, recipe) = (run::root().join("images/derive.sh"), run::root().join("images").join(name));
+    let mut key = Key::default().text(DERIVE_RECIPE).file(&minimal.join("digest"))?.file(&script)?;
+    for file in ["packages", "setup.sh"].map(|file| recipe.join(file)) {
+        key = if file.exists() { key.file(&file)? } else { key.text("") };
+    }
+    artifact::get(name, key, |dir| {
+        ensure_root()?;
+        let to = dir.join("rootfs.ext4");
+        let copy = ["--reflink=auto", "--sparse=always", "--"];
+        run::output(Command::new("cp").args(copy).arg(minimal.join("rootfs.ext4")).arg(&to))?;
+        run::output(Command::new(script).arg(&to).arg(recipe)).with_context(|| format!("make the image {name}"))?;
+        fs::File::open(&to)?.sync_all()?;
+        artifact::write(&dir.join("digest"), digest(&to)?.as_bytes())
     })
 }
 

@@ -208,7 +208,7 @@ mod tests {
             (vec!["--slot-pool", "many"], "WRENN_SLOT_POOL"),
             (vec!["--max-sandboxes", "0"], "WRENN_MAX_SANDBOXES"),
             (vec!["--create-by", "magic"], "WRENN_CREATE_BY"),
-            (vec!["--standbys", "-1"], "WRENN_STANDBYS"),
+            (vec!["--standbys=-1"], "WRENN_STANDBYS"),
         ] {
             assert_eq!(config(&arguments).unwrap_err().setting, setting, "{arguments:?}");
         }

@@ -147,7 +147,7 @@ fn groups_of_no_sandbox_go_and_others_stay() {
     // The next start of the agent.
     let next = open();
     assert_eq!(next.groups().len(), 3 * trees);
-    assert_eq!(next.remove_orphans(|name| name == &id(1)), trees);
+    assert_eq!(next.remove_orphans(|name| name == id(1)), trees);
     let left: BTreeSet<PathBuf> = next.groups().into_iter().collect();
     assert_eq!(left.len(), 2 * trees, "{left:?}");
     // Another agent's are not seen.

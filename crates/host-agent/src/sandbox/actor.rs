@@ -47,9 +47,11 @@ pub enum Message {
     /// Answered at the end.
     Snapshot {
         id: SnapshotId,
-        reply: oneshot::Sender<Result<(), NotTaken>>,
+        reply: SnapshotReply,
     },
 }
+
+type SnapshotReply = oneshot::Sender<Result<(), NotTaken>>;
 
 /// Why there is no snapshot.
 #[derive(Debug, Clone)]
@@ -94,9 +96,9 @@ struct Mind {
     unwritten: bool,
     steps: Vec<(&'static str, Duration)>,
     /// Snapshots that are wished, and who waits for them.
-    snapshots: Vec<(SnapshotId, oneshot::Sender<Result<(), NotTaken>>)>,
+    snapshots: Vec<(SnapshotId, SnapshotReply)>,
     /// Said once what came of it is published.
-    answers: Vec<(oneshot::Sender<Result<(), NotTaken>>, Result<(), NotTaken>)>,
+    answers: Vec<(SnapshotReply, Result<(), NotTaken>)>,
 }
 
 impl Actor {
