@@ -37,6 +37,10 @@ const MEMORY_MIB: u32 = 512;
 const STANDBYS: usize = 2;
 /// Room for all that are there at once.
 const POOL_MIB: u32 = 12_288;
+/// What a pause costs must not depend on how much memory a guest has: these are compared, by so many pauses each.
+const SMALL_MIB: u32 = 256;
+const LARGE_MIB: u32 = 2048;
+const PAUSES: usize = 8;
 /// Sandboxes that one fork makes, and how often.
 const FORKED: usize = 10;
 const FORKS: usize = 3;
@@ -101,6 +105,10 @@ struct Samples {
     bare: Vec<Life>,
     pause: Vec<f64>,
     pause_stopped: Vec<f64>,
+    pause_small: Vec<f64>,
+    pause_large: Vec<f64>,
+    stopped_small: Vec<f64>,
+    stopped_large: Vec<f64>,
     resume: Vec<f64>,
     checkpoint_stall: Vec<f64>,
     snapshot: Vec<f64>,
@@ -145,6 +153,9 @@ async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
     }
     bare.finish().await?;
     commands(platform, &mut samples).await?;
+    for memory_mib in [SMALL_MIB, LARGE_MIB] {
+        pauses(platform, memory_mib, &mut samples).await?;
+    }
     forks(platform, &mut samples).await?;
     Ok((judge(samples), isolation))
 }
@@ -175,7 +186,8 @@ async fn one_life(platform: &Platform, samples: &mut Samples) -> Result<String> 
     platform.kill(&id).await;
     wait::until("the booted state is kept", SETTLE_MAX, || {
         let mut places = std::fs::read_dir(&templates).into_iter().flatten().flatten();
-        let is_kept = places.any(|place| place.path().join("gen-00001").exists());
+        // Its digests are made last, and would be made beside what is measured.
+        let is_kept = places.any(|place| place.path().join("gen-00001/digests").exists());
         async move { is_kept.then_some(()) }
     })
     .await;
@@ -188,24 +200,53 @@ async fn one_life(platform: &Platform, samples: &mut Samples) -> Result<String> 
 /// The first pause of a microVM that was booted writes little; what is measured is the second one, of a clone, as they all are from then
 /// on.
 async fn turns(platform: &Platform, id: &str, samples: &mut Samples) -> Result<()> {
-    let turn = async |verb: &str, wanted: &str| -> Result<(f64, Value)> {
-        let began = Instant::now();
-        let (status, sandbox) =
-            platform.call(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=60"), None).await;
-        ensure!(status == 200 && sandbox["status"] == wanted, "the {verb} answers {status}: {sandbox}");
-        Ok((milliseconds(began), sandbox))
-    };
-    turn("pause", "paused").await?;
-    turn("resume", "running").await?;
+    turn(platform, id, "pause", "paused").await?;
+    turn(platform, id, "resume", "running").await?;
     let dirtied = format!("head -c {DIRTIED_BYTES} /dev/urandom >/dev/shm/dirtied");
     ensure!(platform.shell(id, &dirtied).await.0 == 0, "the guest has no memory to write to");
-    let (took, sandbox) = turn("pause", "paused").await?;
-    let steps = sandbox["steps"].as_array().context("the sandbox has no steps")?;
-    let stopped = steps.iter().find(|step| step["name"] == "stopped").context("no step stopped")?;
+    let (took, sandbox) = turn(platform, id, "pause", "paused").await?;
     samples.pause.push(took);
-    samples.pause_stopped.push(stopped["ms"].as_f64().context("a step without its time")?);
-    samples.resume.push(turn("resume", "running").await?.0);
+    samples.pause_stopped.push(stopped_ms(&sandbox)?);
+    samples.resume.push(turn(platform, id, "resume", "running").await?.0);
     checkpoint(platform, id, &dirtied, samples).await
+}
+
+/// The same pauses of a guest with so much memory, of which it uses as little.
+async fn pauses(platform: &Platform, memory_mib: u32, samples: &mut Samples) -> Result<()> {
+    let before = settled(platform).await;
+    let id = platform.create_with(json!({"template": "minimal", "memory_mb": memory_mib, "vcpus": 1})).await;
+    for round in 0..=PAUSES {
+        let dirtied = format!("head -c {DIRTIED_BYTES} /dev/urandom >/dev/shm/dirtied");
+        ensure!(platform.shell(&id, &dirtied).await.0 == 0, "the guest has no memory to write to");
+        let (took, sandbox) = turn(platform, &id, "pause", "paused").await?;
+        let (acknowledged, stopped) = match memory_mib {
+            SMALL_MIB => (&mut samples.pause_small, &mut samples.stopped_small),
+            _ => (&mut samples.pause_large, &mut samples.stopped_large),
+        };
+        // The first one is of a microVM that was booted, and another matter.
+        if round > 0 {
+            acknowledged.push(took);
+            stopped.push(stopped_ms(&sandbox)?);
+        }
+        turn(platform, &id, "resume", "running").await?;
+    }
+    platform.kill(&id).await;
+    samples.left.push(left_over(platform, &before).await);
+    Ok(())
+}
+
+/// How long its vCPUs stood still.
+fn stopped_ms(of: &Value) -> Result<f64> {
+    let steps = of["steps"].as_array().context("no steps")?;
+    let stopped = steps.iter().find(|step| step["name"] == "stopped").context("no step stopped")?;
+    stopped["ms"].as_f64().context("a step without its time")
+}
+
+async fn turn(platform: &Platform, id: &str, verb: &str, wanted: &str) -> Result<(f64, Value)> {
+    let began = Instant::now();
+    let (status, sandbox) = platform.call(Method::POST, &format!("/v1/sandboxes/{id}/{verb}?wait_sec=60"), None).await;
+    ensure!(status == 200 && sandbox["status"] == wanted, "the {verb} answers {status}: {sandbox}");
+    Ok((milliseconds(began), sandbox))
 }
 
 /// A snapshot of a sandbox that goes on.
@@ -219,9 +260,7 @@ async fn checkpoint(platform: &Platform, id: &str, dirtied: &str, samples: &mut 
     let (_, timeline) = platform.call(Method::GET, &format!("/v1/sandboxes/{id}/timeline"), None).await;
     let entries = timeline.as_array().context("no timeline")?;
     let taken = entries.iter().find(|entry| entry["kind"] == "snapshot").context("no snapshot in the timeline")?;
-    let steps = taken["steps"].as_array().context("the snapshot has no steps")?;
-    let stopped = steps.iter().find(|step| step["name"] == "stopped").context("no step stopped")?;
-    samples.checkpoint_stall.push(stopped["ms"].as_f64().context("a step without its time")?);
+    samples.checkpoint_stall.push(stopped_ms(taken)?);
     let (status, _) = platform.call(Method::DELETE, "/v1/snapshots/bench", None).await;
     ensure!(status == 204, "the end of the snapshot answers {status}");
     Ok(())
@@ -330,6 +369,12 @@ fn judge(samples: Samples) -> Vec<Judged> {
         Figure::of("pause_stopped", "ms", samples.pause_stopped)
             .beside(floor(|life| life.pause_stopped))
             .judged(Limit::P50(30.0)),
+        Figure::of("pause_acknowledged_2_gib", "ms", samples.pause_large)
+            .beside(samples.pause_small)
+            .judged(Limit::Ratio(1.5)),
+        Figure::of("pause_stopped_2_gib", "ms", samples.stopped_large)
+            .beside(samples.stopped_small)
+            .judged(Limit::Ratio(1.5)),
         Figure::of("create_control_plane", "ms", samples.control_plane).judged(Limit::P50(10.0)),
         Figure::of("exec", "ms", samples.command).beside(samples.direct).judged(Limit::None),
         Figure::of("exec_overhead", "ms", overhead).judged(Limit::P50(5.0)),

@@ -1,7 +1,7 @@
 //! The booted state of each template, in each shape: what a create is restored from instead of booting once more.
 //!
 //! ```text
-//!  <pool>/templates/<key>/gen-00001/     a generation like a sandbox's, of a guest that is nobody's yet
+//!  <pool>/templates/<key>/gen-00001/     a generation like a sandbox's, of a guest that has no identity yet
 //! ```
 //!
 //! The first create of its kind boots, and leaves the state behind before the guest learns who it is. The key is a digest of everything
@@ -26,9 +26,8 @@ use super::fence::Wish;
 use super::generation::{self, About, Files, GenerationError};
 use super::shelf::{GENERATION, Lease, Making, Shelf};
 use super::state::{Run, Spec};
-use super::steps::{Body, StepError, blocking, token};
+use super::steps::{Body, StepError, blocking};
 use crate::durable;
-use crate::guest::rehearse;
 use crate::machines::MachineError;
 use crate::template;
 
@@ -161,7 +160,7 @@ impl Body {
 
     /// Leaves the booted state behind for the creates that follow. Nothing of it that fails is a failure of this create, but that the
     /// microVM does not go on.
-    pub(super) async fn keep_booted(&mut self, wish: &Wish, run: &Run) -> Result<(), StepError> {
+    pub(super) async fn keep_booted(&self, wish: &Wish, run: &Run) -> Result<(), StepError> {
         let generations = self.context().template_generations.clone();
         let (Some(generations), Some(wanted)) = (generations, self.wanted().map(str::to_owned)) else {
             return Ok(());
@@ -183,20 +182,13 @@ impl Body {
             return Ok(());
         }
         let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
-        // Those that begin with it have it behind them. Also this one, which will know its host by it.
-        let secret = token()?;
-        self.note_known_by(secret.clone());
-        if let Err(error) = rehearse(self.context().ground.dial(run.slot), "", &secret).await {
-            warn!(sandbox.id = %self.id(), "the guest has not rehearsed its first words: {error}");
-            return Ok(());
-        }
         let saved = self.save_booted(&making, &microvm, run).await;
         microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
         let spec = wish.spec.clone();
         let before = Before::of_base(self.context().ground.open_base(&spec).await);
         // The create goes on meanwhile. An agent that ends before leaves half of it, which the next one removes.
         tokio::task::spawn_blocking(move || {
-            let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm, &secret)?));
+            let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm)?));
             if let Err(error) = sealed {
                 warn!("the booted state of template {} is not kept: {error}: {}", spec.template, error.causes());
                 making.abandon();
@@ -229,8 +221,8 @@ impl Body {
     }
 }
 
-fn seal(making: &Making, spec: &Spec, vmm: Stamp, control_token: &str) -> Result<(), GenerationError> {
-    let about = About { parent: None, vmm, spec, envd_version: "", control_token };
+fn seal(making: &Making, spec: &Spec, vmm: Stamp) -> Result<(), GenerationError> {
+    let about = About { parent: None, vmm, spec, envd_version: "", control_token: "" };
     dig(&generation::begun_files(making.place(), GENERATION).memory()).map_err(GenerationError::Make)?;
     generation::seal(making.place(), GENERATION, &about)
 }
