@@ -82,7 +82,7 @@ dev: setup ## PostgreSQL, migrations and the control plane, for work on them; `m
 
 dev-agent: setup ## the host agent for `make dev`
 	$(BUILD_DEV)
-	$(XTASK) images --out "$(DEV_DIR)"
+	$(XTASK) images --out "$(DEV_DIR)" $(addprefix --image ,$(or $(IMAGES),minimal))
 	WRENN_DIR="$(DEV_DIR)" WRENN_CP_URL="$${WRENN_CP_URL:-http://127.0.0.1:8000}" \
 	WRENN_REGISTRATION_TOKEN="$$([ -s "$(DEV_DIR)/host-token" ] || cat "$(DEV_DIR)/dev-registration-token")" \
 		$(TARGET)/debug/wrenn-agent --address "$(CP_HOST_AGENT_ADDR)"
@@ -124,13 +124,13 @@ fuzz: ## each fuzz target for a minute; what it finds is in fuzz/artifacts
 
 bench: setup ## figures into builds/bench.json, each beside the bare VMM's of the same run
 	$(BUILD_DEV)
-	@$(MAKE) --no-print-directory images
+	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"
 	@mkdir -p builds
 	$(TARGET)/debug/bench
 
 bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)
-	@$(MAKE) --no-print-directory images
+	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"
 	$(TARGET)/debug/bench-envd
 
 clean-host: ## remove what test runs that were killed left on this machine

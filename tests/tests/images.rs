@@ -108,7 +108,7 @@ async fn a_container_becomes_a_template() {
 async fn derived_images_have_what_they_are_for() {
     let artifacts = PathBuf::from(std::env::var_os("WRENN_TEST_ARTIFACTS").expect("what `make images` made"));
     let platform = Platform::start();
-    let python = "python --version && python3 -c 'print(6*7)' && pip --version && python3 -m venv --without-pip /tmp/v && python3 -c 'import ensurepip' && /tmp/v/bin/python -c 'print(7*6)'";
+    let python = "python --version && python3 -c 'print(6*7)' && pip --version && pip install --no-index pip && python3 -m venv --without-pip /tmp/v && python3 -c 'import ensurepip' && /tmp/v/bin/python -c 'print(7*6)'";
     let node = "node -e 'console.log(6*7)' && npm --version && mkdir /tmp/n && cd /tmp/n && npm init -y";
     for (template, script, says) in [("python", python, "42\npip "), ("node", node, "42\n")] {
         assert!(artifacts.join("images").join(template).exists(), "`make images` has not made {template}");

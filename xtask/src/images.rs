@@ -18,7 +18,7 @@ pub struct Arguments {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Which images; all of them when absent.
-    #[arg(long = "image", value_name = "NAME", value_parser = [MINIMAL, DERIVED[0], DERIVED[1]])]
+    #[arg(long = "image", value_name = "NAME", conflicts_with = "rootfs_only", value_parser = [MINIMAL, DERIVED[0], DERIVED[1]])]
     images: Vec<String>,
     /// Only envd and the minimal rootfs, as `scripts/update-minimal-rootfs.sh` asks for.
     #[arg(long)]
