@@ -199,9 +199,11 @@ async fn a_snapshot_is_a_template_until_it_is_deleted() {
         let named = |template: &Value| template["name"].as_str().unwrap().to_owned();
         list.as_array().unwrap().iter().map(named).collect::<Vec<_>>()
     };
-    assert_eq!(list("").await, ["ready.one", "minimal"]);
+    // Of the base ones there are as many as the host has images.
+    let bases = list("?type=base").await;
+    assert!(bases.contains(&"minimal".to_owned()) && !bases.contains(&"ready.one".to_owned()), "{bases:?}");
+    assert_eq!(list("").await, [vec!["ready.one".to_owned()], bases].concat());
     assert_eq!(list("?type=snapshot").await, ["ready.one"]);
-    assert_eq!(list("?type=base").await, ["minimal"]);
     assert_eq!(code(&call(&platform, Method::GET, "/v1/snapshots?type=x", None).await), wanted(400, "invalid_request"));
     let delete = async |name: &str| call(&platform, Method::DELETE, &format!("/v1/snapshots/{name}"), None).await;
     assert_eq!(code(&delete("minimal").await), wanted(403, "forbidden"));
