@@ -7,8 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::RwLock;
 use whole_machine::objects;
 use whole_machine::platform::{Options, Platform};
+
+/// What measures how soon an answer comes has the machine for itself: the others may be beside one another.
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
 /// Fills, zeroes and refills its memory and a file, step by step, and says what both hold.
 const CANARY: &str = r#"
@@ -62,6 +66,7 @@ async fn identity(platform: &Platform, id: &str) -> [String; 3] {
 /// A bit that turns on the disk while the sandbox is paused: it stays paused, untouched, and not an instruction of it runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_saved_state_with_a_turned_bit_is_refused_and_stays() {
+    let _beside = MACHINE.read().await;
     let platform = Platform::start();
     let id = platform.create().await;
     let place = |generation: u32| platform.dir.join("pool/sandboxes").join(&id).join(format!("gen-{generation:05}"));
@@ -265,28 +270,33 @@ async fn cycles(count: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_cycles_with_everything_under_way_answer_at_once() {
+    let _alone = MACHINE.write().await;
     cycles(10).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: make check-long"]
 async fn a_hundred_cycles_with_everything_under_way_answer_at_once() {
+    let _alone = MACHINE.write().await;
     cycles(100).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_generations_keep_memory_disk_and_processes() {
+    let _beside = MACHINE.read().await;
     generations(10).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: make check-long"]
 async fn a_hundred_generations_keep_memory_disk_and_processes() {
+    let _beside = MACHINE.read().await;
     generations(100).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_whose_time_is_over_is_paused_and_has_time_again_when_it_is_resumed() {
+    let _beside = MACHINE.read().await;
     let platform = Platform::start();
     let made = platform.wrenn(&["sandbox", "create", "--timeout", "3", "--on-timeout", "pause", "--memory", "256"]);
     assert!(made.status.success(), "{made:?}");
@@ -316,6 +326,7 @@ const IDLE_SEC: u64 = 15;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_idle_is_paused_and_what_works_or_is_used_is_not() {
+    let _beside = MACHINE.read().await;
     let env = [("WRENN_TEST_IDLE_TIMEOUT_MIN_SEC".to_owned(), "1".to_owned())].into();
     let options = Options { env, pool_mib: Some(16_384), ..Options::default() };
     let platform = Arc::new(Platform::start_with(&options));
@@ -376,6 +387,7 @@ async fn what_is_idle_is_paused_and_what_works_or_is_used_is_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_pool_leaves_a_sandbox_running() {
+    let _beside = MACHINE.read().await;
     let platform = Platform::start_with(&Options { pool_mib: Some(2560), ..Options::default() });
     let id = platform.create().await;
     let filler = platform.dir.join("pool/filler");
@@ -411,6 +423,7 @@ async fn a_full_pool_leaves_a_sandbox_running() {
 /// Clients that leave in the middle, and many wishes at once: the last one stands and the sandbox is whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn wishes_back_and_forth_end_in_the_last_one() {
+    let _beside = MACHINE.read().await;
     let platform = Platform::start();
     let id = platform.create().await;
     platform.shell(&id, "echo kept >/dev/shm/kept").await;

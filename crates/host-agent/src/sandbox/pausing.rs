@@ -83,7 +83,7 @@ impl Body {
                 })
                 .await?;
                 self.keep(to);
-                self.make_digests(files, before);
+                self.leave_digests(files, before);
             }
         }
         Ok(())
@@ -164,10 +164,12 @@ impl Body {
         }
     }
 
-    /// Nobody waits for them. A state that is resumed or removed sooner has none.
-    pub(super) fn make_digests(&self, files: Files, before: Before) {
-        let of = format!("a saved state of sandbox {}", self.id());
-        tokio::task::spawn_blocking(move || digests::write_and_tell(&files, &before, &of));
+    /// Made when what somebody waits for is done. A state that is resumed or removed sooner has none.
+    pub(super) fn make_digests(&mut self) {
+        if let Some((files, before)) = self.take_undigested() {
+            let of = format!("a saved state of sandbox {}", self.id());
+            tokio::task::spawn_blocking(move || digests::write_and_tell(&files, &before, &of));
+        }
     }
 
     /// How a microVM begins with a saved state, if that is one for this host.

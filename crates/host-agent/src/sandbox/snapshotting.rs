@@ -80,9 +80,12 @@ impl Body {
                 })
                 .await?;
                 self.note_making(None);
-                self.make_digests(files, before);
+                self.leave_digests(files, before);
             }
-            Snapshot::Commit => self.write_running(wish, run).await,
+            Snapshot::Commit => {
+                self.write_running(wish, run).await;
+                self.make_digests();
+            }
         }
         Ok(())
     }

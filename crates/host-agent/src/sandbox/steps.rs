@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::claim;
 use super::console::Console;
-use super::digests;
+use super::digests::{self, Before};
 use super::fence::Wish;
 use super::generation::{self, Files, GenerationError};
 use super::journal::{Journal, JournalError};
@@ -211,6 +211,8 @@ pub struct Body {
     settling: Option<JoinHandle<Result<(), JournalError>>>,
     /// What is written down says that it is being made, and it runs: who finds that makes it run.
     is_behind: bool,
+    /// The valid state of which digests are to be made yet.
+    undigested: Option<(Files, Before)>,
 }
 
 impl Body {
@@ -232,6 +234,7 @@ impl Body {
             is_run_noted: AtomicBool::new(false),
             settling: None,
             is_behind: false,
+            undigested: None,
         }
     }
 
@@ -333,6 +336,14 @@ impl Body {
         self.microvm = Some(microvm);
         let (journal, id) = (self.context.journal.clone(), self.id.clone());
         self.settling = Some(tokio::task::spawn_blocking(move || journal.settle(&id)));
+    }
+
+    pub(super) fn leave_digests(&mut self, files: Files, before: Before) {
+        self.undigested = Some((files, before));
+    }
+
+    pub(super) fn take_undigested(&mut self) -> Option<(Files, Before)> {
+        self.undigested.take()
     }
 
     /// Its running is to be written down when there is nothing else to do.
@@ -757,6 +768,7 @@ impl Body {
                 }
                 self.run = None;
                 self.context.admission.release(&self.id);
+                self.make_digests();
             }
             Down::Tombstone => {
                 let tombstone = Tombstone { id: self.id.clone(), fence: wish.fence.clone() };
