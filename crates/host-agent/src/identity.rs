@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rand::TryRngCore as _;
 
@@ -90,8 +91,13 @@ pub enum IdentityError {
     Random,
 }
 
+/// How long the lock of an agent that was killed may stay with a child of it that was forked and has not yet become the
+/// VMM: a VMM's start ends in a moment, or with the agent.
+const LAST_CHILDREN: Duration = Duration::from_secs(2);
+
 impl Lock {
-    pub fn take(dir: &Path) -> Result<Self, IdentityError> {
+    /// Waits up to two seconds for what a dead agent left to let go of it.
+    pub async fn take(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join("agent.lock");
         let file = OpenOptions::new()
             .read(true)
@@ -102,10 +108,16 @@ impl Lock {
             .custom_flags(libc::O_CLOEXEC)
             .open(&path)
             .map_err(|cause| IdentityError::OpenLock { path: path.clone(), cause })?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::Locked { dir: dir.to_owned() }),
-            Err(errno) => Err(IdentityError::OpenLock { path, cause: errno.into() }),
+        let end = Instant::now() + LAST_CHILDREN;
+        loop {
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(IdentityError::Locked { dir: dir.to_owned() }),
+                Err(errno) => return Err(IdentityError::OpenLock { path, cause: errno.into() }),
+            }
         }
     }
 }
@@ -169,13 +181,17 @@ mod tests {
         assert!(matches!(load_or_make(dir.path(), "m1"), Err(IdentityError::Damaged { .. })));
     }
 
-    #[test]
-    fn one_agent_per_directory() {
+    #[tokio::test]
+    async fn one_agent_per_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = Lock::take(dir.path()).unwrap();
-        assert!(matches!(Lock::take(dir.path()), Err(IdentityError::Locked { .. })));
-        drop(lock);
-        assert!(Lock::take(dir.path()).is_ok());
+        let lock = Lock::take(dir.path()).await.unwrap();
+        assert!(matches!(Lock::take(dir.path()).await, Err(IdentityError::Locked { .. })));
+        // Whoever comes while the last one is on its way out gets it then.
+        let leave = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(lock);
+        };
+        assert!(tokio::join!(Lock::take(dir.path()), leave).0.is_ok());
     }
 
     #[test]

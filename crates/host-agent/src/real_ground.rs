@@ -261,7 +261,11 @@ fn end_standbys(pool: &Path, tag: &Tag, taken: &BTreeSet<u16>, not_ours: &BTreeS
     for place in standby::left_in(pool)? {
         let slot = place.file_name().and_then(|name| standby::slot_of(name.to_str()?));
         if let Some(slot) = slot.filter(|slot| !taken.contains(slot) && !not_ours.contains(&tag.uid(*slot))) {
-            sweep::sweep(tag.uid(slot))?;
+            // In what does not end there is still something: it keeps its slot, and its directory for the next start.
+            if let Err(error) = sweep::sweep(tag.uid(slot)) {
+                warn!("what stood by in slot {slot} does not end: {error}");
+                continue;
+            }
         }
         durable::remove_tree(&place)?;
     }

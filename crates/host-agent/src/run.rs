@@ -125,7 +125,7 @@ impl Base {
         preflight::raise_descriptors();
         let dir = config.dir.clone();
         std::fs::create_dir_all(&dir).map_err(|cause| RunError::Directory { path: dir.clone(), cause })?;
-        let lock = Lock::take(&dir)?;
+        let lock = Lock::take(&dir).await?;
         let tag = identity::load_or_make(&dir, &identity::machine_id()?)?;
         let ground = Arc::new(RealGround::open(&config, &tag).await?);
         let adopter = Arc::new(Qemu::new(None, Accelerator::Tcg).await.map_err(RunError::NoVmm)?);
@@ -162,6 +162,7 @@ impl Base {
         };
         let context = Context {
             standbys,
+            digests: Default::default(),
             template_generations,
             snapshots: Arc::new(snapshots),
             machines: Machines::new(dir.clone(), ground.clone(), self.adopter.clone(), driver),

@@ -79,6 +79,8 @@ impl Machine {
         command
             .env("WRENN_DIR", &self.dir)
             .env("WRENN_POOL_MIB", "6144")
+            // What is counted here is the sandboxes' alone.
+            .env("WRENN_STANDBYS", "0")
             .env_remove("WRENN_CP_URL")
             .stdin(Stdio::null());
         command
@@ -390,11 +392,16 @@ async fn a_greedy_guest_harms_nobody_and_is_not_killed_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_all_ends_what_a_dead_agent_left() {
     let Some(machine) = Machine::new().await else { return };
-    let agent = machine.start(&[]).await;
+    let agent = machine.start(&[("WRENN_STANDBYS", Path::new("4"))]).await;
     let client = machine.client(&agent);
     for n in 1..=2 {
         assert_eq!(create(&client, n, 1).await.observed, "running");
     }
+    wait(Duration::from_secs(60), "no microVM stands by", async || {
+        std::fs::read_dir(machine.dir.join("pool/standbys")).is_ok_and(|mut places| places.next().is_some())
+    })
+    .await;
+    // In the middle of making it, or just after.
     drop(agent);
     let held = machine.held();
     assert!(held.len() >= 10, "{held:?}");

@@ -44,7 +44,7 @@ impl Agent {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), reached)
+        tokio::time::timeout(Duration::from_secs(40), reached)
             .await
             .unwrap_or_else(|_| panic!("{} are ready", self.ready()));
     }
@@ -173,6 +173,58 @@ async fn one_that_died_is_not_claimed_and_all_give_way() {
     assert_eq!((agent.ready(), standbys.slots().len()), (0, 0));
     assert_eq!(create(&agent.sandboxes, &id(3), 1).await.observed, Observed::Running);
     for n in 1..=3 {
+        kill(&agent.sandboxes, &id(n), 9).await;
+    }
+    agent.end().await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+/// In its directory from the claim on: no state can be written there as long as this lies in the way.
+fn block(place: &std::path::Path) {
+    std::fs::create_dir(place.join("state.json.tmp")).unwrap();
+}
+
+fn unblock(stage: &Stage, id: &SandboxId) {
+    std::fs::remove_dir(stage.dir.join("pool/sandboxes").join(id.as_str()).join("state.json.tmp")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_before_it_was_written_down_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = stage(dir.path()).await;
+    let agent = Agent::start(&stage, 2).await;
+    create(&agent.sandboxes, &id(1), 1).await;
+    create(&agent.sandboxes, &id(2), 1).await;
+    agent.until_ready(2).await;
+    for place in std::fs::read_dir(dir.path().join("pool/standbys")).unwrap().flatten() {
+        block(&place.path());
+    }
+    for n in [3, 4] {
+        assert_eq!(create(&agent.sandboxes, &id(n), 1).await.observed, Observed::Running);
+        assert!(was_standby(&stage, &id(n)));
+        assert_eq!(journal(&stage, &id(n))["record"]["phase"]["is"], "making");
+    }
+    // It is tried again, here because somebody asks for the sandbox.
+    unblock(&stage, &id(3));
+    create(&agent.sandboxes, &id(3), 2).await;
+    let written = async {
+        while journal(&stage, &id(3))["record"]["phase"]["is"] != "running" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is written down once it can be");
+
+    // The host goes down, or only this microVM and the agent, before it could be written down.
+    let uid = agent.sandboxes.get(&id(4)).await.unwrap().unwrap().uid.unwrap();
+    agent.vanish().await;
+    host_agent::sweep::sweep(uid).unwrap();
+    unblock(&stage, &id(4));
+    let agent = Agent::start(&stage, 2).await;
+    let again = agent.sandboxes.ensure_running(&id(4), fence(1), spec(), soon()).await;
+    assert!(again.as_ref().map_or(true, |view| view.observed == Observed::Failed), "{again:?}");
+    assert_eq!(agent.sandboxes.get(&id(4)).await.unwrap().unwrap().view.observed, Observed::Failed);
+    assert!(dir.path().join("pool/sandboxes").join(id(4).as_str()).join("disk").exists(), "it is a customer's");
+    for n in 1..=4 {
         kill(&agent.sandboxes, &id(n), 9).await;
     }
     agent.end().await;

@@ -92,8 +92,10 @@ struct Mind {
     restart: bool,
     /// Why it runs although a pause was wished.
     refusal: Option<Failure>,
-    /// The wish is newer than what is written down.
+    /// What is written down is not that it runs, at this revision.
     unwritten: bool,
+    /// The create under way was begun by an earlier agent, which may have acknowledged it.
+    may_have_run: bool,
     steps: Vec<(&'static str, Duration)>,
     /// Snapshots that are wished, and who waits for them.
     snapshots: Vec<(SnapshotId, SnapshotReply)>,
@@ -111,6 +113,7 @@ impl Actor {
         progress: Progress,
     ) -> (Self, watch::Receiver<Published>) {
         let mind = Mind {
+            may_have_run: matches!(progress, Progress::Making { .. }),
             wish,
             progress,
             restart: false,
@@ -170,10 +173,12 @@ impl Actor {
     /// Nothing to do now: waits for a wish, the end of the microVM, or the time to try again.
     async fn idle(&mut self, resume_at: Option<Instant>, stop: &CancellationToken) {
         if self.mind.unwritten && self.mind.progress == Progress::Running {
-            // A newer revision of the same wish; losing it to a crash only makes the control plane say it again.
-            self.mind.unwritten = false;
-            if let Err(error) = self.body.note_fence(&self.mind.wish).await {
-                warn!(sandbox.id = %self.body.id(), "a newer revision was not written down: {error}");
+            // Tried again at each turn until it is done: what stands there instead may say that it is only being made.
+            match self.body.note_running(&self.mind.wish).await {
+                Ok(()) => self.mind.unwritten = false,
+                Err(error) => {
+                    warn!(sandbox.id = %self.body.id(), "that the sandbox runs is not written down yet: {error}")
+                }
             }
         }
         let sleep = async {
@@ -213,6 +218,7 @@ impl Actor {
             self.mind.steps.clear();
         }
         if step == Step::Create(Create::Reserve) {
+            self.mind.may_have_run = false;
             self.mind.progress = Progress::Making { done: None, give_up_at: begin + CREATE_TIME_MAX };
             self.publish(false);
         }
@@ -426,10 +432,15 @@ impl Mind {
         };
     }
 
+    /// One that may have run keeps its disk, and no fresh guest takes its place.
+    fn kind_of_failed_create(&self) -> FailureKind {
+        if self.may_have_run { FailureKind::Exited } else { FailureKind::Create }
+    }
+
     fn advance(&mut self, step: Step, last: Option<Generation>) {
         if step == Step::GiveUp {
             let reason = format!("it did not run within {} s", CREATE_TIME_MAX.as_secs());
-            return self.fail(FailureKind::Create, reason, Cause::Other, last);
+            return self.fail(self.kind_of_failed_create(), reason, Cause::Other, last);
         }
         let reverted = matches!(step, Step::Revert(Revert::Commit));
         if let (true, Progress::Reverting { what: Undone::Pause { failure, .. }, .. }) = (reverted, &self.progress) {
@@ -512,7 +523,7 @@ impl Mind {
             Step::Create(_) if self.wish.desired == Desired::Killed => false,
             Step::Create(create) => {
                 warn!(sandbox.id = %id, step = create.name(), cause = error.causes(), "sandbox {id} failed at {}: {error}", create.name());
-                self.fail(FailureKind::Create, error.public(), error.cause(), last);
+                self.fail(self.kind_of_failed_create(), error.public(), error.cause(), last);
                 false
             }
             // Taking down is repeated until it is done: nothing may be left behind.

@@ -21,7 +21,7 @@ use super::journal::{Journal, JournalError, STATE_FILE, encode};
 use super::state::{Phase, Record, Run, WasStandby};
 use super::steps::{Body, StepError, blocking, token};
 use crate::durable;
-use crate::standby::Standby;
+use crate::standby::{self, Standby};
 
 /// In a directory that was a standby's, until what is written down of the sandbox is on the disk: the boot of the host.
 const MARK: &str = "standby";
@@ -43,7 +43,11 @@ impl Body {
             let context = self.shared_context();
             tokio::spawn(async move { standbys.end(&context, standby).await });
         }
-        claimed.map(|()| true)
+        match claimed {
+            // Its microVM ended in this very moment: the long way is open.
+            Err(StepError::Machine(_)) => Ok(false),
+            claimed => claimed.map(|()| true),
+        }
     }
 
     async fn take_standby(&mut self, standby: &Standby, wish: &Wish) -> Result<(), StepError> {
@@ -97,7 +101,12 @@ impl Journal {
         let settled = || -> io::Result<()> {
             File::open(directory.join(STATE_FILE))?.sync_all()?;
             durable::sync_directory(&directory)?;
-            durable::sync_directory(&self.sandboxes)
+            durable::sync_directory(&self.sandboxes)?;
+            // From where it was renamed: on some file systems it could be there again.
+            match self.sandboxes.parent().map(|pool| durable::sync_directory(&pool.join(standby::FOLDER))) {
+                Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
         };
         settled().map_err(|cause| JournalError::Write { id: id.clone(), cause })
     }

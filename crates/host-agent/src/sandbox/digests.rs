@@ -10,9 +10,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::generation::{Files, GenerationError, device_digest};
@@ -25,6 +27,8 @@ const FORMAT: u32 = 1;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// More would take the processors from those who wait for something.
 const CHECKERS_MAX: usize = 4;
+/// States whose digests wait to be made.
+const WAITING_MAX: usize = 64;
 
 type Pieces = BTreeMap<u64, String>;
 
@@ -48,7 +52,8 @@ impl Before {
     /// Of the state that a run had begun with. What cannot be read now is as good as gone.
     pub fn of_state(files: &Files) -> Self {
         let open = |path: &Path| File::open(path).ok();
-        let digests = read(files).ok().flatten();
+        let is_its_own = |digests: &Digests| device_digest(files).is_ok_and(|device| device == digests.device);
+        let digests = read(files).ok().flatten().filter(is_its_own);
         Self {
             // Without its digests all of the memory is covered anew.
             memory: open(&files.memory()).filter(|_| digests.is_some()),
@@ -63,19 +68,51 @@ impl Before {
     }
 }
 
-/// Makes the digests of a valid state, of which nobody waits for them: one that goes meanwhile, or cannot be read, has none.
-pub fn write_and_tell(files: &Files, before: &Before, of: &str) {
-    match write(files, before) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => warn!("{of} stays without digests: {error}"),
-        Ok(()) => debug!("{of} has digests"),
+/// States whose digests are to be made. Nobody waits for them, so they wait for one another, without a thread; of what is too much
+/// nothing is made, because each one that waits holds its files open.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    places: Arc<Semaphore>,
+    turn: Arc<Semaphore>,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self::new(WAITING_MAX)
     }
 }
 
-/// Makes the digests of a valid state. Reads what has changed, so it takes a second for each GiB of that. One at a time.
+impl Queue {
+    fn new(places: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(places)), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// A state that goes before its turn has none. `hold` is kept until they are made. False: too many wait.
+    pub fn push(&self, files: Files, before: Before, of: String, hold: impl Send + 'static) -> bool {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            warn!("{of} stays without digests: too many saved states wait for theirs");
+            return false;
+        };
+        let turn = self.turn.clone();
+        // What it makes is whole or not there: whatever ends it leaves nothing to be undone.
+        tokio::spawn(async move {
+            let turn = turn.acquire_owned().await;
+            let make = move || {
+                let _held = (place, turn, hold);
+                match write(&files, &before) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => warn!("{of} stays without digests: {error}"),
+                    Ok(()) => debug!("{of} has digests"),
+                }
+            };
+            let _ = tokio::task::spawn_blocking(make).await;
+        });
+        true
+    }
+}
+
+/// Makes the digests of a valid state. Reads what has changed, so it takes a second for each GiB of that.
 fn write(files: &Files, before: &Before) -> io::Result<()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let memory = File::open(files.memory())?;
     let disk = File::open(files.disk())?;
     let covered = match &before.memory {
@@ -107,9 +144,9 @@ fn renewed(file: &File, before: &Pieces, changed: &BTreeSet<u64>) -> io::Result<
     Ok(pieces)
 }
 
-/// Whether the files hold what the state held when its digests were made; false when it has none. `memory` and `disk`: the state's own, or
-/// clones of them.
-pub fn check(files: &Files, memory: &Path, disk: &Path) -> Result<bool, GenerationError> {
+/// Whether the files hold what the state held when its digests were made; false when it has none, and when nobody waits any more. `memory`
+/// and `disk`: the state's own, or clones of them.
+pub fn check(files: &Files, memory: &Path, disk: &Path, given_up: &CancellationToken) -> Result<bool, GenerationError> {
     let Some(digests) = read(files)? else { return Ok(false) };
     if digests.device != device_digest(files).map_err(GenerationError::Read)? {
         return Err(GenerationError::Damaged("its digests are of another one".to_owned()));
@@ -123,16 +160,19 @@ pub fn check(files: &Files, memory: &Path, disk: &Path) -> Result<bool, Generati
     let checkers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(CHECKERS_MAX));
     let share = wanted.len().div_ceil(checkers).max(1);
     std::thread::scope(|scope| {
-        let checks: Vec<_> = wanted.chunks(share).map(|part| scope.spawn(|| check_pieces(part))).collect();
+        let checks: Vec<_> = wanted.chunks(share).map(|part| scope.spawn(|| check_pieces(part, given_up))).collect();
         checks.into_iter().try_for_each(|check| check.join().expect("checking does not panic"))
     })?;
-    Ok(true)
+    Ok(!given_up.is_cancelled())
 }
 
-fn check_pieces(wanted: &[(&str, &Path, u64, &str)]) -> Result<(), GenerationError> {
+fn check_pieces(wanted: &[(&str, &Path, u64, &str)], given_up: &CancellationToken) -> Result<(), GenerationError> {
     let mut buffer = vec![0; PIECE as usize];
     let mut open: Option<(&Path, File)> = None;
     for (what, path, piece, expected) in wanted {
+        if given_up.is_cancelled() {
+            return Ok(());
+        }
         if open.as_ref().is_none_or(|(of, _)| of != path) {
             open = Some((path, File::open(path).map_err(GenerationError::Read)?));
         }
@@ -194,7 +234,7 @@ mod tests {
     }
 
     fn own(files: &Files) -> Result<bool, GenerationError> {
-        check(files, &files.memory(), &files.disk())
+        check(files, &files.memory(), &files.disk(), &CancellationToken::new())
     }
 
     fn damage(path: &PathBuf, harm: impl FnOnce(&File)) {
@@ -255,5 +295,29 @@ mod tests {
                 fs::write(&path, &whole).unwrap();
             }
         }
+    }
+
+    #[tokio::test]
+    async fn those_that_wait_take_no_thread_and_are_only_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::new(2);
+        let turn = queue.turn.clone().acquire_owned().await.unwrap();
+        let all: Vec<Files> = (1..=3).map(|number| state(dir.path(), number)).collect();
+        let push = |files: &Files| queue.push(files.clone(), Before::default(), "it".to_owned(), ());
+        assert!(push(&all[0]) && push(&all[1]));
+        assert!(!push(&all[2]), "there are as many as may wait");
+        drop(turn);
+        let _both = queue.places.acquire_many(2).await.unwrap();
+        assert!(own(&all[0]).unwrap() && own(&all[1]).unwrap() && !own(&all[2]).unwrap());
+    }
+
+    #[test]
+    fn whoever_gives_up_leaves_nobody_reading() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = state(dir.path(), 1);
+        write(&files, &Before::default()).unwrap();
+        let given_up = CancellationToken::new();
+        given_up.cancel();
+        assert!(!check(&files, Path::new("/nowhere"), Path::new("/nowhere"), &given_up).unwrap());
     }
 }

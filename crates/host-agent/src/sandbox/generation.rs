@@ -200,7 +200,10 @@ pub fn seal_copy(place: &Path, generation: Generation, from: &Files) -> Result<(
     let manifest = Manifest { generation, parent: None, ..read_manifest(from)? };
     match fs::copy(from.digests(), begun_files(place, generation).digests()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => _ = other.map_err(GenerationError::Make)?,
+        copied => {
+            let synced = copied.and_then(|_| File::open(begun_files(place, generation).digests())?.sync_all());
+            synced.map_err(GenerationError::Make)?;
+        }
     }
     seal_with(place, generation, &manifest).map_err(GenerationError::Make)
 }

@@ -247,7 +247,9 @@ impl Journal {
                         warn!("an empty directory stays: {}: {error}", path.display());
                     }
                 }
-                Read::Unreadable(_) if claim::is_of_an_earlier_boot(&path) => {
+                Read::Unreadable(Unreadable::Missing | Unreadable::Damaged(_))
+                    if claim::is_of_an_earlier_boot(&path) =>
+                {
                     if let Err(error) = durable::remove_tree(&path) {
                         warn!("what was to become a sandbox stays: {}: {error}", path.display());
                     }

@@ -173,7 +173,7 @@ impl Sandboxes {
     pub fn uids(&self) -> BTreeSet<u32> {
         let slots = self.context.standbys.iter().flat_map(|standbys| standbys.slots());
         let of_standbys: BTreeSet<u32> = slots.map(|slot| self.context.tag.uid(slot)).collect();
-        // After those: one that is claimed in between is in both and not in neither.
+        // One that is being claimed is in neither for a moment: whoever looks for what belongs to nobody looks twice.
         self.shown(|published| published.uid).into_iter().flatten().chain(of_standbys).collect()
     }
 

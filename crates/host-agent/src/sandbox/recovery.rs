@@ -1,7 +1,7 @@
 //! Takes up what an earlier agent left: adopts what runs, undoes what was half made, finishes what was to be killed.
 //!
 //! ```text
-//!  Making   -> when it was a standby: adopted, and the create goes on; else everything undone, then failed "interrupted", or paused again; the same wish, sent again, starts anew under a new
+//!  Making   -> when it was a standby: adopted, and the create goes on, or failed like Running; else everything undone, then failed "interrupted", or paused again; the same wish, sent again, starts anew under a new
 //!              incarnation
 //!  Running  -> adopted when its process is the one that was written down and answers; else failed
 //!  Snapshotting -> adopted like Running, and it goes on; a snapshot that is not valid is gone
@@ -28,8 +28,6 @@ use super::plan::{Create, Progress, Undone};
 use super::state::{Cause, Failure, FailureKind, Phase, Record};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
-
-const INTERRUPTED: &str = "interrupted: the host agent ended while the sandbox was being made";
 
 /// Whose the slot is that a record names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,15 +95,21 @@ impl Sandboxes {
         let progress = match record.phase {
             Phase::Making { run } if run.standby.is_some() => {
                 self.context.admission.remember(&id, record.spec.need(), run.is_restored());
+                // The agent that claimed it may have died before the disk had heard of it.
+                let (journal, claimed) = (self.context.journal.clone(), id.clone());
+                if let Err(error) = blocking(move || journal.settle(&claimed)).await {
+                    warn!(sandbox.id = %id, "sandbox {id} may be lost with the host's power: {error}");
+                }
                 match body.adopt(run).await {
                     Ok(()) => {
                         // Perhaps it goes on already, and perhaps the guest knows who it is: both may be said again.
                         let give_up_at = Instant::now() + CREATE_TIME_MAX;
                         Progress::Making { done: Some(Create::Memory), give_up_at }
                     }
+                    // It may have been acknowledged, and what it has written belongs to somebody.
                     Err(error) => {
                         warn!(sandbox.id = %id, cause = error.causes(), "sandbox {id} cannot be adopted: {error}");
-                        failing(FailureKind::Interrupted, INTERRUPTED)
+                        failing(FailureKind::Exited, "the microVM ended while the host agent was away")
                     }
                 }
             }
@@ -118,7 +122,10 @@ impl Sandboxes {
                         let failure = failure(FailureKind::Interrupted, reason);
                         Progress::Parking { generation, failure: Some(failure), done: None }
                     }
-                    None => failing(FailureKind::Interrupted, INTERRUPTED),
+                    None => failing(
+                        FailureKind::Interrupted,
+                        "interrupted: the host agent ended while the sandbox was being made",
+                    ),
                 }
             }
             Phase::Pausing { run, to } => {

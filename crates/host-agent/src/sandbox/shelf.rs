@@ -59,6 +59,10 @@ pub struct Making {
 }
 
 impl Making {
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     pub fn place(&self) -> &Path {
         &self.place
     }

@@ -55,6 +55,7 @@ pub struct Context {
     /// None where every create boots.
     pub template_generations: Option<Arc<TemplateGenerations>>,
     pub snapshots: Arc<Snapshots>,
+    pub digests: digests::Queue,
     /// None where creates claim nothing that was made ahead.
     pub standbys: Option<Arc<Standbys>>,
     pub admission: Admission,
@@ -375,11 +376,12 @@ impl Body {
         String::from_utf8_lossy(&tail).chars().filter(|c| !c.is_control() || *c == '\n').collect()
     }
 
-    /// Writes down that the running sandbox stands at a newer revision.
-    pub async fn note_fence(&mut self, wish: &Wish) -> Result<(), StepError> {
-        self.is_behind = false;
+    /// Writes down that the sandbox runs, and at which revision.
+    pub async fn note_running(&mut self, wish: &Wish) -> Result<(), StepError> {
         let run = self.run.clone().ok_or(StepError::NoRun)?;
-        self.write(wish, Phase::Running { run }).await
+        self.write(wish, Phase::Running { run }).await?;
+        self.is_behind = false;
+        Ok(())
     }
 
     pub async fn perform(
@@ -499,7 +501,8 @@ impl Body {
                 let order = Order { group: &group, spec: &wish.spec, slot, uid, places: &places, load };
                 // A start that is given up half way leaves no process.
                 let starting = unless_stopped(self.context.machines.start(order), give_up_at, stop);
-                let (started, checked) = tokio::join!(starting, self.check(files, &places));
+                let checking = unless_stopped(self.check(files, &places), give_up_at, stop);
+                let (started, checked) = tokio::join!(starting, checking);
                 let microvm = started?;
                 if let Err(damage) = checked {
                     // Not an instruction of it has run.
@@ -531,7 +534,7 @@ impl Body {
                 let envd_version = self.unless_ended(self.introduce(&guest, &init), give_up_at, stop).await?;
                 self.run = Some(Run { envd_version, ..run });
             }
-            Create::Commit => match self.settling.take() {
+            Create::Commit => match self.settling.take().filter(|_| run.standby.is_some()) {
                 Some(settling) => {
                     settling.await.map_err(|error| StepError::Files(std::io::Error::other(error)))??;
                     self.is_behind = true;
@@ -547,7 +550,10 @@ impl Body {
         let is_known = self.lease.as_ref().is_some_and(Lease::is_checked);
         let Some(from) = from.filter(|_| !is_known) else { return Ok(()) };
         let (memory, disk) = (places.memory.clone(), places.disk.clone());
-        let is_checked = blocking(move || digests::check(&from, &memory, &disk)).await?;
+        // Whoever does not wait to the end leaves nobody reading.
+        let given_up = CancellationToken::new();
+        let (_guard, reading) = (given_up.clone().drop_guard(), given_up);
+        let is_checked = blocking(move || digests::check(&from, &memory, &disk, &reading)).await?;
         if let (true, Some(lease)) = (is_checked, &self.lease) {
             lease.note_checked();
         }
@@ -570,6 +576,8 @@ impl Body {
     }
 
     async fn reserve(&mut self, wish: &Wish) -> Result<(), StepError> {
+        // Of a create that failed before this one.
+        (self.settling, self.is_behind) = (None, false);
         // A new sandbox was admitted by the call that brought it; one that begins anew gave its promise back when it failed.
         self.context.admit(&self.id, wish.spec.need()).await?;
         let snapshot = wish.spec.snapshot.filter(|_| self.generation.is_none());
@@ -670,7 +678,9 @@ impl Body {
 
     /// What is not to be restored from once more: a template's state whose guest does not come up.
     async fn distrust(&self, created: &Result<(), StepError>) {
-        let key = self.run.as_ref().and_then(|run| run.template_generation.clone());
+        // A standby has shown that its state is good; what becomes of it then is its own fault.
+        let run = self.run.as_ref().filter(|run| run.standby.is_none());
+        let key = run.and_then(|run| run.template_generation.clone());
         let is_its_fault = matches!(
             created,
             Err(StepError::Generation(_)

@@ -21,7 +21,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use tracing::{info, warn};
 
 use super::console::BYTES_MAX;
-use super::digests::{self, Before};
+use super::digests::Before;
 use super::fence::Wish;
 use super::generation::{self, About, Files, GenerationError};
 use super::shelf::{GENERATION, Lease, Making, Shelf};
@@ -186,6 +186,7 @@ impl Body {
         microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
         let spec = wish.spec.clone();
         let before = Before::of_base(self.context().ground.open_base(&spec).await);
+        let queue = self.context().digests.clone();
         // The create goes on meanwhile. An agent that ends before leaves half of it, which the next one removes.
         tokio::task::spawn_blocking(move || {
             let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm)?));
@@ -194,14 +195,17 @@ impl Body {
                 making.abandon();
                 return;
             }
-            let files = generation::sealed_files(making.place(), GENERATION);
-            // It is there for those who come next, and digests take time.
+            let (files, key) = (generation::sealed_files(making.place(), GENERATION), making.key().to_owned());
+            // It is there for those who come next.
             drop(making);
             info!(
                 "creates of template {} with {} vCPUs, {} MiB and {} MiB of disk are restored from now on",
                 spec.template, spec.vcpus, spec.memory_mib, spec.disk_mib
             );
-            digests::write_and_tell(&files, &before, &format!("the booted state of template {}", spec.template));
+            // Held meanwhile: another of the same key must not get the digests of this one.
+            if let Some(lease) = generations.lease(&key) {
+                queue.push(files, before, format!("the booted state of template {}", spec.template), lease);
+            }
         });
         Ok(())
     }

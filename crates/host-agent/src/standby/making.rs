@@ -4,10 +4,11 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crashpoint::hit;
 use microvm::{Microvm, Start};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Husk, Standby, Standbys};
@@ -37,7 +38,8 @@ impl Standbys {
         let made = fill(context, &lease, spec, &husk).await;
         match made {
             Ok((microvm, control_token)) => {
-                Ok(Standby { body: husk, microvm, control_token, key: lease.key().to_owned() })
+                let key = lease.key().to_owned();
+                Ok(Standby { body: husk, microvm, control_token, key, told_at: SystemTime::now() })
             }
             Err(error) => {
                 self.end_husk(context, &husk).await;
@@ -56,16 +58,15 @@ impl Standbys {
     async fn end_husk(&self, context: &Context, husk: &Husk) {
         for _ in 0..END_TRIES {
             match take_down(context, husk).await {
-                Ok(()) => {
-                    self.lock().slots.remove(&husk.slot);
-                    return;
-                }
+                Ok(()) => break,
                 Err(error) => {
                     warn!(cause = error.causes(), "end a standby: {error}");
                     tokio::time::sleep(END_AGAIN).await;
                 }
             }
         }
+        // Its slot stays taken, and what lives in it belongs to nobody from now on: whoever looks for such things goes on with it.
+        self.lock().slots.remove(&husk.slot);
     }
 }
 
@@ -101,7 +102,8 @@ async fn fill(
     ground.clone_file(&files.memory(), &places.memory, husk.uid).await?;
     if !lease.is_checked() {
         let (files, places) = (files.clone(), places.clone());
-        if blocking(move || digests::check(&files, &places.memory, &places.disk)).await? {
+        let reading = CancellationToken::new();
+        if blocking(move || digests::check(&files, &places.memory, &places.disk, &reading)).await? {
             lease.note_checked();
         }
     }

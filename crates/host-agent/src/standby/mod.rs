@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
 use microvm::Microvm;
@@ -35,18 +35,22 @@ use crate::sandbox::state::Spec;
 use crate::sandbox::steps::{Context, StepError, blocking};
 use demand::Demand;
 
-const FOLDER: &str = "standbys";
+pub const FOLDER: &str = "standbys";
 const PREFIX: &str = "standby-";
 /// Between looks at those that are ready.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// None is made while creates come: they need the processors themselves.
 const AFTER_CREATES: Duration = Duration::from_millis(500);
+/// After one has ended by itself.
+const AFTER_DEATH: Duration = Duration::from_secs(10);
 /// After they had to give way, or one could not be made.
 const PAUSE: Duration = Duration::from_secs(60);
 /// Room in the pool that is left to sandboxes.
 const DISK_LEFT_MIB: u64 = 2048;
-/// Of the host's memory one part in so many stays free of standbys.
+/// Of the host's memory one part in so many stays free when one is made.
 const MEMORY_LEFT: u64 = 4;
+/// When only one part in so many is left, because guests have grown, all end.
+const MEMORY_SHORT: u64 = 8;
 /// Kinds whose demand is remembered; the one that was asked for longest ago is forgotten for a new one.
 const KINDS_MAX: usize = 32;
 
@@ -58,6 +62,8 @@ pub struct Standby {
     pub control_token: String,
     /// The booted state that it was made of.
     pub key: String,
+    /// When its guest was last told the time: it takes no word that is older.
+    told_at: SystemTime,
 }
 
 /// What a standby has on the host, made or not.
@@ -108,6 +114,8 @@ struct Books {
     slots: BTreeSet<u16>,
     /// None is made before.
     not_before: Option<Instant>,
+    /// How often all, or all of a kind, had to end: also the one that was being made then.
+    ended: u64,
 }
 
 struct Kind {
@@ -128,7 +136,7 @@ impl Standbys {
         let now = Instant::now();
         let mut books = self.lock();
         books.note(key, spec, now);
-        let is_it = |standby: &Standby| standby.key == key && standby.is_alive();
+        let is_it = |standby: &Standby| standby.key == key && standby.is_of_use();
         let found = books.ready.iter().position(is_it).map(|position| books.ready.remove(position));
         if let Some(standby) = &found {
             books.slots.remove(&standby.body.slot);
@@ -153,6 +161,7 @@ impl Standbys {
         let ended: Vec<Standby> = {
             let mut books = self.lock();
             books.not_before = Some(Instant::now() + PAUSE);
+            books.ended += 1;
             books.ready.drain(..).collect()
         };
         futures::future::join_all(ended.into_iter().map(|standby| self.end(context, standby))).await;
@@ -160,15 +169,28 @@ impl Standbys {
 
     /// Nobody trusts what was made of that state any more.
     pub async fn distrust(&self, context: &Context, key: &str) {
-        let ended: Vec<Standby> = self.lock().ready.extract_if(.., |standby| standby.key == key).collect();
+        let ended: Vec<Standby> = {
+            let mut books = self.lock();
+            books.ended += 1;
+            books.ready.extract_if(.., |standby| standby.key == key).collect()
+        };
         futures::future::join_all(ended.into_iter().map(|standby| self.end(context, standby))).await;
     }
 
     /// Keeps as many ready as are wanted, until `stop`; then none.
     pub async fn keep(self: Arc<Self>, context: Arc<Context>, stop: CancellationToken) {
         while !stop.is_cancelled() {
+            let room = (context.room)().await;
+            if self.ready() > 0 && room.memory_available_mib < room.memory_total_mib / MEMORY_SHORT {
+                info!("the host is short of memory: what stands by ends");
+                self.make_room(&context).await;
+            }
             let surplus = self.lock().take_surplus(Instant::now());
             for standby in surplus {
+                if !standby.is_of_use() {
+                    // What ends them may end the next one, too.
+                    self.pause(AFTER_DEATH);
+                }
                 self.end(&context, standby).await;
             }
             let sleep = match self.refill(&context).await {
@@ -193,23 +215,29 @@ impl Standbys {
             Next::Enough => return Refilled::Enough,
         };
         if !has_room(&spec, (context.room)().await) {
-            return Refilled::Later(self.pause());
+            return Refilled::Later(self.pause(PAUSE));
         }
         let Some(lease) = context.template_generations.as_ref().and_then(|all| all.lease(&key)) else {
             // It is being made, or has given way: the next create of the kind says that it is wanted.
             self.lock().kinds.remove(&key);
             return Refilled::Enough;
         };
+        let ended = self.lock().ended;
         match self.make(context, lease, &spec).await {
             Ok(standby) => {
+                let slot = standby.body.slot;
+                let taken_in = self.lock().take_in(standby, ended);
+                if let Err(standby) = taken_in {
+                    self.end(context, standby).await;
+                    return Refilled::Enough;
+                }
                 info!(
-                    slot = standby.body.slot,
+                    slot,
                     "a microVM of template {} with {} vCPUs and {} MiB stands by",
                     spec.template,
                     spec.vcpus,
                     spec.memory_mib
                 );
-                self.lock().ready.push(standby);
                 Refilled::One
             }
             Err(error) => {
@@ -217,13 +245,13 @@ impl Standbys {
                 if let (StepError::Generation(_), Some(all)) = (&error, context.template_generations.clone()) {
                     blocking(move || all.remove(&key)).await;
                 }
-                Refilled::Later(self.pause())
+                Refilled::Later(self.pause(PAUSE))
             }
         }
     }
 
-    fn pause(&self) -> Instant {
-        let until = Instant::now() + PAUSE;
+    fn pause(&self, time: Duration) -> Instant {
+        let until = Instant::now() + time;
         self.lock().not_before = Some(until);
         until
     }
@@ -234,8 +262,9 @@ impl Standbys {
 }
 
 impl Standby {
-    fn is_alive(&self) -> bool {
-        self.microvm.exited().now_or_never().is_none()
+    /// It lives, and the host's clock has not been set back behind what its guest knows.
+    fn is_of_use(&self) -> bool {
+        self.microvm.exited().now_or_never().is_none() && self.told_at <= SystemTime::now()
     }
 }
 
@@ -262,11 +291,20 @@ impl Books {
         self.kinds.entry(key.to_owned()).or_insert_with(new).demand.note(now);
     }
 
+    /// Given back when all, or all of a kind, had to end since the books were at `ended`.
+    fn take_in(&mut self, standby: Standby, ended: u64) -> Result<(), Standby> {
+        if self.ended != ended {
+            return Err(standby);
+        }
+        self.ready.push(standby);
+        Ok(())
+    }
+
     /// What has ended, and what nobody asks for any more.
     fn take_surplus(&mut self, now: Instant) -> Vec<Standby> {
         self.kinds.retain(|_, kind| kind.demand.wanted(now) > 0);
         let kinds = &self.kinds;
-        let is_surplus = |standby: &mut Standby| !standby.is_alive() || !kinds.contains_key(&standby.key);
+        let is_surplus = |standby: &mut Standby| !standby.is_of_use() || !kinds.contains_key(&standby.key);
         self.ready.extract_if(.., is_surplus).collect()
     }
 

@@ -120,6 +120,7 @@ impl Stage {
         let journal = Journal::open(&self.dir.join("pool"), tag.as_str()).unwrap();
         let context = Context {
             standbys,
+            digests: Default::default(),
             snapshots: Arc::new(Snapshots::open(&self.dir.join("pool"), &journal).unwrap()),
             template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
             machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
