@@ -226,8 +226,8 @@ impl Standbys {
         match self.make(context, lease, &spec).await {
             Ok(standby) => {
                 let slot = standby.body.slot;
-                let taken_in = self.lock().take_in(standby, ended);
-                if let Err(standby) = taken_in {
+                let given_back = self.lock().take_in(standby, ended);
+                if let Some(standby) = given_back {
                     self.end(context, standby).await;
                     return Refilled::Enough;
                 }
@@ -292,12 +292,12 @@ impl Books {
     }
 
     /// Given back when all, or all of a kind, had to end since the books were at `ended`.
-    fn take_in(&mut self, standby: Standby, ended: u64) -> Result<(), Standby> {
+    fn take_in(&mut self, standby: Standby, ended: u64) -> Option<Standby> {
         if self.ended != ended {
-            return Err(standby);
+            return Some(standby);
         }
         self.ready.push(standby);
-        Ok(())
+        None
     }
 
     /// What has ended, and what nobody asks for any more.
