@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use whole_machine::crash_points::CrashPoints;
 use whole_machine::platform::{CREATE_LIMIT, Options, Platform};
 
 /// How long after its death a program and its state may take to be true again (restart, adoption, repair).
@@ -12,30 +13,21 @@ const HEALED: Duration = Duration::from_secs(60);
 /// Kills the agent at each journaled step of create and of kill. What was wished comes true all the same, and nothing is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_dies_at_every_step_of_create_and_kill() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (arm, list) = (scratch.path().join("arm"), scratch.path().join("list"));
-    let env = [("WRENN_CRASHPOINTS_FILE", &arm), ("WRENN_CRASHPOINTS_LIST", &list)];
-    let env = env.map(|(key, path)| (key.to_owned(), path.to_str().unwrap().to_owned()));
-    let platform = Platform::start_with(&Options { env: env.into(), ..Options::default() });
+    let deaths = CrashPoints::new();
+    let platform = Platform::start_with(&Options { env: deaths.env(), ..Options::default() });
     let before = platform.objects();
 
     // One undisturbed life names the points.
     let id = platform.create().await;
     platform.kill(&id).await;
     platform.expect_objects(&before).await;
-    let reached = std::fs::read_to_string(&list).unwrap();
-    let mut points: Vec<String> = Vec::new();
-    for point in reached.lines().filter(|point| !point.starts_with("cp.")) {
-        if !points.iter().any(|known| known == point) {
-            points.push(point.to_owned());
-        }
-    }
+    let points = deaths.passed_by_agent();
     assert!(points.iter().filter(|point| point.starts_with("create.")).count() >= 8, "{points:?}");
     assert!(points.iter().filter(|point| point.starts_with("kill.")).count() >= 4, "{points:?}");
 
     let witness = platform.create().await;
     for point in &points {
-        std::fs::write(&arm, format!("{point}=abort")).unwrap();
+        deaths.arm(point);
         let (status, created) =
             platform.call(Method::POST, "/v1/sandboxes?wait_sec=0", Some(json!({"memory_mb": 256}))).await;
         assert!(matches!(status.as_u16(), 201 | 202), "{point}: {status} {created}");
@@ -43,7 +35,7 @@ async fn the_agent_dies_at_every_step_of_create_and_kill() {
         platform.wait_status(id, "running", CREATE_LIMIT).await;
         assert_eq!(platform.shell_soon(id, "echo alive").await, (0, "alive\n".to_owned()), "{point}");
         platform.kill(id).await;
-        assert!(!arm.exists(), "{point} was never reached");
+        deaths.expect_death(point);
         eprintln!("survived a kill -9 at {point}");
     }
     platform.wait_ready().await;
@@ -56,11 +48,8 @@ async fn the_agent_dies_at_every_step_of_create_and_kill() {
 /// Kills the agent at each step of a pause and of the resume after it. It is paused or it runs, never anything else, and comes back whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_dies_at_every_step_of_pause_and_resume() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (arm, list) = (scratch.path().join("arm"), scratch.path().join("list"));
-    let env = [("WRENN_CRASHPOINTS_FILE", &arm), ("WRENN_CRASHPOINTS_LIST", &list)];
-    let env = env.map(|(key, path)| (key.to_owned(), path.to_str().unwrap().to_owned()));
-    let platform = Platform::start_with(&Options { env: env.into(), ..Options::default() });
+    let deaths = CrashPoints::new();
+    let platform = Platform::start_with(&Options { env: deaths.env(), ..Options::default() });
     let before = platform.objects();
     let id = platform.create().await;
     platform.shell(&id, "echo memory >/dev/shm/kept; echo disk >/root/kept").await;
@@ -72,17 +61,20 @@ async fn the_agent_dies_at_every_step_of_pause_and_resume() {
         platform.wait_status(&id, wanted, HEALED).await;
     };
     // One undisturbed turn names the points.
-    std::fs::write(&list, "").unwrap();
+    deaths.forget_passed();
     turn("pause", "paused").await;
     turn("resume", "running").await;
-    let reached = std::fs::read_to_string(&list).unwrap();
-    let points: Vec<&str> = reached.lines().filter(|point| !point.starts_with("cp.")).collect();
-    assert!(["pause.seal.after", "park.settle.after", "create.commit.after"].iter().all(|it| points.contains(it)));
+    let points = deaths.passed_by_agent();
+    assert!(
+        ["pause.seal.after", "park.settle.after", "create.commit.after"]
+            .iter()
+            .all(|it| points.iter().any(|point| point == it))
+    );
     for point in points {
-        std::fs::write(&arm, format!("{point}=abort")).unwrap();
+        deaths.arm(&point);
         turn("pause", "paused").await;
         turn("resume", "running").await;
-        assert!(!arm.exists(), "{point} was never reached");
+        deaths.expect_death(&point);
         let said = platform.shell(&id, "cat /dev/shm/kept /root/kept").await;
         assert_eq!(said, (0, "memory\ndisk\n".to_owned()), "{point}");
     }
@@ -95,11 +87,8 @@ async fn the_agent_dies_at_every_step_of_pause_and_resume() {
 /// is what it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_dies_at_every_step_of_a_snapshot() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (arm, list) = (scratch.path().join("arm"), scratch.path().join("list"));
-    let env = [("WRENN_CRASHPOINTS_FILE", &arm), ("WRENN_CRASHPOINTS_LIST", &list)];
-    let env = env.map(|(key, path)| (key.to_owned(), path.to_str().unwrap().to_owned()));
-    let platform = Platform::start_with(&Options { env: env.into(), ..Options::default() });
+    let deaths = CrashPoints::new();
+    let platform = Platform::start_with(&Options { env: deaths.env(), ..Options::default() });
     let before = platform.objects();
     let id = platform.create().await;
     platform.shell(&id, "echo memory >/dev/shm/kept; echo disk >/root/kept").await;
@@ -117,15 +106,14 @@ async fn the_agent_dies_at_every_step_of_a_snapshot() {
             assert_eq!(status, 204);
         };
         // One that nobody disturbs names the points.
-        std::fs::write(&list, "").unwrap();
+        deaths.forget_passed();
         take("quiet").await;
-        let reached = std::fs::read_to_string(&list).unwrap();
-        let points: Vec<&str> = reached.lines().filter(|point| !point.starts_with("cp.")).collect();
+        let points = deaths.passed_by_agent();
         assert_eq!(points.len(), count, "{points:?}");
         for point in points {
-            std::fs::write(&arm, format!("{point}=abort")).unwrap();
-            take(point).await;
-            assert!(!arm.exists(), "{point} was never reached");
+            deaths.arm(&point);
+            take(&point).await;
+            deaths.expect_death(&point);
             if what == "running" {
                 let said = platform.shell_soon(&id, "cat /dev/shm/kept /root/kept").await;
                 assert_eq!(said, (0, "memory\ndisk\n".to_owned()), "{point}");

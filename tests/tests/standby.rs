@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use reqwest::Method;
 use serde_json::json;
+use whole_machine::crash_points::CrashPoints;
 use whole_machine::platform::{CREATE_LIMIT, Options, Platform};
 use whole_machine::standbys::{READY_LIMIT, standbys, until_ready, was_standby};
 use whole_machine::{objects, wait};
@@ -89,32 +90,28 @@ async fn what_was_claimed_is_somebody_of_its_own() {
 /// Kills the agent at each step of the making and of the claim of a standby, and at each step of the create that has claimed one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_dies_at_every_step_of_a_claim() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (arm, list) = (scratch.path().join("arm"), scratch.path().join("list"));
-    let env = [("WRENN_CRASHPOINTS_FILE", &arm), ("WRENN_CRASHPOINTS_LIST", &list)];
-    let env = env.map(|(key, path)| (key.to_owned(), path.to_str().unwrap().to_owned()));
+    let deaths = CrashPoints::new();
     let mut options = options(1);
-    options.env.extend(env);
+    options.env.extend(deaths.env());
     let platform = Platform::start_with(&options);
     let witness = platform.create().await;
     // One that nobody disturbs names the points.
     let id = platform.create().await;
     until_ready(&platform, 1).await;
     platform.kill(&id).await;
-    std::fs::write(&list, "").unwrap();
+    deaths.forget_passed();
     let id = platform.create().await;
     assert!(was_standby(&platform, &id));
     until_ready(&platform, 1).await;
     platform.kill(&id).await;
-    let reached = std::fs::read_to_string(&list).unwrap();
-    let points: Vec<&str> =
-        reached.lines().filter(|point| point.starts_with("standby.") || point.starts_with("create.")).collect();
+    let mut points = deaths.passed_by_agent();
+    points.retain(|point| point.starts_with("standby.") || point.starts_with("create."));
     for point in ["start.before", "start.after", "stop.after", "claim.before", "claim.after"] {
-        assert!(points.contains(&format!("standby.{point}").as_str()), "{points:?}");
+        assert!(points.contains(&format!("standby.{point}")), "{points:?}");
     }
     for point in points {
         until_demand(&platform).await;
-        std::fs::write(&arm, format!("{point}=abort")).unwrap();
+        deaths.arm(&point);
         let (status, created) =
             platform.call(Method::POST, "/v1/sandboxes?wait_sec=0", Some(json!({"memory_mb": 256}))).await;
         assert!(matches!(status.as_u16(), 201 | 202), "{point}: {status} {created}");
@@ -125,7 +122,7 @@ async fn the_agent_dies_at_every_step_of_a_claim() {
         let is_claimed =
             point.starts_with("create.") && point != "create.reserve.before" || point == "standby.claim.after";
         assert!(!is_claimed || was_standby(&platform, id), "{point}");
-        wait::until("the point is reached", READY_LIMIT, || async { (!arm.exists()).then_some(()) }).await;
+        wait::until("the point is reached", READY_LIMIT, || async { deaths.has_come().then_some(()) }).await;
         platform.wait_ready().await;
         platform.kill(id).await;
         eprintln!("survived a kill -9 at {point}");
@@ -142,4 +139,54 @@ async fn until_demand(platform: &Platform) {
         platform.kill(&id).await;
     }
     until_ready(platform, 1).await;
+}
+
+/// A snapshot that creates come back to: its users' processes run in what was claimed, and not in what stands by.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_by_in_a_snapshot_runs_for_nobody_until_it_is_claimed() {
+    let platform = Platform::start_with(&options(2));
+    let source = platform.create().await;
+    let ticks = "setsid sh -c 'while :; do echo $(hostname) $(date +%s.%N) >>/root/ran; sleep 0.05; done' >/dev/null 2>&1 </dev/null &";
+    assert_eq!(platform.shell(&source, ticks).await.0, 0);
+    let wanted = json!({"sandbox_id": source, "name": "ticking"});
+    let (status, made) = platform.call(Method::POST, "/v1/snapshots?wait_sec=60", Some(wanted)).await;
+    assert_eq!(status, 201, "{made}");
+    let create = async || platform.create_with(json!({"template": "ticking"})).await;
+    let mut all = vec![source.clone(), create().await];
+    assert!(!was_standby(&platform, &all[1]));
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    all.push(create().await);
+    // One of the template's kind, and one of the snapshot's.
+    for _ in 0..2 {
+        until_ready(&platform, 2).await;
+        // What stands by long enough would be let run by the guest's watchdog, if its time went on.
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let began = now();
+        let id = create().await;
+        assert!(was_standby(&platform, &id));
+        let (code, said) = platform.shell(&id, "sleep 1; cat /root/ran; hostname; cat /etc/machine-id").await;
+        let mut lines: Vec<&str> = said.lines().collect();
+        let (machine, host) = (lines.pop().unwrap(), lines.pop().unwrap());
+        assert_eq!((code, host, machine.len()), (0, id.as_str(), 32), "{said}");
+        let ran: Vec<(&str, f64)> = lines
+            .iter()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(host, at)| (host, at.parse().unwrap()))
+            .collect();
+        let (own, before): (Vec<_>, Vec<_>) = ran.iter().partition(|(_, at)| *at > began - 1.0);
+        assert!(own.len() > 3 && own.iter().all(|(host, _)| *host == id), "{said}");
+        assert!(before.iter().all(|(host, _)| *host == source), "{said}");
+        all.push(id);
+    }
+    // It is somebody's: deleted, nothing of it stands by any more.
+    until_ready(&platform, 2).await;
+    assert_eq!(platform.call(Method::DELETE, "/v1/snapshots/ticking", None).await.0, 204);
+    wait::until("what stood by in it has ended", READY_LIMIT, || async {
+        (standbys(&platform).len() == 1).then_some(())
+    })
+    .await;
+    for id in &all {
+        platform.kill(id).await;
+    }
+    assert_eq!(platform.finish(), Default::default());
 }

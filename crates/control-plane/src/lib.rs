@@ -16,3 +16,4 @@ pub mod reconcile;
 pub mod run;
 pub mod secrets;
 pub mod tokens;
+pub mod wake;

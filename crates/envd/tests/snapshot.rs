@@ -175,6 +175,32 @@ async fn nothing_starts_while_a_snapshot_is_made() {
 }
 
 #[tokio::test]
+async fn a_held_identity_lets_nothing_run() {
+    let envd = Envd::start();
+    let held = async |incarnation: &str| envd.exchange("POST", "/init/held", &[CONTROL], init(incarnation)).await.0;
+    assert_eq!(envd.exchange("POST", "/init", &[], init("one")).await.0, 204);
+    assert_eq!(held("two").await, 409, "users' processes run");
+    assert_eq!(envd.exchange("POST", "/snapshot/prepare", &[CONTROL], "").await.0, 204);
+    for incarnation in ["two", "three", "three"] {
+        assert_eq!(held(incarnation).await, 204, "{incarnation}");
+    }
+    assert_eq!(held("one").await, 409, "that one is over");
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("ran");
+    let shown = [("x-access-token", "user"), ("x-incarnation", "four")];
+    let asked = json!({"process": {"cmd": "touch", "args": [trace.to_str().unwrap()]}});
+    let starting = async { envd.stream(guest::START, &shown, asked).await.outcome().await };
+    let going_on = async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert!(!trace.exists());
+        assert_eq!(envd.exchange("POST", "/init", &[CONTROL], init("four")).await.0, 204);
+    };
+    let (ran, ()) = tokio::join!(starting, going_on);
+    assert_eq!(ran.exit_code(), 0);
+    assert!(trace.exists());
+}
+
+#[tokio::test]
 async fn a_late_init_of_an_earlier_incarnation_changes_and_resets_nothing() {
     let envd = Envd::start();
     for incarnation in ["one", "two"] {

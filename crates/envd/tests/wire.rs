@@ -66,7 +66,7 @@ async fn control_routes_are_the_hosts() {
     let init = json!({"incarnation": "two", "accessToken": "mine"}).to_string();
     for shown in [None, Some("secret"), Some("Host"), Some("")] {
         let headers: Vec<_> = shown.iter().map(|token| ("x-control-token", *token)).collect();
-        for route in ["/init", "/snapshot/prepare"] {
+        for route in ["/init", "/init/held", "/snapshot/prepare"] {
             assert_eq!(envd.exchange("POST", route, &headers, init.clone()).await.0, 401, "{route} {shown:?}");
         }
     }

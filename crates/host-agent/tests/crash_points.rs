@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use host_agent::sandbox::Sandboxes;
 use host_agent::sandbox::points::CRASHPOINTS;
-use model::sandbox::Observed;
-use stage::{Stage, create, fence, forked, id, kill, pause, snapshot, snapshot_id, soon};
+use model::sandbox::{Kept, Observed};
+use stage::{Stage, create, fence, forked, id, kill, pause_keeping, snapshot, snapshot_id, soon};
 
 /// Of the kill at the end.
 const LAST: u64 = 9;
 /// Tells the test `life` where to play.
 const CHILD: &str = "STAGE_CHILD";
+/// In its environment: of what is paused the disk alone is kept.
+const DISK_ONLY: &str = "STAGE_DISK_ONLY";
 
 #[test]
 fn fake_envd() {
@@ -46,11 +48,13 @@ fn life() {
             assert_eq!(view.observed, Observed::Running, "a snapshot that does not come about changes nothing");
             snapshot(&sandboxes, &id(1), snapshot_id(1)).await.unwrap();
         }
-        let view = pause(&sandboxes, &id(1), 3).await;
+        let kept = if std::env::var_os(DISK_ONLY).is_some() { Kept::Disk } else { Kept::Memory };
+        let view = pause_keeping(kept, &sandboxes, &id(1), 3).await;
         if view.observed != Observed::Paused {
             assert_eq!(view.observed, Observed::Running, "a pause that does not come about leaves it running");
             assert!(!view.reason.is_empty());
-            assert_eq!(pause(&sandboxes, &id(1), 4).await.observed, Observed::Paused, "after {}", view.reason);
+            let again = pause_keeping(kept, &sandboxes, &id(1), 4).await;
+            assert_eq!(again.observed, Observed::Paused, "after {}", view.reason);
         }
         if snapshot(&sandboxes, &id(1), snapshot_id(2)).await.is_err() {
             let view = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
@@ -81,7 +85,7 @@ fn with_editions(dir: &Path) {
 }
 
 /// Plays `life` in a child with these crash points; its signal, if one ended it.
-fn play(dir: &Path, points: &str, list: Option<&Path>) -> Option<i32> {
+fn play(dir: &Path, points: &str, kept: Kept, list: Option<&Path>) -> Option<i32> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "life", "--nocapture", "--test-threads=1"])
@@ -90,6 +94,9 @@ fn play(dir: &Path, points: &str, list: Option<&Path>) -> Option<i32> {
         .env(CHILD, dir)
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
+    if kept == Kept::Disk {
+        command.env(DISK_ONLY, "yes");
+    }
     if let Some(list) = list {
         command.env("WRENN_CRASHPOINTS_LIST", list);
     }
@@ -107,7 +114,7 @@ fn play(dir: &Path, points: &str, list: Option<&Path>) -> Option<i32> {
 fn a_life_reaches_exactly_the_listed_points() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("reached");
-    assert_eq!(play(&dir.path().join("stage"), "", Some(&list)), None);
+    assert_eq!(play(&dir.path().join("stage"), "", Kept::Memory, Some(&list)), None);
     let text = std::fs::read_to_string(&list).unwrap();
     // A resume is a create that begins with what was saved: it passes the same points once more.
     let mut seen = HashSet::new();
@@ -127,22 +134,35 @@ fn passings() -> impl Iterator<Item = (&'static str, usize)> {
     CRASHPOINTS.iter().flat_map(|point| (1..=times(point)).map(move |nth| (*point, nth)))
 }
 
+/// Those at which it matters what a pause keeps.
+fn of_a_pause() -> impl Iterator<Item = (&'static str, usize)> {
+    passings().filter(|(point, nth)| match point.split_once('.') {
+        Some(("pause" | "park" | "copy", _)) => true,
+        Some(("create", _)) => *nth == 2,
+        _ => false,
+    })
+}
+
 #[test]
 fn an_error_at_any_point_leaves_nothing() {
-    for (point, nth) in passings() {
+    let both =
+        passings().map(|passing| (passing, Kept::Memory)).chain(of_a_pause().map(|passing| (passing, Kept::Disk)));
+    for ((point, nth), kept) in both {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(play(dir.path(), &format!("{point}={nth}*error"), None), None, "{point} {nth}");
-        assert_eq!(Stage::new(dir.path()).leftovers(), Vec::<String>::new(), "{point} {nth}");
+        assert_eq!(play(dir.path(), &format!("{point}={nth}*error"), kept, None), None, "{point} {nth} {kept}");
+        assert_eq!(Stage::new(dir.path()).leftovers(), Vec::<String>::new(), "{point} {nth} {kept}");
     }
 }
 
 #[test]
 fn the_agents_death_at_any_point_leaves_nothing() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let booted = passings().map(|(point, nth)| (point, nth, false));
+    let booted = passings().map(|(point, nth)| (point, nth, false, Kept::Memory));
     // Once more, with a booted state that the neighbour has left behind.
     let restored = passings().filter(|(point, nth)| point.starts_with("create.") && *nth == 1);
-    for (point, nth, is_restored) in booted.chain(restored.map(|(point, nth)| (point, nth, true))) {
+    let restored = restored.map(|(point, nth)| (point, nth, true, Kept::Memory));
+    let disk_only = of_a_pause().map(|(point, nth)| (point, nth, false, Kept::Disk));
+    for (point, nth, is_restored, kept) in booted.chain(restored).chain(disk_only) {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         // A neighbour that runs all the time.
@@ -152,15 +172,15 @@ fn the_agents_death_at_any_point_leaves_nothing() {
             }
             let sandboxes = stage.agent().await;
             let view = create(&sandboxes, &id(9), 1).await;
-            let kept = || std::fs::read_dir(dir.path().join("pool/templates")).unwrap().flatten().next();
-            while is_restored && !kept().is_some_and(|place| place.path().join("gen-00001").exists()) {
+            let booted = || std::fs::read_dir(dir.path().join("pool/templates")).unwrap().flatten().next();
+            while is_restored && !booted().is_some_and(|place| place.path().join("gen-00001").exists()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             sandboxes.stop(Duration::from_secs(5)).await;
             view
         });
 
-        let ended = play(dir.path(), &format!("{point}={nth}*abort"), None);
+        let ended = play(dir.path(), &format!("{point}={nth}*abort"), kept, None);
         assert_eq!(ended, Some(libc::SIGKILL), "{point} {nth}");
 
         runtime.block_on(async {
@@ -196,7 +216,7 @@ fn the_agents_death_at_any_point_leaves_nothing() {
             } else if point.starts_with("pause.") {
                 let found = sandboxes.get(&id(1)).await.unwrap().unwrap().view;
                 assert_eq!(found.observed, Observed::Running, "{point}: {}", found.reason);
-                assert_eq!(pause(&sandboxes, &id(1), 3).await.observed, Observed::Paused, "{point}");
+                assert_eq!(pause_keeping(kept, &sandboxes, &id(1), 3).await.observed, Observed::Paused, "{point}");
             } else if is_half {
                 // Nothing of it is left but the word that it failed; the same wish makes it anew.
                 if let Some(found) = sandboxes.get(&id(1)).await.unwrap() {

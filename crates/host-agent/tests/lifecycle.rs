@@ -7,8 +7,8 @@ use std::time::Duration;
 use host_agent::sandbox::WishError;
 use host_agent::sandbox::fence::Refusal;
 use host_agent::sandbox::state::Spec;
-use model::sandbox::Observed;
-use stage::{Stage, create, fence, forked, id, kill, pause, snapshot, snapshot_id, soon, spec};
+use model::sandbox::{Kept, Observed};
+use stage::{Stage, create, fence, forked, id, kill, pause, pause_keeping, snapshot, snapshot_id, soon, spec};
 
 #[test]
 fn fake_envd() {
@@ -267,6 +267,67 @@ async fn a_paused_sandbox_has_its_saved_state_alone_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_disk_alone_a_sandbox_boots_and_what_is_not_flushed_is_not_paused() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let sandboxes = stage.agent().await;
+    let before = create(&sandboxes, &id(1), 1).await;
+    let directory = dir.path().join("pool/sandboxes").join(id(1).as_str());
+    std::fs::write(directory.join("disk"), "written").unwrap();
+    std::fs::write(directory.join("memory"), "thought").unwrap();
+
+    // With its memory it could be paused; without, what it has not flushed would be lost.
+    std::fs::write(dir.path().join(stage::UNFLUSHED), "").unwrap();
+    let view = pause_keeping(Kept::Disk, &sandboxes, &id(1), 2).await;
+    assert_eq!((view.observed, &view.incarnation), (Observed::Running, &before.incarnation));
+    assert!(view.reason.contains("disk"), "{}", view.reason);
+    std::fs::remove_file(dir.path().join(stage::UNFLUSHED)).unwrap();
+
+    let view = pause_keeping(Kept::Disk, &sandboxes, &id(1), 3).await;
+    assert_eq!((view.observed, view.reason.as_str()), (Observed::Paused, ""));
+    let state = directory.join("gen-00001");
+    let files = || {
+        let entries = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        entries.filter(|name| name != "digests").collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(files(), ["disk", "manifest"].map(str::to_owned).into());
+    // The other kind of pause, wished now, changes nothing of what is there.
+    assert_eq!(pause(&sandboxes, &id(1), 4).await.observed, Observed::Paused);
+    assert_eq!(files().len(), 2);
+    snapshot(&sandboxes, &id(1), snapshot_id(1)).await.unwrap();
+    sandboxes.stop(Duration::from_secs(5)).await;
+    let sandboxes = stage.agent().await;
+    // A manifest that is damaged is no reason to take its disk for one without memory.
+    let manifest = std::fs::read(state.join("manifest")).unwrap();
+    std::fs::write(state.join("manifest"), &manifest[1..]).unwrap();
+    let view = create(&sandboxes, &id(1), 5).await;
+    assert_eq!(view.observed, Observed::Paused);
+    assert!(view.reason.contains("damaged"), "{}", view.reason);
+    std::fs::write(state.join("manifest"), manifest).unwrap();
+
+    for (n, spec, revision) in [(1, spec(), 6), (2, forked(snapshot_id(1)), 1)] {
+        let view = sandboxes.ensure_running(&id(n), fence(revision), spec, soon()).await.unwrap();
+        assert_eq!((view.observed, view.reason.as_str()), (Observed::Running, ""));
+        let place = dir.path().join("pool/sandboxes").join(id(n).as_str());
+        let content = |file: &str| std::fs::read_to_string(place.join(file)).unwrap();
+        assert_eq!((content("disk").as_str(), content("memory").as_str()), ("written", "memory"), "it was booted");
+        // It can be saved in both ways again.
+        assert_eq!(pause(&sandboxes, &id(n), revision + 1).await.observed, Observed::Paused);
+        let again = sandboxes.ensure_running(&id(n), fence(revision + 2), view_spec(n), soon()).await.unwrap();
+        assert_eq!((again.observed, again.reason.as_str()), (Observed::Running, ""));
+        assert_eq!(pause_keeping(Kept::Disk, &sandboxes, &id(n), revision + 3).await.observed, Observed::Paused);
+        kill(&sandboxes, &id(n), revision + 4).await;
+    }
+    sandboxes.remove_snapshot(snapshot_id(1)).await.unwrap();
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+/// Of the sandboxes of the test above.
+fn view_spec(n: u128) -> Spec {
+    if n == 1 { spec() } else { forked(snapshot_id(1)) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_saved_state_that_cannot_be_loaded_stays_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::new(dir.path());
@@ -372,7 +433,7 @@ async fn wishes_to_pause_are_taken_as_late_as_they_come() {
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::new(dir.path());
     let sandboxes = stage.agent().await;
-    let unknown = sandboxes.ensure_paused(&id(1), fence(1), soon()).await;
+    let unknown = sandboxes.ensure_paused(&id(1), fence(1), Kept::Memory, soon()).await;
     assert!(matches!(unknown, Err(WishError::UnknownSandbox)), "{unknown:?}");
     // In the middle of the create: it runs first.
     let hold = dir.path().join(stage::SLOW_BASE);
@@ -386,7 +447,7 @@ async fn wishes_to_pause_are_taken_as_late_as_they_come() {
     std::fs::remove_file(hold).unwrap();
     assert_eq!(pausing.await.unwrap().observed, Observed::Paused);
     creating.await.unwrap().unwrap();
-    let old = sandboxes.ensure_paused(&id(1), fence(1), soon()).await;
+    let old = sandboxes.ensure_paused(&id(1), fence(1), Kept::Memory, soon()).await;
     assert!(matches!(old, Err(WishError::Refused(Refusal::Stale { .. }))), "{old:?}");
     // Back and forth without waiting: the last wish stands.
     let revisions = 3..40;
@@ -395,7 +456,7 @@ async fn wishes_to_pause_are_taken_as_late_as_they_come() {
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(3 * revision)).await;
             if revision % 2 == 0 {
-                sandboxes.ensure_paused(&id(1), fence(revision), soon()).await
+                sandboxes.ensure_paused(&id(1), fence(revision), Kept::Memory, soon()).await
             } else {
                 sandboxes.ensure_running(&id(1), fence(revision), spec(), soon()).await
             }
@@ -411,7 +472,7 @@ async fn wishes_to_pause_are_taken_as_late_as_they_come() {
     assert_eq!(view.observed, Observed::Running, "{}", view.reason);
     // A kill wins over a pause, too.
     let call = sandboxes.clone();
-    let pausing = tokio::spawn(async move { call.ensure_paused(&id(1), fence(40), soon()).await });
+    let pausing = tokio::spawn(async move { call.ensure_paused(&id(1), fence(40), Kept::Memory, soon()).await });
     tokio::task::yield_now().await;
     assert_eq!(kill(&sandboxes, &id(1), 41).await.observed, Observed::Killed);
     let _ = pausing.await.unwrap();
@@ -495,7 +556,7 @@ async fn snapshots_pauses_and_a_kill_at_once() {
                 let snapshot = snapshot_id(n * 100 + u128::from(wish));
                 match wish {
                     1 | 4 => sandboxes.ensure_snapshot(&id(n), 1, snapshot, soon()).await.map(drop),
-                    2 => sandboxes.ensure_paused(&id(n), fence(2), soon()).await.map(drop),
+                    2 => sandboxes.ensure_paused(&id(n), fence(2), Kept::Memory, soon()).await.map(drop),
                     3 => sandboxes.ensure_running(&id(n), fence(3), spec(), soon()).await.map(drop),
                     5 => sandboxes.ensure_snapshot(&id(n), 1, snapshot_id(n * 100 + 1), soon()).await.map(drop),
                     _ => sandboxes.ensure_killed(&id(n), fence(4), soon()).await.map(drop),

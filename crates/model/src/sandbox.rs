@@ -26,6 +26,29 @@ pub enum OnTimeout {
     Kill,
     /// With its memory; resumed, its time begins anew.
     Pause,
+    /// Its disk alone; resumed, it boots, and its time begins anew.
+    PauseDisk,
+}
+
+impl OnTimeout {
+    /// What is kept; none when it is killed.
+    pub fn kept(self) -> Option<Kept> {
+        match self {
+            Self::Kill => None,
+            Self::Pause => Some(Kept::Memory),
+            Self::PauseDisk => Some(Kept::Disk),
+        }
+    }
+}
+
+/// What a pause keeps of a sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Kept {
+    /// Memory and disk: it goes on where it stood.
+    #[default]
+    Memory,
+    /// The disk alone: it boots.
+    Disk,
 }
 
 /// What the host last said.
@@ -128,7 +151,8 @@ macro_rules! words {
     };
 }
 
-words!(OnTimeout, "end of time", Kill = "kill", Pause = "pause");
+words!(OnTimeout, "end of time", Kill = "kill", Pause = "pause", PauseDisk = "pause_disk");
+words!(Kept, "kept", Memory = "memory", Disk = "disk");
 words!(Desired, "desired", Running = "running", Paused = "paused", Killed = "killed");
 words!(
     Observed,

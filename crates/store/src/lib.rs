@@ -13,6 +13,7 @@ pub mod idleness;
 pub mod keyring;
 pub mod operations;
 mod placement;
+pub mod policy;
 pub mod presence;
 pub mod registration_tokens;
 pub mod sandboxes;

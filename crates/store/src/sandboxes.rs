@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use model::ids::{HostId, OperationId, SandboxId, SnapshotId, TeamId};
-use model::sandbox::{Desired, Observed, OnTimeout, Status};
+use model::sandbox::{Desired, Kept, Observed, OnTimeout, Status};
 use model::shape::{Shape, TemplateName};
 use serde_json::Value;
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
 use crate::operations::{self, Kind, Lease};
 use crate::placement::{self, Wanted};
+use crate::policy::{Policy, PolicyChange};
 use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
 
 /// Of one answer of the list; paging comes with the full API.
@@ -39,11 +40,9 @@ pub struct Sandbox {
     pub metadata: BTreeMap<String, String>,
     /// Empty: the template's own.
     pub default_user: String,
-    /// Of running; 0: for ever.
-    pub timeout_sec: i64,
-    pub on_timeout: OnTimeout,
-    /// Of being idle; 0: for ever. Its end is that of `on_timeout`.
-    pub idle_timeout_sec: i64,
+    pub policy: Policy,
+    /// What its last pause was to keep.
+    pub kept: Kept,
     /// None while it works, and when its idle time does not count.
     pub idle_since: Option<DateTime<Utc>>,
     /// When its time is over; none while none runs.
@@ -90,9 +89,7 @@ pub struct NewSandbox {
     pub envs: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
     pub default_user: String,
-    pub timeout_sec: i64,
-    pub on_timeout: OnTimeout,
-    pub idle_timeout_sec: i64,
+    pub policy: Policy,
 }
 
 pub enum Created {
@@ -176,6 +173,8 @@ pub(crate) struct Row {
     default_user: String,
     timeout_sec: i64,
     on_timeout: String,
+    kept: String,
+    auto_resume: bool,
     idle_timeout_sec: i64,
     idle_since: Option<DateTime<Utc>>,
     deadline: Option<DateTime<Utc>>,
@@ -227,9 +226,13 @@ impl TryFrom<Row> for Sandbox {
             template: row.template,
             snapshot: row.snapshot_id.map(SnapshotId),
             default_user: row.default_user,
-            timeout_sec: row.timeout_sec,
-            on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
-            idle_timeout_sec: row.idle_timeout_sec,
+            policy: Policy {
+                timeout_sec: row.timeout_sec,
+                on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
+                idle_timeout_sec: row.idle_timeout_sec,
+                auto_resume: row.auto_resume,
+            },
+            kept: row.kept.parse().map_err(|_| damaged("kept"))?,
             idle_since: row.idle_since,
             deadline: row.deadline,
             revision: row.revision,
@@ -250,7 +253,7 @@ macro_rules! sandboxes {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
-                   s.timeout_sec, s.on_timeout, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   s.timeout_sec, s.on_timeout, s.kept, s.auto_resume, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
@@ -313,9 +316,7 @@ impl Store {
             envs: serde_json::json!(new.envs),
             metadata: serde_json::json!(new.metadata),
             default_user: &new.default_user,
-            timeout_sec: new.timeout_sec,
-            on_timeout: new.on_timeout,
-            idle_timeout_sec: new.idle_timeout_sec,
+            policy: new.policy,
             host,
             epoch,
             snapshot: new.snapshot,
@@ -366,11 +367,12 @@ impl Store {
         Ok(())
     }
 
-    /// The wish that a running sandbox be saved with its memory and its microVM end.
+    /// The wish that `kept` of a running sandbox be saved and its microVM end. One that is paused, or being paused, already stays what it is.
     pub async fn wish_paused(
         &self,
         team: TeamId,
         id: &SandboxId,
+        kept: Kept,
         lease: &Lease,
         actor: &Actor,
     ) -> Result<Turned, StoreError> {
@@ -382,9 +384,9 @@ impl Store {
             Status::Paused => return Ok(Turned::Is),
             other => return Ok(Turned::Wrong(other)),
         }
-        let operation =
-            turn(&mut tx, id, sandbox.revision, Desired::Paused, Observed::Pausing, Kind::Pause, Some(lease)).await?;
-        audit::record(&mut tx, actor, "sandbox.pause", id.as_str(), serde_json::json!({})).await?;
+        let operation = turn(&mut tx, id, sandbox.revision, Turn::Pause(kept), Some(lease)).await?;
+        let facts = serde_json::json!({ "kept": kept.as_str() });
+        audit::record(&mut tx, actor, "sandbox.pause", id.as_str(), facts).await?;
         tx.commit().await?;
         Ok(Turned::Opened(operation))
     }
@@ -418,9 +420,7 @@ impl Store {
                 return Ok(Turned::NoRoom);
             }
         }
-        let operation =
-            turn(&mut tx, id, sandbox.revision, Desired::Running, Observed::Resuming, Kind::Resume, Some(lease))
-                .await?;
+        let operation = turn(&mut tx, id, sandbox.revision, Turn::Resume, Some(lease)).await?;
         audit::record(&mut tx, actor, "sandbox.resume", id.as_str(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(Turned::Opened(operation))
@@ -456,13 +456,11 @@ impl Store {
     }
 
     /// Its time begins anew, with what is given changed. Of one that does not run it begins when it does.
-    pub async fn set_timeout(
+    pub async fn set_policy(
         &self,
         team: TeamId,
         id: &SandboxId,
-        timeout_sec: Option<i64>,
-        on_timeout: Option<OnTimeout>,
-        idle_timeout_sec: Option<i64>,
+        change: &PolicyChange,
         actor: &Actor,
     ) -> Result<Timed, StoreError> {
         let mut tx = self.begin().await?;
@@ -473,23 +471,25 @@ impl Store {
         }
         sqlx::query!(
             "update sandboxes set timeout_sec = coalesce($2, timeout_sec), on_timeout = coalesce($3, on_timeout),
-                 idle_timeout_sec = coalesce($4, idle_timeout_sec), idle_since = null,
+                 idle_timeout_sec = coalesce($4, idle_timeout_sec), auto_resume = coalesce($5, auto_resume), idle_since = null,
                  last_active_at = case when observed = 'running' then now() else last_active_at end,
                  deadline = case when coalesce($2, timeout_sec) > 0 and observed in ('running', 'pausing')
                      then now() + make_interval(secs => coalesce($2, timeout_sec)) end,
                  updated_at = now()
              where id = $1",
             id.as_str(),
-            timeout_sec,
-            on_timeout.map(OnTimeout::as_str),
-            idle_timeout_sec
+            change.timeout_sec,
+            change.on_timeout.map(OnTimeout::as_str),
+            change.idle_timeout_sec,
+            change.auto_resume
         )
         .execute(&mut *tx)
         .await?;
         let facts = serde_json::json!({
-            "timeout_sec": timeout_sec,
-            "on_timeout": on_timeout.map(OnTimeout::as_str),
-            "idle_timeout_sec": idle_timeout_sec,
+            "timeout_sec": change.timeout_sec,
+            "on_timeout": change.on_timeout.map(OnTimeout::as_str),
+            "idle_timeout_sec": change.idle_timeout_sec,
+            "auto_resume": change.auto_resume,
         });
         audit::record(&mut tx, actor, "sandbox.timeout", id.as_str(), facts).await?;
         let row = sandboxes!("where s.id = $2", id.as_str()).fetch_one(&mut *tx).await?;
@@ -501,7 +501,7 @@ impl Store {
     pub async fn expire_sandboxes(&self) -> Result<usize, StoreError> {
         let mut tx = self.begin().await?;
         let due = sqlx::query!(
-            "select id, revision, on_timeout = 'pause' and observed <> 'failed' as \"pauses!\" from sandboxes
+            "select id, revision, on_timeout, observed = 'failed' as \"failed!\" from sandboxes
              where deadline < now() and desired = 'running' and observed <> 'killed'
                  and (on_timeout = 'kill' or observed in ('running', 'failed'))
              order by deadline limit $1 for update skip locked",
@@ -512,8 +512,9 @@ impl Store {
         for row in &due {
             let id: SandboxId =
                 row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
-            end_of_time(&mut tx, &id, row.revision, row.pauses, "deadline").await?;
-            if row.pauses {
+            let kept = kept(&id, &row.on_timeout)?.filter(|_| !row.failed);
+            end_of_time(&mut tx, &id, row.revision, kept, "deadline").await?;
+            if kept.is_some() {
                 // One that does not come about is wished again, but not at once.
                 sqlx::query!(
                     "update sandboxes set deadline = now() + make_interval(secs => $2) where id = $1",
@@ -685,9 +686,7 @@ pub(crate) struct Birth<'a> {
     pub envs: Value,
     pub metadata: Value,
     pub default_user: &'a str,
-    pub timeout_sec: i64,
-    pub on_timeout: OnTimeout,
-    pub idle_timeout_sec: i64,
+    pub policy: Policy,
     pub host: HostId,
     pub epoch: i64,
     pub snapshot: Option<SnapshotId>,
@@ -696,8 +695,9 @@ pub(crate) struct Birth<'a> {
 pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
-             on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id, idle_timeout_sec)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15)",
+             on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id, idle_timeout_sec,
+             auto_resume)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15, $16)",
         birth.id.as_str(),
         birth.team.0,
         birth.template,
@@ -707,12 +707,13 @@ pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreEr
         birth.envs,
         birth.metadata,
         birth.default_user,
-        birth.timeout_sec,
+        birth.policy.timeout_sec,
         birth.host.0,
         birth.epoch,
-        birth.on_timeout.as_str(),
+        birth.policy.on_timeout.as_str(),
         birth.snapshot.map(|id| id.0),
-        birth.idle_timeout_sec,
+        birth.policy.idle_timeout_sec,
+        birth.policy.auto_resume,
     )
     .execute(&mut **tx)
     .await?;
@@ -728,23 +729,39 @@ pub(crate) async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<
     row.map(Sandbox::try_from).transpose()
 }
 
-/// The wish that nobody has but the time, for a sandbox that this transaction has locked: that it pause, or end.
+/// What is kept of a sandbox whose time is over.
+pub(crate) fn kept(id: &SandboxId, on_timeout: &str) -> Result<Option<Kept>, StoreError> {
+    let damaged = |_| StoreError::Damaged { row: id.to_string(), column: "on_timeout" };
+    let on_timeout: OnTimeout = on_timeout.parse().map_err(damaged)?;
+    Ok(on_timeout.kept())
+}
+
+/// The wish that nobody has but the time, for a sandbox that this transaction has locked: that it pause, if anything is kept of it, or end.
 pub(crate) async fn end_of_time(
     tx: &mut Tx,
     id: &SandboxId,
     revision: i64,
-    pauses: bool,
+    kept: Option<Kept>,
     reason: &str,
 ) -> Result<(), StoreError> {
-    let action = if pauses {
-        turn(tx, id, revision, Desired::Paused, Observed::Pausing, Kind::Pause, None).await?;
-        "sandbox.pause"
-    } else {
-        kill(tx, id, revision, None, reason).await?;
-        "sandbox.kill"
+    let action = match kept {
+        Some(kept) => {
+            turn(tx, id, revision, Turn::Pause(kept), None).await?;
+            "sandbox.pause"
+        }
+        None => {
+            kill(tx, id, revision, None, reason).await?;
+            "sandbox.kill"
+        }
     };
     let actor = Actor::platform("expired_sandboxes");
     audit::record(tx, &actor, action, id.as_str(), serde_json::json!({ "reason": reason })).await
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Pause(Kept),
+    Resume,
 }
 
 /// Raises the revision to the wish of a pause or of running again, with which its time begins anew.
@@ -752,20 +769,23 @@ async fn turn(
     tx: &mut Tx,
     id: &SandboxId,
     revision: i64,
-    desired: Desired,
-    observed: Observed,
-    kind: Kind,
+    turn: Turn,
     lease: Option<&Lease>,
 ) -> Result<operations::Operation, StoreError> {
     let revision = revision + 1;
+    let (desired, observed, kind, kept) = match turn {
+        Turn::Pause(kept) => (Desired::Paused, Observed::Pausing, Kind::Pause, Some(kept)),
+        Turn::Resume => (Desired::Running, Observed::Resuming, Kind::Resume, None),
+    };
     sqlx::query!(
         "update sandboxes set desired = $3, revision = $2, observed = $4, reason = null, idle_since = null,
-             deadline = case when $3 = 'running' then null else deadline end, updated_at = now()
+             kept = coalesce($5, kept), deadline = case when $3 = 'running' then null else deadline end, updated_at = now()
          where id = $1",
         id.as_str(),
         revision,
         desired.as_str(),
-        observed.as_str()
+        observed.as_str(),
+        kept.map(Kept::as_str)
     )
     .execute(&mut **tx)
     .await?;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use model::ids::{HostId, OperationId, SandboxId, SnapshotId, TeamId};
-use model::sandbox::{OnTimeout, Status};
+use model::sandbox::Status;
 use model::shape::{Shape, TemplateName};
 use uuid::Uuid;
 
@@ -18,6 +18,7 @@ use crate::idempotency::{self, Claim};
 use crate::idleness;
 use crate::operations::{self, Kind, Lease, Operation};
 use crate::placement::{self, Wanted};
+use crate::policy::PolicyChange;
 use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
 use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
 
@@ -64,9 +65,7 @@ pub struct Child {
     pub id: SandboxId,
     pub envs: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
-    pub timeout_sec: Option<i64>,
-    pub on_timeout: Option<OnTimeout>,
-    pub idle_timeout_sec: Option<i64>,
+    pub policy: PolicyChange,
 }
 
 pub enum ForkWish {
@@ -241,9 +240,7 @@ impl Store {
                 envs: serde_json::json!(envs),
                 metadata: serde_json::json!(metadata),
                 default_user: &sandbox.default_user,
-                timeout_sec: child.timeout_sec.unwrap_or(sandbox.timeout_sec),
-                on_timeout: child.on_timeout.unwrap_or(sandbox.on_timeout),
-                idle_timeout_sec: child.idle_timeout_sec.unwrap_or(sandbox.idle_timeout_sec),
+                policy: sandbox.policy.with(&child.policy),
                 host: placed,
                 epoch,
                 snapshot: Some(SnapshotId(id)),

@@ -11,6 +11,7 @@ use store::audit::Actor;
 use store::hosts::NewHost;
 use store::idleness::Pinged;
 use store::operations::{Kind, Lease, Operation};
+use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
 use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting, Timed, Turned};
 use store::snapshots::{Child, ForkWish, SnapshotWish};
@@ -69,9 +70,7 @@ impl Bench {
             envs: BTreeMap::new(),
             metadata: BTreeMap::new(),
             default_user: String::new(),
-            timeout_sec: 0,
-            on_timeout,
-            idle_timeout_sec: 60,
+            policy: Policy { on_timeout, idle_timeout_sec: 60, ..Policy::default() },
         };
         match self.store.create_sandbox(&new, &self.lease, None, &self.actor).await.unwrap() {
             Created::Made(sandbox, operation) => {
@@ -148,7 +147,7 @@ fn sighting(id: &SandboxId, incarnation: &str, idle_sec: Option<i64>) -> Sightin
 #[tokio::test]
 async fn what_is_idle_for_too_long_is_paused_or_killed() {
     let bench = Bench::new().await;
-    let (pausing, killing) = (bench.create(OnTimeout::Pause).await, bench.create(OnTimeout::Kill).await);
+    let (pausing, killing) = (bench.create(OnTimeout::PauseDisk).await, bench.create(OnTimeout::Kill).await);
     for id in [&pausing, &killing] {
         bench.long_ago(id).await;
         bench.say(id, Some(59)).await;
@@ -236,7 +235,8 @@ async fn what_is_used_is_not_ended() {
             "ping" => assert_eq!(bench.store.ping_sandbox(bench.team, &id).await.unwrap(), Pinged::Noted),
             "call" => bench.store.touch_sandbox(&id).await.unwrap(),
             "timeout" => {
-                let set = bench.store.set_timeout(bench.team, &id, None, None, None, &bench.actor).await.unwrap();
+                let set =
+                    bench.store.set_policy(bench.team, &id, &PolicyChange::default(), &bench.actor).await.unwrap();
                 assert!(matches!(set, Timed::Set(sandbox) if sandbox.idle_since.is_none()));
             }
             "snapshot" => {
@@ -249,13 +249,11 @@ async fn what_is_used_is_not_ended() {
                     id: SandboxId::from_random(5),
                     envs: BTreeMap::new(),
                     metadata: BTreeMap::new(),
-                    timeout_sec: None,
-                    on_timeout: None,
-                    idle_timeout_sec: None,
+                    policy: PolicyChange::default(),
                 };
                 let wish = bench.store.wish_forked(bench.team, &id, &[child], &bench.lease, None, &bench.actor).await;
                 assert!(matches!(wish.unwrap(), ForkWish::Opened(_)));
-                assert_eq!(bench.get(&SandboxId::from_random(5)).await.idle_timeout_sec, 60, "as the source");
+                assert_eq!(bench.get(&SandboxId::from_random(5)).await.policy.idle_timeout_sec, 60, "as the source");
             }
         }
         assert_eq!((bench.end_idle().await, bench.get(&id).await.idle_since), (0, None), "{kind}");
@@ -266,10 +264,13 @@ async fn what_is_used_is_not_ended() {
     // Another idle time while it runs, and none.
     bench.long_ago(&id).await;
     let set = async |idle_timeout_sec| {
-        let set = bench.store.set_timeout(bench.team, &id, None, None, idle_timeout_sec, &bench.actor).await;
+        let change = PolicyChange { idle_timeout_sec, ..PolicyChange::default() };
+        let set = bench.store.set_policy(bench.team, &id, &change, &bench.actor).await;
         bench.long_ago(&id).await;
         bench.say(&id, Some(100)).await;
-        assert!(matches!(set.unwrap(), Timed::Set(sandbox) if Some(sandbox.idle_timeout_sec) == idle_timeout_sec));
+        assert!(
+            matches!(set.unwrap(), Timed::Set(sandbox) if Some(sandbox.policy.idle_timeout_sec) == idle_timeout_sec)
+        );
         bench.end_idle().await
     };
     assert_eq!((set(Some(120)).await, set(Some(0)).await, set(Some(90)).await), (0, 0, 1));

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::ids::{HostId, SandboxId, SnapshotId, TeamId, UserId};
-use model::sandbox::{Observed, OnTimeout, Status};
+use model::sandbox::{Kept, Observed, OnTimeout, Status};
 use model::shape::Shape;
 use store::audit::Actor;
 use store::hosts::{Deleted, NewHost};
 use store::idempotency::Key;
 use store::operations::{Kind, Lease, Operation, Phase};
+use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
 use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting, Timed, Turned};
 use store::snapshots::{Child, ForkWish, SnapshotWish};
@@ -85,9 +86,7 @@ impl Bench {
             envs: [("SECRET".to_owned(), "x".to_owned())].into(),
             metadata: BTreeMap::new(),
             default_user: String::new(),
-            timeout_sec: 60,
-            on_timeout: OnTimeout::Kill,
-            idle_timeout_sec: 0,
+            policy: Policy { timeout_sec: 60, ..Policy::default() },
         };
         match self.store.create_sandbox(&new, &self.lease, None, &Actor::platform("test")).await.unwrap() {
             Created::Made(sandbox, operation) => (sandbox.id, operation),
@@ -117,9 +116,11 @@ impl Bench {
             id: SandboxId::from_random(1 << 64 | Uuid::now_v7().as_u128() << 8 | n),
             envs: [("F".to_owned(), "f".to_owned())].into(),
             metadata: BTreeMap::new(),
-            timeout_sec: None,
-            on_timeout: Some(OnTimeout::Pause),
-            idle_timeout_sec: None,
+            policy: PolicyChange {
+                on_timeout: Some(OnTimeout::Pause),
+                auto_resume: Some(true),
+                ..PolicyChange::default()
+            },
         };
         let children: Vec<Child> = (0..count).map(child).collect();
         let actor = Actor::platform("test");
@@ -292,7 +293,8 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     let counts = tokio::join!(bench.store.expire_sandboxes(), bench.store.expire_sandboxes());
     assert_eq!(counts.0.unwrap() + counts.1.unwrap(), 1);
     let sandbox = bench.get(&id).await;
-    assert_eq!((sandbox.status(), sandbox.on_timeout), (Status::Pausing, OnTimeout::Pause));
+    assert_eq!((sandbox.status(), sandbox.policy.on_timeout), (Status::Pausing, OnTimeout::Pause));
+    assert_eq!(sandbox.kept, Kept::Memory);
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
 
     // It does not come about: not at once again, but again.
@@ -300,27 +302,31 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
     bench.store.take_back(&pause, Observed::Running, "agent_error", "no", &[]).await.unwrap();
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
-    bench.database.sql(over).await;
+    bench.database.sql(&over.replace("'pause'", "'pause_disk'")).await;
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
+    let sandbox = bench.get(&id).await;
+    assert_eq!((sandbox.policy.on_timeout, sandbox.kept), (OnTimeout::PauseDisk, Kept::Disk));
     let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
     bench.store.finish_pause(&pause, &report("i1")).await.unwrap();
-    assert_eq!(bench.get(&id).await.status(), Status::Paused);
+    let sandbox = bench.get(&id).await;
+    assert_eq!((sandbox.status(), sandbox.kept), (Status::Paused, Kept::Disk));
 
     // Its length can be changed, and runs from the resume.
     let set = async |timeout_sec, on_timeout| {
         let actor = Actor::platform("test");
-        match bench.store.set_timeout(bench.team, &id, timeout_sec, on_timeout, None, &actor).await.unwrap() {
+        let change = PolicyChange { timeout_sec, on_timeout, ..PolicyChange::default() };
+        match bench.store.set_policy(bench.team, &id, &change, &actor).await.unwrap() {
             Timed::Set(sandbox) => *sandbox,
             _ => panic!("not set"),
         }
     };
     let sandbox = set(Some(7), Some(OnTimeout::Kill)).await;
-    assert_eq!((sandbox.timeout_sec, sandbox.on_timeout, sandbox.deadline), (7, OnTimeout::Kill, None));
+    assert_eq!((sandbox.policy.timeout_sec, sandbox.policy.on_timeout, sandbox.deadline), (7, OnTimeout::Kill, None));
     bench.database.sql("update sandboxes set desired = 'running', observed = 'running'").await;
     let sandbox = set(None, Some(OnTimeout::Pause)).await;
     let left = sandbox.deadline.unwrap() - chrono::Utc::now();
     assert!((1..=7).contains(&left.num_seconds()), "{left}");
-    assert_eq!((sandbox.timeout_sec, sandbox.on_timeout), (7, OnTimeout::Pause));
+    assert_eq!((sandbox.policy.timeout_sec, sandbox.policy.on_timeout), (7, OnTimeout::Pause));
     assert_eq!(set(Some(0), None).await.deadline, None);
     bench.database.sql("update sandboxes set desired = 'paused', observed = 'paused'").await;
 
@@ -333,7 +339,7 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
     assert_eq!(bench.get(&id).await.status(), Status::Stopping);
     let actor = Actor::platform("test");
-    let ended = bench.store.set_timeout(bench.team, &id, None, None, None, &actor).await.unwrap();
+    let ended = bench.store.set_policy(bench.team, &id, &PolicyChange::default(), &actor).await.unwrap();
     assert!(matches!(ended, Timed::Ended(Status::Stopping)));
 }
 
@@ -412,7 +418,7 @@ async fn pauses_and_resumes_are_wishes_of_their_own_revisions() {
     let bench = Bench::new().await;
     let (id, run) = bench.create().await;
     let actor = Actor::platform("test");
-    let pause = async || bench.store.wish_paused(bench.team, &id, &bench.lease, &actor).await.unwrap();
+    let pause = async || bench.store.wish_paused(bench.team, &id, Kept::Memory, &bench.lease, &actor).await.unwrap();
     let resume = async || bench.store.wish_resumed(bench.team, &id, &bench.lease, &actor).await.unwrap();
     let opened = |turned: Turned| match turned {
         Turned::Opened(operation) => operation,
@@ -466,7 +472,8 @@ async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
         made.push(id);
     }
     let actor = Actor::platform("test");
-    let Turned::Opened(pausing) = bench.store.wish_paused(bench.team, &made[0], &bench.lease, &actor).await.unwrap()
+    let Turned::Opened(pausing) =
+        bench.store.wish_paused(bench.team, &made[0], Kept::Memory, &bench.lease, &actor).await.unwrap()
     else {
         panic!("it was not opened")
     };
@@ -496,7 +503,10 @@ async fn a_snapshot_has_its_name_alone_and_goes_when_nothing_begins_with_it() {
     assert!(matches!(bench.snapshot(&id, "two").await, SnapshotWish::UnderWay));
     // A newer wish for the sandbox leaves it alone.
     let actor = Actor::platform("test");
-    assert!(matches!(bench.store.wish_paused(bench.team, &id, &bench.lease, &actor).await, Ok(Turned::Opened(_))));
+    assert!(matches!(
+        bench.store.wish_paused(bench.team, &id, Kept::Memory, &bench.lease, &actor).await,
+        Ok(Turned::Opened(_))
+    ));
     assert_eq!((bench.phase(&taking).await, bench.unwanted().await), (Phase::Open, 0));
     let name = "one".parse().unwrap();
     assert_eq!(bench.store.snapshot_named(bench.team, &name).await.unwrap(), None, "it is not there yet");
@@ -554,8 +564,9 @@ async fn a_fork_is_all_of_its_sandboxes_or_none() {
     for operation in &operations {
         let child = bench.get(&operation.sandbox).await;
         assert_eq!((operation.kind, child.status()), (Kind::Run, Status::Starting));
-        assert_eq!((&child.template, child.shape, child.timeout_sec), (&source.template, source.shape, 60));
-        assert_eq!((child.on_timeout, child.envs.len()), (OnTimeout::Pause, 2));
+        assert_eq!((&child.template, child.shape, child.policy.timeout_sec), (&source.template, source.shape, 60));
+        assert_eq!((child.policy.on_timeout, child.policy.auto_resume), (OnTimeout::Pause, true));
+        assert_eq!(child.envs.len(), 2);
         assert_eq!(child.host.unwrap().host, bench.host);
         snapshots.insert(child.snapshot.unwrap());
     }

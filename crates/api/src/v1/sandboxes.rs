@@ -24,13 +24,16 @@ pub struct CreateSandbox {
     /// Seconds of running, counted from the start and anew from each resume, until `on_timeout`; 0 or absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
-    /// What happens then: `kill` (when absent), or `pause`, with memory.
+    /// What happens then: `kill` (when absent); `pause`, with memory; or `pause_disk`, after which a resume boots it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<String>,
     /// Seconds, from 60, in which nothing happens in it, until `on_timeout`; 0 or absent: never. Something happens while a command, a file
     /// transfer or a snapshot is under way, while its CPUs, its network or its disk work, and at each call of `ping` and `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_sec: Option<i64>,
+    /// Whether a command or a file call lets it run again when it is paused with its memory; false when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
     /// At most 32 pairs of at most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -51,6 +54,18 @@ pub struct SetTimeout {
     /// As at the create; as it was when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_sec: Option<i64>,
+    /// Whether a command or a file call lets it run again when it is paused with its memory; as it was when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
+}
+
+/// `POST /v1/sandboxes/{id}/pause`; the body may be absent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Pause {
+    /// Whether its memory is kept; it is when absent. Without, a resume boots it from its disk: smaller and cheaper, but what ran does not
+    /// go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<bool>,
 }
 
 /// `POST /v1/sandboxes/{id}/fork`. What is absent is as the source has it.
@@ -66,6 +81,8 @@ pub struct Fork {
     pub on_timeout: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_sec: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
     /// Beside the source's own pairs, and over them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -92,12 +109,18 @@ pub struct Sandbox {
     pub memory_mb: i64,
     pub disk_size_mb: i64,
     pub timeout_sec: i64,
-    /// `kill` or `pause`.
+    /// `kill`, `pause` or `pause_disk`.
     #[serde(default = "on_timeout_default")]
     pub on_timeout: String,
+    /// What the pause keeps, of one that is pausing, paused or resuming: `memory` (it goes on where it stood) or `disk` (it boots).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
     /// Seconds of being idle until `on_timeout`; 0: never.
     #[serde(default)]
     pub idle_timeout_sec: i64,
+    /// Whether a command or a file call lets it run again when it is paused with its memory.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// Since when nothing has happened in it; absent while it works or does not run, and without `idle_timeout_sec`. Up to half a
     /// minute late.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use api::host::{
     self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, Fence, SandboxSpec, SandboxState,
 };
 use connectrpc::client::CallOptions;
-use model::sandbox::Observed;
+use model::sandbox::{Kept, Observed};
 use store::operations::{Kind, Operation};
 use store::sandboxes::{Placed, Report, Sandbox};
 use store::{StoreError, Update};
@@ -206,7 +206,7 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
     };
     point(turn.begun).await;
     let answer = match turn.to {
-        Observed::Paused => ensure_paused(app, operation, placed).await,
+        Observed::Paused => ensure_paused(app, operation, sandbox, placed).await,
         _ => ensure_running(app, operation, sandbox, placed).await,
     };
     let is = answer.as_ref().ok().and_then(|state| state.observed.parse::<Observed>().ok());
@@ -319,10 +319,16 @@ async fn ensure_running(
     answer.state.into_option().ok_or_else(missing_state)
 }
 
-async fn ensure_paused(app: &App, operation: &Operation, placed: &Placed) -> Result<SandboxState, AgentError> {
+async fn ensure_paused(
+    app: &App,
+    operation: &Operation,
+    sandbox: &Sandbox,
+    placed: &Placed,
+) -> Result<SandboxState, AgentError> {
     let request = EnsurePausedRequest {
         sandbox_id: operation.sandbox.to_string(),
         fence: fence(operation, placed).into(),
+        disk_only: sandbox.kept == Kept::Disk,
         ..Default::default()
     };
     let agent = app.agents.at(&placed.address)?;

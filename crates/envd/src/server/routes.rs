@@ -62,8 +62,7 @@ pub async fn answer(
         connection.show(shown);
     }
     // Browsers may call a sandbox's envd from any page: the token is what protects it.
-    let is_from_a_page =
-        request.headers().contains_key(ORIGIN) && !matches!(request.uri().path(), "/init" | "/snapshot/prepare");
+    let is_from_a_page = request.headers().contains_key(ORIGIN) && !is_the_hosts(request.uri().path());
     // What is cached for one that is no page's must not be a page's answer.
     let is_cacheable = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = AssertUnwindSafe(route(&guest, rpc, &connection, local, request));
@@ -96,7 +95,7 @@ async fn route(
     request: Request<Incoming>,
 ) -> Answer {
     let path = request.uri().path();
-    if !matches!(path, "/health" | "/init" | "/snapshot/prepare") && !guest.registry.admits(connection) {
+    if path != "/health" && !is_the_hosts(path) && !guest.registry.admits(connection) {
         let mut answer = fault(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return answer;
@@ -104,23 +103,26 @@ async fn route(
     match (request.method(), path) {
         (&Method::OPTIONS, _) => preflight(),
         (&Method::GET | &Method::HEAD, "/health") => health(),
-        (&Method::POST, "/init" | "/snapshot/prepare") => {
+        (&Method::POST, path) if is_the_hosts(path) => {
             if let Err(denied) = access::host(&guest.session, connection.peer.ip(), local, request.headers()) {
                 return fault(StatusCode::UNAUTHORIZED, &denied.to_string());
             }
             connection.is_the_hosts();
-            if path == "/init" {
-                init(guest, connection, local, request).await
-            } else {
-                prepare(guest, connection).await
+            let is_held = path == "/init/held";
+            match path {
+                "/snapshot/prepare" => prepare(guest, connection).await,
+                _ => init(guest, connection, local, request, is_held).await,
             }
         }
         (&Method::GET | &Method::HEAD, "/files") => files::download::answer(guest, request).await,
         (&Method::POST, "/files") => files::upload::answer(guest, request).await,
-        (
-            method,
-            "/health" | "/init" | "/snapshot/prepare" | "/files" | "/metrics" | "/envs" | "/ports" | "/activity",
-        ) if method != Method::GET => fault(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+        (method, path)
+            if *method != Method::GET
+                && (is_the_hosts(path)
+                    || matches!(path, "/health" | "/files" | "/metrics" | "/envs" | "/ports" | "/activity")) =>
+        {
+            fault(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+        }
         _ => {
             if let Err(denied) = access::user(&guest.session, request.headers()) {
                 return fault(StatusCode::UNAUTHORIZED, &denied.to_string());
@@ -134,6 +136,10 @@ async fn route(
             }
         }
     }
+}
+
+fn is_the_hosts(path: &str) -> bool {
+    matches!(path, "/init" | "/init/held" | "/snapshot/prepare")
 }
 
 async fn call(guest: &Guest, rpc: Rpc, request: Request<Incoming>) -> Answer {
@@ -171,7 +177,14 @@ fn health() -> Answer {
     answer
 }
 
-async fn init(guest: &Arc<Guest>, connection: &Arc<Connection>, local: IpAddr, request: Request<Incoming>) -> Answer {
+/// Held: users' processes go on standing still, for the `/init` that will follow.
+async fn init(
+    guest: &Arc<Guest>,
+    connection: &Arc<Connection>,
+    local: IpAddr,
+    request: Request<Incoming>,
+    is_held: bool,
+) -> Answer {
     let body = match Limited::new(request.into_body(), identity::BODY_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => return fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or was cut off"),
@@ -184,12 +197,21 @@ async fn init(guest: &Arc<Guest>, connection: &Arc<Connection>, local: IpAddr, r
         return fault(StatusCode::BAD_REQUEST, "controlToken is missing: the first /init after a boot has to bring it");
     }
     // A task of its own: a host that gives up leaves no guest that is half another.
-    let introduced = tokio::spawn(introduce(guest.clone(), connection.clone(), local, hello)).await;
+    let introduced = tokio::spawn(introduce(guest.clone(), connection.clone(), local, hello, is_held)).await;
     introduced.unwrap_or_else(|_| fault(StatusCode::INTERNAL_SERVER_ERROR, "envd made a mistake in /init"))
 }
 
-async fn introduce(guest: Arc<Guest>, connection: Arc<Connection>, local: IpAddr, hello: identity::Hello) -> Answer {
+async fn introduce(
+    guest: Arc<Guest>,
+    connection: Arc<Connection>,
+    local: IpAddr,
+    hello: identity::Hello,
+    is_held: bool,
+) -> Answer {
     let _alone = guest.introduction.lock().await;
+    if is_held && !sync::hold(&guest) {
+        return fault(StatusCode::CONFLICT, "users' processes run: they cannot be held");
+    }
     if hello.is_outdated(&guest.session, guest.quiet.is_on()) {
         return fault(StatusCode::CONFLICT, "this /init is of an earlier incarnation");
     }
@@ -205,7 +227,9 @@ async fn introduce(guest: Arc<Guest>, connection: Arc<Connection>, local: IpAddr
         guest.registry.reset_strangers(hello.incarnation(), connection.id);
         guest.ports.restored();
     }
-    sync::end(&guest);
+    if !is_held {
+        sync::end(&guest);
+    }
     let mut answer = empty(StatusCode::NO_CONTENT);
     answer.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(VERSION));
     answer

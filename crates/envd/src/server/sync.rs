@@ -131,6 +131,17 @@ impl Flush {
     }
 }
 
+/// Users' processes stand still for as long as after another prepare. False when they run.
+pub fn hold(guest: &Guest) -> bool {
+    let mut is_held = false;
+    guest.quiet.until.send_if_modified(|until| {
+        is_held = until.is_some();
+        *until = until.map(|_| Instant::now() + WATCHDOG);
+        is_held
+    });
+    is_held
+}
+
 /// User processes run on: the last step of `/init`.
 pub fn end(guest: &Guest) {
     if let Err(e) = guest.freezer.freeze(false) {

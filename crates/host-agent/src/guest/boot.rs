@@ -65,12 +65,21 @@ impl Guest {
     /// Gives the guest its identity, and the present time. Answers envd's version. `known_by`: the control token that the guest knows, which of one that was
     /// restored is not the one that `init` brings.
     pub async fn init(&self, init: &api::guest::Init, known_by: &str) -> Result<String, GuestError> {
+        self.identify("/init", init, known_by).await
+    }
+
+    /// The same, of a guest that was saved: its users' processes go on standing still. A guest whose envd does not know how is left as it was.
+    pub async fn init_held(&self, init: &api::guest::Init, known_by: &str) -> Result<String, GuestError> {
+        self.identify("/init/held", init, known_by).await
+    }
+
+    async fn identify(&self, path: &str, init: &api::guest::Init, known_by: &str) -> Result<String, GuestError> {
         let request = || {
             // The guest's clock is set by it: the time of this moment, not of the first try.
             let now = DateTime::<Utc>::from(SystemTime::now()).to_rfc3339_opts(SecondsFormat::Nanos, true);
             let init = api::guest::Init { timestamp: now, ..init.clone() };
             let body = serde_json::to_vec(&init).expect("an init has only text and maps with text keys");
-            let mut request = Request::post("/init")
+            let mut request = Request::post(path)
                 .header(http::header::HOST, "guest")
                 .header(http::header::CONTENT_TYPE, "application/json")
                 .header(api::guest::CONTROL_TOKEN_HEADER, known_by);

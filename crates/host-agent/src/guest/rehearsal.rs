@@ -18,8 +18,9 @@ const HOST_NAME: &str = "standby";
 const FIRST_COMMAND: &str = "true";
 
 /// An identity that nobody will use, for a guest that knows its host by `known_by`; empty: it has none yet, and takes the first that
-/// comes. From now on it knows its host by `secret`, 64 hex digits that nobody else knows.
-pub async fn rehearse(dial: Arc<dyn Dial>, known_by: &str, secret: &str) -> Result<(), GuestError> {
+/// comes. From now on it knows its host by `secret`, 64 hex digits that nobody else knows. Held: the guest has users' processes, which go on
+/// standing still, so that no command is run either.
+pub async fn rehearse(dial: Arc<dyn Dial>, known_by: &str, secret: &str, is_held: bool) -> Result<(), GuestError> {
     let incarnation = Incarnation::from_random(rand::random());
     let init = api::guest::Init {
         incarnation: incarnation.to_string(),
@@ -34,6 +35,10 @@ pub async fn rehearse(dial: Arc<dyn Dial>, known_by: &str, secret: &str) -> Resu
     let guest = Arc::new(Guest::new(dial, incarnation, &init.access_token));
     let known_by = if known_by.is_empty() { secret } else { known_by };
     let rehearsed = tokio::time::timeout(TIME_MAX, async {
+        if is_held {
+            guest.init_held(&init, known_by).await?;
+            return Ok(());
+        }
         guest.introduce(&init, known_by).await?;
         if let Err(error) = first_command(&guest).await {
             debug!("the rehearsal of a command: {error}");

@@ -26,6 +26,7 @@ use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
 use model::ids::SandboxId;
+use model::sandbox::Kept;
 use tokio::time::Instant;
 
 use crate::agent::Agent;
@@ -120,7 +121,8 @@ impl HostAgentService for Service {
         self.ready()?;
         let id = self.id(&request.sandbox_id)?;
         let fence = answers::fence(request.fence.into_option())?;
-        let view = self.agent.sandboxes.ensure_paused(&id, fence, deadline).await.map_err(errors::wish)?;
+        let kept = if request.disk_only { Kept::Disk } else { Kept::Memory };
+        let view = self.agent.sandboxes.ensure_paused(&id, fence, kept, deadline).await.map_err(errors::wish)?;
         Response::ok(EnsurePausedResponse { state: self.state(&view).await.into(), ..Default::default() })
     }
 

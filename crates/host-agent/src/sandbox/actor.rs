@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use microvm::Microvm;
 use model::ids::SnapshotId;
-use model::sandbox::{Desired, Observed};
+use model::sandbox::{Desired, Kept, Observed};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -38,6 +38,7 @@ pub enum Message {
     },
     Pause {
         fence: Fence,
+        kept: Kept,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     Kill {
@@ -90,6 +91,8 @@ struct Mind {
     progress: Progress,
     /// Begin anew as soon as what failed, or was paused, is taken down.
     restart: bool,
+    /// Of the pause that is wished.
+    kept: Kept,
     /// Why it runs although a pause was wished.
     refusal: Option<Failure>,
     /// What is written down is not that it runs, at this revision.
@@ -117,6 +120,7 @@ impl Actor {
             wish,
             progress,
             restart: false,
+            kept: Kept::Memory,
             refusal: None,
             unwritten: false,
             steps: Vec::new(),
@@ -227,7 +231,8 @@ impl Actor {
         }
         if step == Step::Pause(Pause::Begin) {
             self.mind.steps.clear();
-            self.mind.progress = Progress::Pausing { to: self.body.next_generation(), done: None };
+            self.mind.progress =
+                Progress::Pausing { to: self.body.next_generation(), kept: self.mind.kept, done: None };
             self.publish(false);
         }
         let give_up_at = match self.mind.progress {
@@ -349,11 +354,12 @@ impl Mind {
                 }
                 (verdict, reply)
             }
-            Message::Pause { fence, reply } => {
+            Message::Pause { fence, kept, reply } => {
                 let verdict = self.wish.judge_pause(&self.progress, &fence);
                 match verdict {
                     Ok(Verdict::Pause) => {
                         self.wish.desired = Desired::Paused;
+                        self.kept = kept;
                         self.restart = false;
                         self.raise(fence);
                     }
@@ -462,7 +468,9 @@ impl Mind {
             (Step::Pause(Pause::Seal), Progress::Pausing { to, .. }) => {
                 Progress::Parking { generation: to, failure: None, done: None }
             }
-            (Step::Pause(pause), Progress::Pausing { to, .. }) => Progress::Pausing { to, done: Some(pause) },
+            (Step::Pause(pause), Progress::Pausing { to, kept, .. }) => {
+                Progress::Pausing { to, kept, done: Some(pause) }
+            }
             (Step::Revert(Revert::Commit), _) => Progress::Running,
             (Step::Snapshot(Snapshot::Commit), _) => Progress::Running,
             (Step::Snapshot(snapshot), Progress::Snapshotting { to, .. }) => {

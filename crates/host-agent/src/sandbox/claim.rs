@@ -30,7 +30,7 @@ const MARK_BYTES_MAX: u64 = 128;
 impl Body {
     /// Takes over a standby, if one is ready. False: the create goes the long way.
     pub(super) async fn claim(&mut self, key: &str, wish: &Wish) -> Result<bool, StepError> {
-        let Some(standbys) = self.context().standbys.clone() else { return Ok(false) };
+        let Some(standbys) = self.context.standbys.clone() else { return Ok(false) };
         let directory = self.directory();
         // Of one that begins anew there is one already.
         if blocking(move || directory.try_exists()).await.map_err(StepError::Files)? {
@@ -40,7 +40,7 @@ impl Body {
         let claimed = self.take_standby(&standby, wish).await;
         if claimed.is_err() {
             // It is still nobody's.
-            let context = self.shared_context();
+            let context = self.context.clone();
             tokio::spawn(async move { standbys.end(&context, standby).await });
         }
         match claimed {
@@ -66,14 +66,15 @@ impl Body {
             control_token: token()?,
             process: Some(process.clone()),
             generation: None,
-            snapshot: None,
-            template_generation: Some(standby.key.clone()),
+            snapshot: wish.spec.snapshot,
+            template_generation: wish.spec.snapshot.is_none().then(|| standby.key.clone()),
             envd_version: String::new(),
+            from_disk: false,
             standby: Some(WasStandby { name: husk.name.clone(), control_token: standby.control_token.clone() }),
         };
         // It finds the process by its number, so it does not matter that its files are still elsewhere.
-        let microvm = self.context().machines.adopt(&process).await?;
-        let (journal, from) = (self.context().journal.clone(), husk.place.clone());
+        let microvm = self.context.machines.adopt(&process).await?;
+        let (journal, from) = (self.context.journal.clone(), husk.place.clone());
         let record = self.record(wish, Phase::Making { run: run.clone() });
         blocking(move || journal.claim(&record, &from)).await?;
         self.note_claimed(run, microvm);

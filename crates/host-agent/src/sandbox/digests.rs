@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::generation::{Files, GenerationError, device_digest};
+use super::generation::{Files, GenerationError, identity};
 use crate::disk::extents::{self, PIECE};
 use crate::durable;
 use crate::sealed;
@@ -52,7 +52,7 @@ impl Before {
     /// Of the state that a run had begun with. What cannot be read now is as good as gone.
     pub fn of_state(files: &Files) -> Self {
         let open = |path: &Path| File::open(path).ok();
-        let is_its_own = |digests: &Digests| device_digest(files).is_ok_and(|device| device == digests.device);
+        let is_its_own = |digests: &Digests| identity(files).is_ok_and(|device| device == digests.device);
         let digests = read(files).ok().flatten().filter(is_its_own);
         Self {
             // Without its digests all of the memory is covered anew.
@@ -113,21 +113,24 @@ impl Queue {
 
 /// Makes the digests of a valid state. Reads what has changed, so it takes a second for each GiB of that.
 fn write(files: &Files, before: &Before) -> io::Result<()> {
-    let memory = File::open(files.memory())?;
     let disk = File::open(files.disk())?;
-    let covered = match &before.memory {
-        Some(earlier) => extents::differing(&memory, earlier)?,
-        None => extents::data(&memory)?,
+    // Without a device state it is of the disk alone.
+    let memory = match files.device().try_exists()? {
+        true => {
+            let memory = File::open(files.memory())?;
+            let covered = match &before.memory {
+                Some(earlier) => extents::differing(&memory, earlier)?,
+                None => extents::data(&memory)?,
+            };
+            renewed(&memory, &before.digests.memory, &covered)?
+        }
+        false => Pieces::new(),
     };
     let on_disk = match &before.disk {
         Some(earlier) => extents::differing(&disk, earlier)?,
         None => BTreeSet::new(),
     };
-    let digests = Digests {
-        device: device_digest(files)?,
-        memory: renewed(&memory, &before.digests.memory, &covered)?,
-        disk: renewed(&disk, &before.digests.disk, &on_disk)?,
-    };
+    let digests = Digests { device: identity(files)?, memory, disk: renewed(&disk, &before.digests.disk, &on_disk)? };
     durable::write(&files.digests(), &sealed::encode(FORMAT, &digests), 0o600)
 }
 
@@ -148,7 +151,7 @@ fn renewed(file: &File, before: &Pieces, changed: &BTreeSet<u64>) -> io::Result<
 /// and `disk`: the state's own, or clones of them.
 pub fn check(files: &Files, memory: &Path, disk: &Path, given_up: &CancellationToken) -> Result<bool, GenerationError> {
     let Some(digests) = read(files)? else { return Ok(false) };
-    if digests.device != device_digest(files).map_err(GenerationError::Read)? {
+    if digests.device != identity(files).map_err(GenerationError::Read)? {
         return Err(GenerationError::Damaged("its digests are of another one".to_owned()));
     }
     let wanted: Vec<(&str, &Path, u64, &str)> = [("memory", memory, &digests.memory), ("disk", disk, &digests.disk)]
@@ -295,6 +298,30 @@ mod tests {
                 fs::write(&path, &whole).unwrap();
             }
         }
+    }
+
+    /// The disk alone, then memory again: what the guest had in memory before is nothing to go by.
+    #[test]
+    fn a_state_without_memory_has_digests_of_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = state(dir.path(), 1);
+        write(&first, &Before::default()).unwrap();
+        let second = state(dir.path(), 2);
+        for file in [second.memory(), second.device()] {
+            fs::remove_file(file).unwrap();
+        }
+        fs::write(dir.path().join("gen-00002/manifest"), "manifest 2").unwrap();
+        damage(&second.disk(), |file| file.write_all_at(b"new", PIECE + 5).unwrap());
+        write(&second, &Before::of_state(&first)).unwrap();
+        assert!(own(&second).unwrap() && read(&second).unwrap().unwrap().memory.is_empty());
+        damage(&second.disk(), |file| file.write_all_at(b"old", PIECE + 5).unwrap());
+        assert!(matches!(own(&second), Err(GenerationError::Damaged(_))));
+        damage(&second.disk(), |file| file.write_all_at(b"new", PIECE + 5).unwrap());
+        let third = state(dir.path(), 3);
+        write(&third, &Before::of_state(&second)).unwrap();
+        assert!(own(&third).unwrap());
+        damage(&third.memory(), |file| file.write_all_at(b"x", 0).unwrap());
+        assert!(matches!(own(&third), Err(GenerationError::Damaged(_))));
     }
 
     #[tokio::test]

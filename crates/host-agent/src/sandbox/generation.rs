@@ -4,6 +4,7 @@
 //! ```text
 //!  <sandbox>/gen-00007.tmp/   being made, or left by a pause that did not come about
 //!  <sandbox>/gen-00007/       manifest, memory, device, disk: never written to again; and digests, which come later (`digests`)
+//!                             of the disk alone: no memory and no device
 //! ```
 
 use std::fs::{self, File};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use microvm::{SaveTarget, Stamp};
+use model::sandbox::Kept;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Generation, Spec};
@@ -58,11 +60,23 @@ pub struct Manifest {
     pub envd_version: String,
     /// By what the guest in it knows its host. Resumed, it learns another one.
     pub control_token: String,
-    /// Bytes, and BLAKE3 of all of them. It is read before every load.
-    pub device: Content,
+    /// Bytes, and BLAKE3 of all of them. It is read before every load. None, and no memory either, of the disk alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Content>,
     /// What they hold is known by digests of their own, which are made later.
-    pub memory_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     pub disk_bytes: u64,
+}
+
+impl Manifest {
+    fn kept(&self) -> Result<Kept, GenerationError> {
+        match (&self.device, self.memory_bytes) {
+            (Some(_), Some(_)) => Ok(Kept::Memory),
+            (None, None) => Ok(Kept::Disk),
+            _ => Err(GenerationError::Damaged("its manifest names half of a memory".to_owned())),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +87,7 @@ pub struct Content {
 
 /// What a manifest says beside what its files say themselves.
 pub struct About<'a> {
+    pub kept: Kept,
     pub parent: Option<Generation>,
     pub vmm: Stamp,
     pub spec: &'a Spec,
@@ -165,6 +180,7 @@ pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result
     let files = begun_files(sandbox, generation);
     let sealed = || -> io::Result<()> {
         let size = |path: &Path| fs::metadata(path).map(|meta| meta.len());
+        let has_memory = about.kept == Kept::Memory;
         let manifest = Manifest {
             generation,
             parent: about.parent,
@@ -176,8 +192,8 @@ pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result
             template: about.spec.template.to_string(),
             envd_version: about.envd_version.to_owned(),
             control_token: about.control_token.to_owned(),
-            device: content(&files.device())?,
-            memory_bytes: size(&files.memory())?,
+            device: has_memory.then(|| content(&files.device())).transpose()?,
+            memory_bytes: has_memory.then(|| size(&files.memory())).transpose()?,
             disk_bytes: size(&files.disk())?,
         };
         seal_with(sandbox, generation, &manifest)
@@ -187,8 +203,14 @@ pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result
 
 fn seal_with(sandbox: &Path, generation: Generation, manifest: &Manifest) -> io::Result<()> {
     let files = begun_files(sandbox, generation);
-    for file in [files.memory(), files.device(), files.disk()] {
-        File::open(file)?.sync_all()?;
+    for (file, is_there) in [
+        (files.memory(), manifest.memory_bytes.is_some()),
+        (files.device(), manifest.device.is_some()),
+        (files.disk(), true),
+    ] {
+        if is_there {
+            File::open(file)?.sync_all()?;
+        }
     }
     durable::write(&files.manifest(), &sealed::encode(FORMAT, manifest), 0o600)?;
     fs::rename(&files.directory, sandbox.join(name(generation)))?;
@@ -217,7 +239,9 @@ pub fn verified(
 ) -> Result<(Files, Manifest), GenerationError> {
     let files = sealed_files(sandbox, generation);
     let manifest = read_manifest(&files)?;
-    vmm.loads(&manifest.vmm).map_err(GenerationError::Incompatible)?;
+    if manifest.kept()? == Kept::Memory {
+        vmm.loads(&manifest.vmm).map_err(GenerationError::Incompatible)?;
+    }
     if (manifest.vcpus, manifest.memory_mib, manifest.disk_mib) != (spec.vcpus, spec.memory_mib, spec.disk_mib) {
         return Err(GenerationError::Incompatible("it is of a machine of another shape".to_owned()));
     }
@@ -225,17 +249,25 @@ pub fn verified(
         return Err(GenerationError::Damaged("its manifest is of another one".to_owned()));
     }
     for (what, path, bytes) in
-        [("memory", files.memory(), manifest.memory_bytes), ("disk", files.disk(), manifest.disk_bytes)]
+        [("memory", files.memory(), manifest.memory_bytes), ("disk", files.disk(), Some(manifest.disk_bytes))]
     {
+        let Some(bytes) = bytes else { continue };
         let found = fs::metadata(path).map_err(GenerationError::Read)?.len();
         if found != bytes {
             return Err(GenerationError::Damaged(format!("its {what} has {found} bytes instead of {bytes}")));
         }
     }
-    if content(&files.device()).map_err(GenerationError::Read)? != manifest.device {
+    if let Some(device) = &manifest.device
+        && content(&files.device()).map_err(GenerationError::Read)? != *device
+    {
         return Err(GenerationError::Damaged("its device state differs from its digest".to_owned()));
     }
     Ok((files, manifest))
+}
+
+/// What there is of a valid generation, as its manifest says.
+pub fn kept(files: &Files) -> Result<Kept, GenerationError> {
+    read_manifest(files)?.kept()
 }
 
 fn read_manifest(files: &Files) -> Result<Manifest, GenerationError> {
@@ -249,7 +281,11 @@ fn read_manifest(files: &Files) -> Result<Manifest, GenerationError> {
 /// Bytes that a generation takes, also those that it shares.
 pub fn size(files: &Files) -> io::Result<u64> {
     let taken = |path: PathBuf| fs::metadata(path).map(|meta| meta.blocks() * 512);
-    Ok(taken(files.memory())? + taken(files.device())? + taken(files.disk())?)
+    let of_memory = |path: PathBuf| match taken(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        other => other,
+    };
+    Ok(of_memory(files.memory())? + of_memory(files.device())? + taken(files.disk())?)
 }
 
 /// Removes every other generation than this one, or all of them, whole or not.
@@ -268,9 +304,13 @@ pub fn keep_only(sandbox: &Path, generation: Option<Generation>) -> io::Result<(
     Ok(())
 }
 
-/// What tells this state from every other.
-pub(super) fn device_digest(files: &Files) -> io::Result<String> {
-    content(&files.device()).map(|content| content.blake3)
+/// What tells this valid state from every other: its device state, and where there is none its manifest.
+pub(super) fn identity(files: &Files) -> io::Result<String> {
+    match content(&files.device()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => content(&files.manifest()),
+        other => other,
+    }
+    .map(|content| content.blake3)
 }
 
 fn content(path: &Path) -> io::Result<Content> {
@@ -293,12 +333,17 @@ mod tests {
     }
 
     fn made(sandbox: &Path) {
+        made_of(Kept::Memory, sandbox);
+    }
+
+    fn made_of(kept: Kept, sandbox: &Path) {
         let files = begin(sandbox, SEVEN).unwrap();
-        for (path, text) in [(files.memory(), "memory"), (files.device(), "device"), (files.disk(), "disk")] {
+        let all = [(files.disk(), "disk"), (files.memory(), "memory"), (files.device(), "device")];
+        for (path, text) in all.into_iter().take(if kept == Kept::Disk { 1 } else { 3 }) {
             fs::write(path, text).unwrap();
         }
-        let about =
-            About { parent: Some(Generation(6)), vmm: stamp(), spec: &spec(), envd_version: "1", control_token: "c" };
+        let (parent, spec) = (Some(Generation(6)), &spec());
+        let about = About { kept, parent, vmm: stamp(), spec, envd_version: "1", control_token: "c" };
         seal(sandbox, SEVEN, &about).unwrap();
     }
 
@@ -317,7 +362,7 @@ mod tests {
         made(sandbox);
         assert!(is_sealed(sandbox, SEVEN).unwrap());
         let (_, manifest) = verified(sandbox, SEVEN, &spec(), &stamp()).unwrap();
-        assert_eq!((manifest.parent, manifest.memory_bytes), (Some(Generation(6)), 6));
+        assert_eq!((manifest.parent, manifest.memory_bytes), (Some(Generation(6)), Some(6)));
         begin(sandbox, Generation(8)).unwrap();
         fs::create_dir(sandbox.join("gen-00006")).unwrap();
         keep_only(sandbox, Some(SEVEN)).unwrap();
@@ -325,6 +370,31 @@ mod tests {
         keep_only(sandbox, None).unwrap();
         assert_eq!(fs::read_dir(sandbox).unwrap().count(), 0);
         keep_only(&sandbox.join("none"), None).unwrap();
+    }
+
+    #[test]
+    fn of_the_disk_alone_no_memory_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        made_of(Kept::Disk, dir.path());
+        // Another VMM boots it as well.
+        let (files, manifest) =
+            verified(dir.path(), SEVEN, &spec(), &Stamp { version: "8".to_owned(), ..stamp() }).unwrap();
+        assert_eq!((manifest.memory_bytes, kept(&files).unwrap()), (None, Kept::Disk));
+        assert!(size(&files).unwrap() > 0);
+        let other = tempfile::tempdir().unwrap();
+        made(other.path());
+        assert_eq!(kept(&sealed_files(other.path(), SEVEN)).unwrap(), Kept::Memory);
+        fs::write(dir.path().join("gen-00007/disk"), "x").unwrap();
+        assert!(matches!(verified(dir.path(), SEVEN, &spec(), &stamp()), Err(GenerationError::Damaged(_))));
+    }
+
+    /// By agents that know of no others.
+    #[test]
+    fn a_state_with_memory_can_be_read_as_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        made(dir.path());
+        let text = fs::read_to_string(dir.path().join("gen-00007/manifest")).unwrap();
+        assert!(text.contains("\"memory_bytes\":6") && text.contains("\"device\":{"), "{text}");
     }
 
     #[test]

@@ -386,6 +386,7 @@ mod tests {
                     snapshot: None,
                     template_generation: None,
                     envd_version: String::new(),
+                    from_disk: false,
                     standby: None,
                 },
             },

@@ -6,6 +6,7 @@
 pub mod actor;
 mod claim;
 pub mod console;
+mod creating;
 pub mod digests;
 pub mod fence;
 pub mod generation;
@@ -28,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use model::ids::{SandboxId, SnapshotId};
-use model::sandbox::{Desired, Observed};
+use model::sandbox::{Desired, Kept, Observed};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -244,12 +245,13 @@ impl Sandboxes {
         Err(WishError::Busy)
     }
 
-    /// Takes the wish that the sandbox is saved and its microVM ended, and waits until it is so, or has turned out not to be possible, or
+    /// Takes the wish that `kept` of the sandbox is saved and its microVM ended, and waits until it is so, or has turned out not to be possible, or
     /// `deadline`.
     pub async fn ensure_paused(
         self: &Arc<Self>,
         id: &SandboxId,
         fence: Fence,
+        kept: Kept,
         deadline: Instant,
     ) -> Result<View, WishError> {
         self.check_epoch(&fence)?;
@@ -261,7 +263,7 @@ impl Sandboxes {
                 };
             };
             let (reply, answer) = oneshot::channel();
-            self.send(&handle, Message::Pause { fence: fence.clone(), reply })?;
+            self.send(&handle, Message::Pause { fence: fence.clone(), kept, reply })?;
             match answer.await {
                 Ok(verdict) => {
                     verdict?;
@@ -340,7 +342,11 @@ impl Sandboxes {
     /// Nobody begins with the snapshot any more. Repeatable, also for one that was never here.
     pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), WishError> {
         let snapshots = self.context.snapshots.clone();
-        blocking(move || snapshots.remove(id)).await.map_err(WishError::Snapshot)
+        blocking(move || snapshots.remove(id)).await.map_err(WishError::Snapshot)?;
+        if let Some(standbys) = &self.context.standbys {
+            standbys.end_kind(&self.context, &id.to_string()).await;
+        }
+        Ok(())
     }
 
     /// Takes the wish that nothing of the sandbox is left and waits until it is so, or `deadline`.

@@ -1,9 +1,10 @@
 //! The steps of a pause, of going on when it does not come about, and of what a resume loads. As dumb as those of a create: `steps`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microvm::{Stamp, Start};
+use model::sandbox::Kept;
 
 use super::digests::Before;
 use super::fence::Wish;
@@ -41,21 +42,39 @@ impl Body {
         Generation(self.generation().map_or(1, |last| last.0 + 1))
     }
 
-    pub(super) async fn pause(&mut self, step: Pause, to: Generation, wish: &Wish) -> Result<(), StepError> {
+    pub(super) async fn pause(
+        &mut self,
+        step: Pause,
+        to: Generation,
+        kept: Kept,
+        wish: &Wish,
+    ) -> Result<(), StepError> {
         let run = self.run()?.clone();
         let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
         let directory = self.directory();
         match step {
             Pause::Begin => {
-                self.has_room_for_state(1).await?;
+                self.has_room_for_state(if kept == Kept::Memory { 1 } else { 0 }).await?;
                 self.write(wish, Phase::Pausing { run, to }).await?;
             }
-            Pause::Quiet => self.quieten(&run).await?,
+            Pause::Quiet => self.quieten(&run, kept).await?,
+            Pause::Save if kept == Kept::Disk => {
+                let files = blocking(move || generation::begin(&directory, to)).await?;
+                let began = Instant::now();
+                // What it was writing is in the file when this returns.
+                microvm.stop_vcpus().await.map_err(MachineError::Save)?;
+                self.context.ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.stopped = began.elapsed();
+                tracing::info!(
+                    sandbox.id = %self.id(), stopped_ms = self.stopped().as_millis(),
+                    "saved the disk of sandbox {}", self.id()
+                );
+            }
             Pause::Save => {
                 let files = blocking(move || generation::begin(&directory, to)).await?;
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-                self.context().ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
-                self.note_stopped(saved.stopped);
+                self.context.ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.stopped = saved.stopped;
                 tracing::info!(
                     sandbox.id = %self.id(),
                     copied_bytes = saved.copied_bytes,
@@ -66,13 +85,14 @@ impl Body {
             Pause::Seal => {
                 // Of the VMM that runs, which may be older than the one that is installed.
                 let version = microvm.record().vmm_version.clone();
-                let vmm = Stamp { version, ..self.context().machines.stamp().await? };
+                let vmm = Stamp { version, ..self.context.machines.stamp().await? };
                 let spec = wish.spec.clone();
                 // Held open: what the run had begun with goes when this one is valid.
                 let before = self.before(wish, &run).await;
                 let files = generation::sealed_files(&directory, to);
                 blocking(move || {
                     let about = About {
+                        kept,
                         parent: run.generation,
                         vmm,
                         spec: &spec,
@@ -83,7 +103,7 @@ impl Body {
                 })
                 .await?;
                 self.keep(to);
-                self.leave_digests(files, before);
+                self.undigested = Some((files, before));
             }
         }
         Ok(())
@@ -93,10 +113,10 @@ impl Body {
     pub(super) async fn has_room_for_state(&self, times: u64) -> Result<(), StepError> {
         let microvm = self.microvm().ok_or(StepError::NoRun)?;
         let wanted = times * (microvm.stats().await.map_err(MachineError::Save)?.rss_bytes >> 20) + SLACK_MIB;
-        let mut room = (self.context().room)().await;
+        let mut room = (self.context.room)().await;
         if room.disk_free_mib < wanted {
-            self.context().make_room().await;
-            room = (self.context().room)().await;
+            self.context.make_room().await;
+            room = (self.context.room)().await;
         }
         if room.disk_free_mib < wanted {
             return Err(StepError::NoDisk { wanted, left: room.disk_free_mib });
@@ -104,16 +124,22 @@ impl Body {
         Ok(())
     }
 
-    /// The guest and the host let go of each other.
-    pub(super) async fn quieten(&self, run: &Run) -> Result<(), StepError> {
+    /// The guest and the host let go of each other. Of a guest whose memory is not kept all that it has written must be on its disk.
+    pub(super) async fn quieten(&self, run: &Run, kept: Kept) -> Result<(), StepError> {
         // What is written now is not written while the guest waits.
         let disk = self.places(run).disk;
         blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
-        let Some(guest) = self.guest() else { return Ok(()) };
+        let guest = match self.guest() {
+            None if kept == Kept::Disk => return Err(StepError::NotFlushed),
+            None => return Ok(()),
+            Some(guest) => guest,
+        };
         // First, so that their ends have reached the guest before it stands still.
         guest.close_idle();
         match guest.prepare(&run.control_token).await {
             Ok(true) => {}
+            Ok(false) if kept == Kept::Disk => return Err(StepError::NotFlushed),
+            Err(error) if kept == Kept::Disk => return Err(StepError::Prepare(error)),
             Ok(false) => tracing::warn!(sandbox.id = %self.id(), "the guest has not flushed its disk in time"),
             // It cannot let its processes stand still: resumed, they would run with another's clock and random numbers.
             Err(error @ GuestError::Refused { .. }) => return Err(StepError::Prepare(error)),
@@ -148,8 +174,8 @@ impl Body {
         if let Some(generation) = run.generation {
             return Some(Origin { place: self.directory(), generation });
         }
-        let place = match (run.snapshot, &run.template_generation, &self.context().template_generations) {
-            (Some(id), ..) => self.context().snapshots.place(id),
+        let place = match (run.snapshot, &run.template_generation, &self.context.template_generations) {
+            (Some(id), ..) => self.context.snapshots.place(id),
             (None, Some(key), Some(all)) => all.place(key),
             _ => return None,
         };
@@ -160,35 +186,38 @@ impl Body {
     pub(super) async fn before(&self, wish: &Wish, run: &Run) -> Before {
         match self.origin(run) {
             Some(origin) => blocking(move || Before::of_state(&origin.files())).await,
-            None => Before::of_base(self.context().ground.open_base(&wish.spec).await),
+            None => Before::of_base(self.context.ground.open_base(&wish.spec).await),
         }
     }
 
     /// Made when what somebody waits for is done. A state that is resumed or removed sooner has none.
     pub(super) fn make_digests(&mut self) {
-        if let Some((files, before)) = self.take_undigested() {
+        if let Some((files, before)) = self.undigested.take() {
             let of = format!("a saved state of sandbox {}", self.id());
-            self.context().digests.push(files, before, of, ());
+            self.context.digests.push(files, before, of, ());
         }
     }
 
-    /// How a microVM begins with a saved state, if that is one for this host.
-    pub(super) async fn load(&mut self, from: Origin, run: &Run, wish: &Wish) -> Result<Start, StepError> {
-        let vmm: Stamp = self.context().machines.stamp().await?;
+    /// How a microVM begins with a saved state, if that is one for this host; none when it is booted from the disk of that.
+    pub(super) async fn load(&mut self, from: Origin, run: &Run, wish: &Wish) -> Result<Option<Start>, StepError> {
+        let vmm: Stamp = self.context.machines.stamp().await?;
         let spec = wish.spec.clone();
         let verified = blocking(move || generation::verified(&from.place, from.generation, &spec, &vmm));
         let (files, manifest) = verified.await?;
-        self.note_known_by(match manifest.control_token.as_str() {
+        if run.from_disk {
+            return Ok(None);
+        }
+        self.known_by = match manifest.control_token.as_str() {
             // A template's guest has no identity yet and takes the first that it hears.
             "" => run.control_token.clone(),
             token => token.to_owned(),
-        });
-        Ok(Start::Load { device: files.device() })
+        };
+        Ok(Some(Start::Load { device: files.device() }))
     }
 
     /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.
     pub(super) async fn introduce(&self, guest: &Guest, init: &api::guest::Init) -> Result<String, StepError> {
-        let told = tokio::time::timeout(INIT_TRIES_TIME_MAX, guest.introduce(init, self.known_by()));
+        let told = tokio::time::timeout(INIT_TRIES_TIME_MAX, guest.introduce(init, &self.known_by));
         let (version, took) = told.await.map_err(|_| StepError::Silent)?.map_err(StepError::Init)?;
         // Its clock stands at the moment of the question, so it is behind by as long as the first answer took. The second comes at once.
         if took > CLOCK_BEHIND_MAX

@@ -15,7 +15,7 @@
 use std::time::Instant;
 
 use model::ids::SnapshotId;
-use model::sandbox::Desired;
+use model::sandbox::{Desired, Kept};
 
 use super::state::{Failure, Generation};
 
@@ -245,6 +245,7 @@ pub enum Progress {
     /// The saved state `to` is being made.
     Pausing {
         to: Generation,
+        kept: Kept,
         done: Option<Pause>,
     },
     /// The snapshot `to` is being made, and it goes on running.
@@ -338,7 +339,7 @@ mod tests {
         let killing = |done| Progress::Killing { done };
         let failed = Progress::Failed { failure: failure() };
         let to = Generation(3);
-        let pausing = |done| Progress::Pausing { to, done };
+        let pausing = |done| Progress::Pausing { to, kept: Kept::Memory, done };
         let reverting = |done| Progress::Reverting { what: Undone::Pause { to, failure: failure() }, done };
         let snapshot = SnapshotId(Default::default());
         let snapshotting = |done| Progress::Snapshotting { to: snapshot, done };

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use microvm::Stamp;
 use model::ids::SnapshotId;
+use model::sandbox::Kept;
 
 use super::console::BYTES_MAX;
 use super::fence::Wish;
@@ -26,10 +27,10 @@ impl Body {
                 // page it may need another one, and a pool that is full then ends it.
                 self.has_room_for_state(if run.is_restored() { 1 } else { 2 }).await?;
                 let making = self.begin_snapshot(to).await?;
-                self.note_making(Some(making));
+                self.making = Some(making);
                 self.write(wish, Phase::Snapshotting { run }).await?;
             }
-            Snapshot::Quiet => self.quieten(&run).await?,
+            Snapshot::Quiet => self.quieten(&run, Kept::Memory).await?,
             Snapshot::Save => {
                 let place = self.making()?.place().to_owned();
                 let said = self.console().tail(Some(&microvm), BYTES_MAX).await.unwrap_or_default();
@@ -40,15 +41,15 @@ impl Body {
                 })
                 .await?;
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-                self.note_stopped(saved.stopped);
+                self.stopped = saved.stopped;
                 let began = Instant::now();
-                self.context().ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
-                self.note_stopped(saved.stopped + began.elapsed());
+                self.context.ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.stopped = saved.stopped + began.elapsed();
             }
             Snapshot::Continue => {
                 let began = Instant::now();
                 microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
-                self.note_stopped(self.stopped() + began.elapsed());
+                self.stopped += began.elapsed();
                 tracing::info!(
                     sandbox.id = %self.id(), stopped_ms = self.stopped().as_millis(),
                     "saved snapshot {to} of sandbox {}, which goes on", self.id()
@@ -59,7 +60,7 @@ impl Body {
                 let place = self.making()?.place().to_owned();
                 // Of the VMM that runs, which may be older than the one that is installed.
                 let version = microvm.record().vmm_version.clone();
-                let vmm = Stamp { version, ..self.context().machines.stamp().await? };
+                let vmm = Stamp { version, ..self.context.machines.stamp().await? };
                 let spec = wish.spec.clone();
                 let before = self.before(wish, &run).await;
                 let files = generation::sealed_files(&place, GENERATION);
@@ -70,6 +71,7 @@ impl Body {
                         dig(&memory).map_err(GenerationError::Make)?;
                     }
                     let about = About {
+                        kept: Kept::Memory,
                         parent: None,
                         vmm,
                         spec: &spec,
@@ -79,8 +81,8 @@ impl Body {
                     generation::seal(&place, GENERATION, &about)
                 })
                 .await?;
-                self.note_making(None);
-                self.leave_digests(files, before);
+                self.making = None;
+                self.undigested = Some((files, before));
             }
             Snapshot::Commit => {
                 self.write_running(wish, run).await;
@@ -94,14 +96,17 @@ impl Body {
     pub(super) async fn copy(&self, from: Generation, to: SnapshotId) -> Result<(), StepError> {
         let making = self.begin_snapshot(to).await?;
         let from = generation::sealed_files(&self.directory(), from);
-        let ground = self.context().ground.clone();
+        let ground = self.context.ground.clone();
         let copied = async {
             let place = making.place().to_owned();
-            let files = blocking(move || generation::begin(&place, GENERATION)).await?;
-            for (from, to) in
-                [(from.memory(), files.memory()), (from.device(), files.device()), (from.disk(), files.disk())]
-            {
-                ground.clone_file(&from, &to, 0).await?;
+            let of = from.clone();
+            let (files, kept) = blocking(move || {
+                Ok::<_, GenerationError>((generation::begin(&place, GENERATION)?, generation::kept(&of)?))
+            })
+            .await?;
+            let all = [(from.disk(), files.disk()), (from.memory(), files.memory()), (from.device(), files.device())];
+            for (from, to) in all.iter().take(if kept == Kept::Disk { 1 } else { 3 }) {
+                ground.clone_file(from, to, 0).await?;
             }
             let said = self.console().tail(None, BYTES_MAX).await.unwrap_or_default();
             let place = making.place().to_owned();
@@ -120,14 +125,14 @@ impl Body {
     }
 
     async fn begin_snapshot(&self, to: SnapshotId) -> Result<Making, StepError> {
-        let snapshots = self.context().snapshots.clone();
+        let snapshots = self.context.snapshots.clone();
         let begun = blocking(move || snapshots.begin(to)).await.map_err(GenerationError::Make)?;
         begun.ok_or(StepError::SnapshotTaken)
     }
 
     /// What there is of a snapshot that will not be made.
     pub(super) async fn abandon_snapshot(&mut self) {
-        if let Some(making) = self.note_making(None) {
+        if let Some(making) = self.making.take() {
             blocking(move || making.abandon()).await;
         }
     }

@@ -100,6 +100,9 @@ pub struct Run {
     /// What envd said of itself at `/init`.
     #[serde(default)]
     pub envd_version: String,
+    /// It was booted from the disk of what it began with, of which there is no memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_disk: bool,
     /// What it was before it was this sandbox's; none of a microVM that was started for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby: Option<WasStandby>,
@@ -122,7 +125,7 @@ impl Run {
 
     /// It began with a saved state, its own or another's: its memory is shared with that until it is saved itself.
     pub fn is_restored(&self) -> bool {
-        self.generation.is_some() || self.snapshot.is_some() || self.template_generation.is_some()
+        !self.from_disk && (self.generation.is_some() || self.snapshot.is_some() || self.template_generation.is_some())
     }
 }
 

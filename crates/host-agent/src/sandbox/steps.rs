@@ -22,19 +22,18 @@ use super::digests::{self, Before};
 use super::fence::Wish;
 use super::generation::{self, Files, GenerationError};
 use super::journal::{Journal, JournalError};
-use super::pausing::Origin;
 use super::plan::{Create, Down, Progress, Step};
 use super::points::{self, hit};
 use super::shelf::{Lease, Making};
 use super::snapshots::Snapshots;
 use super::state::{Cause, Failure, FailureKind, Generation, Phase, Record, Run, Tombstone};
-use super::template_generations::{Booted, TemplateGenerations};
+use super::template_generations::TemplateGenerations;
 use crate::admission::{Admission, Need, NoRoom, Room};
 use crate::durable;
 use crate::ground::{Ground, GroundError, Places};
 use crate::guest::{Guest, GuestError};
 use crate::identity::Tag;
-use crate::machines::{MachineError, Machines, Order};
+use crate::machines::{MachineError, Machines};
 use crate::standby::Standbys;
 
 /// How much of a console goes into a log line.
@@ -42,8 +41,6 @@ const CONSOLE_LOG_BYTES: usize = 2048;
 
 /// A VMM answers in milliseconds; one that does not is killed all the same.
 const LAST_WORDS_TIME_MAX: Duration = Duration::from_secs(2);
-/// Between looks at the console of a guest that is coming up: it may end at any moment.
-const BOOT_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What all sandboxes of the host share.
 pub struct Context {
@@ -109,6 +106,8 @@ pub enum StepError {
     SnapshotTaken,
     #[error("the guest does not let itself be saved")]
     Prepare(#[source] GuestError),
+    #[error("the guest has not written all to its disk in time")]
+    NotFlushed,
     #[error("the guest did not take its identity")]
     Init(#[source] GuestError),
     #[error("the guest did not answer in time")]
@@ -188,32 +187,32 @@ impl Fate {
 
 /// What a sandbox has on the host, and the hands that make and remove it.
 pub struct Body {
-    context: Arc<Context>,
-    id: SandboxId,
-    run: Option<Run>,
+    pub(super) context: Arc<Context>,
+    pub(super) id: SandboxId,
+    pub(super) run: Option<Run>,
     /// The last saved state; none before the first pause.
-    generation: Option<Generation>,
-    guest: Option<Arc<Guest>>,
-    microvm: Option<Arc<dyn Microvm>>,
-    console: Arc<Console>,
+    pub(super) generation: Option<Generation>,
+    pub(super) guest: Option<Arc<Guest>>,
+    pub(super) microvm: Option<Arc<dyn Microvm>>,
+    pub(super) console: Arc<Console>,
     /// How long the vCPUs of the last save stood still for it.
-    stopped: Duration,
+    pub(super) stopped: Duration,
     /// By which control token a guest that is being resumed still knows its host.
-    known_by: String,
+    pub(super) known_by: String,
     /// The key of a template's booted state that is not there yet, and that this create can leave behind.
-    wanted: Option<String>,
+    pub(super) wanted: Option<String>,
     /// On the state that this create is being restored from.
-    lease: Option<Lease>,
+    pub(super) lease: Option<Lease>,
     /// The place of the snapshot that is being made.
-    making: Option<Making>,
+    pub(super) making: Option<Making>,
     /// What is written down names a run, of which something may exist.
     is_run_noted: AtomicBool,
     /// What a claim has written comes onto the disk meanwhile.
-    settling: Option<JoinHandle<Result<(), JournalError>>>,
+    pub(super) settling: Option<JoinHandle<Result<(), JournalError>>>,
     /// What is written down says that it is being made, and it runs: who finds that makes it run.
-    is_behind: bool,
+    pub(super) is_behind: bool,
     /// The valid state of which digests are to be made yet.
-    undigested: Option<(Files, Before)>,
+    pub(super) undigested: Option<(Files, Before)>,
 }
 
 impl Body {
@@ -243,14 +242,6 @@ impl Body {
         &self.id
     }
 
-    pub(super) fn context(&self) -> &Context {
-        &self.context
-    }
-
-    pub(super) fn shared_context(&self) -> Arc<Context> {
-        self.context.clone()
-    }
-
     pub(super) fn directory(&self) -> PathBuf {
         self.context.journal.directory(&self.id)
     }
@@ -263,32 +254,12 @@ impl Body {
         self.generation
     }
 
-    pub(super) fn known_by(&self) -> &str {
-        &self.known_by
-    }
-
-    pub(super) fn note_known_by(&mut self, control_token: String) {
-        self.known_by = control_token;
-    }
-
-    pub(super) fn wanted(&self) -> Option<&str> {
-        self.wanted.as_deref()
-    }
-
     pub(super) fn making(&self) -> Result<&Making, StepError> {
         self.making.as_ref().ok_or(StepError::NoRun)
     }
 
-    pub(super) fn note_making(&mut self, making: Option<Making>) -> Option<Making> {
-        std::mem::replace(&mut self.making, making)
-    }
-
     pub fn stopped(&self) -> Duration {
         self.stopped
-    }
-
-    pub(super) fn note_stopped(&mut self, stopped: Duration) {
-        self.stopped = stopped;
     }
 
     /// From now on that is the last saved state.
@@ -337,14 +308,6 @@ impl Body {
         self.microvm = Some(microvm);
         let (journal, id) = (self.context.journal.clone(), self.id.clone());
         self.settling = Some(tokio::task::spawn_blocking(move || journal.settle(&id)));
-    }
-
-    pub(super) fn leave_digests(&mut self, files: Files, before: Before) {
-        self.undigested = Some((files, before));
-    }
-
-    pub(super) fn take_undigested(&mut self) -> Option<(Files, Before)> {
-        self.undigested.take()
     }
 
     /// Its running is to be written down when there is nothing else to do.
@@ -411,11 +374,9 @@ impl Body {
             }
             Step::GiveUp => {}
             Step::Pause(pause) => {
-                let to = match progress {
-                    Progress::Pausing { to, .. } => *to,
-                    _ => self.next_generation(),
-                };
-                self.pause(pause, to, wish).await?;
+                if let Progress::Pausing { to, kept, .. } = progress {
+                    self.pause(pause, *to, *kept, wish).await?;
+                }
             }
             Step::Snapshot(snapshot) => {
                 if let Progress::Snapshotting { to, .. } = progress {
@@ -450,254 +411,7 @@ impl Body {
         Ok(())
     }
 
-    async fn create(
-        &mut self,
-        step: Create,
-        wish: &Wish,
-        give_up_at: Instant,
-        stop: &CancellationToken,
-    ) -> Result<(), StepError> {
-        let ground = self.context.ground.clone();
-        if step == Create::Reserve {
-            return self.reserve(wish).await;
-        }
-        let run = self.run.clone().ok_or(StepError::NoRun)?;
-        let places = self.places(&run);
-        match step {
-            Create::Reserve => {}
-            Create::Network | Create::Cgroup | Create::Disk if run.standby.is_some() => {}
-            Create::Memory if run.standby.is_some() => self.context.admission.made(&self.id, run.is_restored()),
-            Create::Start if run.standby.is_some() => self.wake(&run).await?,
-            Create::Network => ground.ensure_network(run.slot).await?,
-            Create::Cgroup => ground.ensure_cgroup(&run.group(&self.id), &wish.spec).await?,
-            Create::Disk => match self.origin(&run) {
-                Some(from) => ground.clone_file(&from.files().disk(), &places.disk, run.uid).await?,
-                None => {
-                    unless_stopped(ground.ensure_base(&wish.spec), give_up_at, stop).await?;
-                    ground.make_disk(&wish.spec, &places, run.uid).await?;
-                }
-            },
-            Create::Memory => {
-                match self.origin(&run) {
-                    Some(from) => ground.clone_file(&from.files().memory(), &places.memory, run.uid).await?,
-                    None => ground.make_memory(&wish.spec, &places, run.uid).await?,
-                }
-                self.context.admission.made(&self.id, run.is_restored());
-            }
-            Create::Start => {
-                let directory = places.run.clone();
-                blocking(move || std::fs::create_dir_all(directory)).await.map_err(StepError::Files)?;
-                let origin = self.origin(&run);
-                let is_restored = origin.is_some();
-                if let (Some(from), None) = (&origin, run.generation) {
-                    self.console.follow(from.files().console()).await;
-                }
-                let files = origin.as_ref().map(Origin::files);
-                let load = match origin {
-                    Some(from) => Some(self.load(from, &run, wish).await?),
-                    None => None,
-                };
-                let (group, slot, uid) = (run.group(&self.id), run.slot, run.uid);
-                let order = Order { group: &group, spec: &wish.spec, slot, uid, places: &places, load };
-                // A start that is given up half way leaves no process.
-                let starting = unless_stopped(self.context.machines.start(order), give_up_at, stop);
-                let checking = unless_stopped(self.check(files, &places), give_up_at, stop);
-                let (started, checked) = tokio::join!(starting, checking);
-                let microvm = started?;
-                if let Err(damage) = checked {
-                    // Not an instruction of it has run.
-                    microvm.kill().await.map_err(MachineError::Kill)?;
-                    return Err(damage);
-                }
-                let record = microvm.record().clone();
-                // Kept first: if the write fails, taking down must know the process.
-                self.microvm = Some(microvm);
-                let run = Run { process: Some(record), ..run };
-                self.run = Some(run.clone());
-                // The guest boots meanwhile.
-                self.write(wish, Phase::Making { run }).await?;
-                self.open_guest();
-                if let (true, Some(microvm)) = (is_restored, &self.microvm) {
-                    microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
-                }
-            }
-            Create::Health | Create::Template if self.origin(&run).is_some() => {}
-            Create::Health => {
-                let guest = self.guest.clone().ok_or(StepError::NoRun)?;
-                let healthy = async { guest.wait_healthy().await.map_err(|_| StepError::Stopped) };
-                self.unless_ended(healthy, give_up_at, stop).await?;
-            }
-            Create::Template => self.keep_booted(wish, &run).await?,
-            Create::Init => {
-                let guest = self.guest.clone().ok_or(StepError::NoRun)?;
-                let init = self.init(wish, &run)?;
-                let envd_version = self.unless_ended(self.introduce(&guest, &init), give_up_at, stop).await?;
-                self.run = Some(Run { envd_version, ..run });
-            }
-            Create::Commit => match self.settling.take().filter(|_| run.standby.is_some()) {
-                Some(settling) => {
-                    settling.await.map_err(|error| StepError::Files(std::io::Error::other(error)))??;
-                    self.is_behind = true;
-                }
-                None => self.write(wish, Phase::Running { run }).await?,
-            },
-        }
-        Ok(())
-    }
-
-    /// Compares what a run begins with by its digests, in the clones that it gets: a state of the sandbox's own each time, another's once.
-    async fn check(&self, from: Option<Files>, places: &Places) -> Result<(), StepError> {
-        let is_known = self.lease.as_ref().is_some_and(Lease::is_checked);
-        let Some(from) = from.filter(|_| !is_known) else { return Ok(()) };
-        let (memory, disk) = (places.memory.clone(), places.disk.clone());
-        // Whoever does not wait to the end leaves nobody reading.
-        let given_up = CancellationToken::new();
-        let (_guard, reading) = (given_up.clone().drop_guard(), given_up);
-        let is_checked = blocking(move || digests::check(&from, &memory, &disk, &reading)).await?;
-        if let (true, Some(lease)) = (is_checked, &self.lease) {
-            lease.note_checked();
-        }
-        Ok(())
-    }
-
-    /// A standby that was claimed goes on, and begins with what the guest of its template had said.
-    async fn wake(&mut self, run: &Run) -> Result<(), StepError> {
-        if let Some(standby) = &run.standby {
-            self.known_by.clone_from(&standby.control_token);
-        }
-        self.open_guest();
-        let microvm = self.microvm.clone().ok_or(StepError::NoRun)?;
-        microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
-        if let Some(from) = self.origin(run) {
-            let console = self.console.clone();
-            tokio::spawn(async move { console.follow(from.files().console()).await });
-        }
-        Ok(())
-    }
-
-    async fn reserve(&mut self, wish: &Wish) -> Result<(), StepError> {
-        // Of a create that failed before this one.
-        (self.settling, self.is_behind) = (None, false);
-        // A new sandbox was admitted by the call that brought it; one that begins anew gave its promise back when it failed.
-        self.context.admit(&self.id, wish.spec.need()).await?;
-        let snapshot = wish.spec.snapshot.filter(|_| self.generation.is_none());
-        (self.lease, self.wanted) = match (self.generation, snapshot) {
-            (Some(_), _) => (None, None),
-            (None, Some(id)) => {
-                let snapshots = self.context.snapshots.clone();
-                let lease = blocking(move || snapshots.lease(id)).await;
-                (Some(lease.ok_or(StepError::NoSnapshot)?), None)
-            }
-            (None, None) => {
-                let key = self.booted_key(wish).await;
-                if let Some(key) = &key
-                    && self.claim(key, wish).await?
-                {
-                    return Ok(());
-                }
-                let looked = match key {
-                    Some(key) => self.look_for_booted(key, wish).await,
-                    None => None,
-                };
-                match looked {
-                    Some(Booted::There(lease)) => (Some(lease), None),
-                    Some(Booted::Missing(key)) => (None, Some(key)),
-                    None => (None, None),
-                }
-            }
-        };
-        let of_template = self.lease.as_ref().filter(|_| snapshot.is_none());
-        let template_generation = of_template.map(|lease| lease.key().to_owned());
-        let slot = self.context.ground.reserve_slot()?;
-        let run = Run {
-            incarnation: Incarnation::from_random(rand::random()),
-            slot,
-            uid: self.context.tag.uid(slot),
-            access_token: token()?,
-            control_token: token()?,
-            process: None,
-            generation: self.generation,
-            snapshot,
-            template_generation,
-            envd_version: String::new(),
-            standby: None,
-        };
-        // One that boots takes the first identity that it hears.
-        self.known_by.clone_from(&run.control_token);
-        // Kept first: if the write fails, the slot must be given back.
-        self.run = Some(run.clone());
-        self.write(wish, Phase::Making { run }).await?;
-        self.console.clear().await.map_err(StepError::Files)
-    }
-
-    /// Waits for the guest, but no longer than its microVM lives, the create may take, and nobody wishes it dead.
-    async fn unless_ended<T>(
-        &self,
-        work: impl Future<Output = Result<T, StepError>>,
-        give_up_at: Instant,
-        stop: &CancellationToken,
-    ) -> Result<T, StepError> {
-        let look = async {
-            loop {
-                tokio::time::sleep(BOOT_LOOK_EVERY).await;
-                self.console_text().await;
-            }
-        };
-        let result = tokio::select! {
-            biased;
-            () = stop.cancelled() => Err(StepError::Stopped),
-            how = self.exited() => Err(StepError::Ended(how)),
-            result = work => result,
-            () = tokio::time::sleep_until(give_up_at.into()) => Err(StepError::Silent),
-            () = look => unreachable!("it looks for ever"),
-        };
-        if matches!(result, Err(StepError::Ended(_) | StepError::Silent | StepError::Init(_))) {
-            let console = self.console_text().await;
-            tracing::warn!(sandbox.id = %self.id, console, "the guest of sandbox {} did not come up", self.id);
-        }
-        result
-    }
-
-    pub(super) fn init(&self, wish: &Wish, run: &Run) -> Result<api::guest::Init, StepError> {
-        use base64::Engine as _;
-        Ok(api::guest::Init {
-            incarnation: run.incarnation.to_string(),
-            access_token: run.access_token.clone(),
-            control_token: run.control_token.clone(),
-            // It is told the time when it is told the rest.
-            timestamp: String::new(),
-            entropy: base64::engine::general_purpose::STANDARD.encode(random::<32>()?),
-            env_vars: wish.spec.envs.clone(),
-            default_user: wish.spec.default_user.clone(),
-            default_workdir: String::new(),
-            hostname: self.id.to_string(),
-            sandbox_id: self.id.to_string(),
-            template_id: wish.spec.template.to_string(),
-        })
-    }
-
-    /// What is not to be restored from once more: a template's state whose guest does not come up.
-    async fn distrust(&self, created: &Result<(), StepError>) {
-        // A standby has shown that its state is good; what becomes of it then is its own fault.
-        let run = self.run.as_ref().filter(|run| run.standby.is_none());
-        let key = run.and_then(|run| run.template_generation.clone());
-        let is_its_fault = matches!(
-            created,
-            Err(StepError::Generation(_)
-                | StepError::Machine(_)
-                | StepError::Ended(_)
-                | StepError::Init(_)
-                | StepError::Silent)
-        );
-        if let (true, Some(key), Some(generations)) = (is_its_fault, key, self.context.template_generations.clone()) {
-            if let Some(standbys) = &self.context.standbys {
-                standbys.distrust(&self.context, &key).await;
-            }
-            blocking(move || generations.remove(&key)).await;
-        }
-    }
-
-    fn open_guest(&mut self) {
+    pub(super) fn open_guest(&mut self) {
         if let Some(run) = &self.run {
             let dial = self.context.ground.dial(run.slot);
             self.guest = Some(Arc::new(Guest::new(dial, run.incarnation.clone(), &run.access_token)));
@@ -829,20 +543,6 @@ impl Body {
 
     pub(super) fn places(&self, run: &Run) -> Places {
         Places::new(&self.context.journal.directory(&self.id), &run.incarnation)
-    }
-}
-
-/// Waits for what may be dropped in the middle, but no longer than the create may take and nobody wishes the sandbox dead.
-async fn unless_stopped<T, E: Into<StepError>>(
-    work: impl Future<Output = Result<T, E>>,
-    give_up_at: Instant,
-    stop: &CancellationToken,
-) -> Result<T, StepError> {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(StepError::Stopped),
-        result = work => result.map_err(Into::into),
-        () = tokio::time::sleep_until(give_up_at.into()) => Err(StepError::Late),
     }
 }
 

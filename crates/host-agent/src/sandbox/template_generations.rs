@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use microvm::{Microvm, Stamp};
+use model::sandbox::Kept;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use tracing::{info, warn};
 
@@ -144,15 +145,15 @@ pub(super) enum Booted {
 impl Body {
     /// Of the booted state that a create begins with. None where every create boots, and where that cannot be told.
     pub(super) async fn booted_key(&self, wish: &Wish) -> Option<String> {
-        let generations = self.context().template_generations.clone()?;
-        let edition = self.context().ground.edition(&wish.spec.template).await.ok().flatten()?;
+        let generations = self.context.template_generations.clone()?;
+        let edition = self.context.ground.edition(&wish.spec.template).await.ok().flatten()?;
         let spec = wish.spec.clone();
         Some(blocking(move || generations.key(&edition, &spec)).await)
     }
 
     pub(super) async fn look_for_booted(&self, key: String, wish: &Wish) -> Option<Booted> {
-        let generations = self.context().template_generations.clone()?;
-        let vmm = self.context().machines.stamp().await.ok()?;
+        let generations = self.context.template_generations.clone()?;
+        let vmm = self.context.machines.stamp().await.ok()?;
         let spec = wish.spec.clone();
         let looked = blocking(move || generations.find(&key, &spec, &vmm).map_or(Booted::Missing(key), Booted::There));
         Some(looked.await)
@@ -161,8 +162,8 @@ impl Body {
     /// Leaves the booted state behind for the creates that follow. Nothing of it that fails is a failure of this create, but that the
     /// microVM does not go on.
     pub(super) async fn keep_booted(&self, wish: &Wish, run: &Run) -> Result<(), StepError> {
-        let generations = self.context().template_generations.clone();
-        let (Some(generations), Some(wanted)) = (generations, self.wanted().map(str::to_owned)) else {
+        let generations = self.context.template_generations.clone();
+        let (Some(generations), Some(wanted)) = (generations, self.wanted.clone()) else {
             return Ok(());
         };
         // The template may have been published anew while this one booted.
@@ -177,7 +178,7 @@ impl Body {
             warn!("remove templates' generations that others take the place of: {error}");
         }
         // Its memory is written once more, because none of it may be shared with the sandbox's.
-        let room = (self.context().room)().await;
+        let room = (self.context.room)().await;
         if room.disk_free_mib < 2 * u64::from(wish.spec.memory_mib) + POOL_LEFT_MIB {
             return Ok(());
         }
@@ -185,8 +186,8 @@ impl Body {
         let saved = self.save_booted(&making, &microvm, run).await;
         microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
         let spec = wish.spec.clone();
-        let before = Before::of_base(self.context().ground.open_base(&spec).await);
-        let queue = self.context().digests.clone();
+        let before = Before::of_base(self.context.ground.open_base(&spec).await);
+        let queue = self.context.digests.clone();
         // The create goes on meanwhile. An agent that ends before leaves half of it, which the next one removes.
         tokio::task::spawn_blocking(move || {
             let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm)?));
@@ -218,15 +219,15 @@ impl Body {
         let console = files.console();
         blocking(move || fs::write(console, said)).await.map_err(StepError::Files)?;
         let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-        self.context().ground.clone_file(&self.places(run).disk, &files.disk(), 0).await?;
+        self.context.ground.clone_file(&self.places(run).disk, &files.disk(), 0).await?;
         info!(sandbox.id = %self.id(), stopped_ms = saved.stopped.as_millis(), "saved the booted state of a template");
         let version = microvm.record().vmm_version.clone();
-        Ok(Stamp { version, ..self.context().machines.stamp().await? })
+        Ok(Stamp { version, ..self.context.machines.stamp().await? })
     }
 }
 
 fn seal(making: &Making, spec: &Spec, vmm: Stamp) -> Result<(), GenerationError> {
-    let about = About { parent: None, vmm, spec, envd_version: "", control_token: "" };
+    let about = About { kept: Kept::Memory, parent: None, vmm, spec, envd_version: "", control_token: "" };
     dig(&generation::begun_files(making.place(), GENERATION).memory()).map_err(GenerationError::Make)?;
     generation::seal(making.place(), GENERATION, &about)
 }

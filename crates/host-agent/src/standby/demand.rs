@@ -39,6 +39,12 @@ impl Demand {
         most
     }
 
+    /// It was asked for in more than one moment.
+    pub fn has_come_back(&self) -> bool {
+        let span = self.asked.front().zip(self.asked.back()).map(|(first, last)| *last - *first);
+        span.is_some_and(|span| span > MOMENT)
+    }
+
     /// Later than any that nobody ever asked for.
     pub fn last(&self) -> Option<Instant> {
         self.asked.back().copied()
@@ -60,6 +66,7 @@ mod tests {
         let mut demand = Demand::default();
         assert_eq!((demand.wanted(start), demand.last()), (0, None));
         for seconds in [0, 10, 20] {
+            assert_eq!(demand.has_come_back(), seconds == 20, "{seconds}");
             demand.note(at(seconds));
         }
         assert_eq!(demand.wanted(at(20)), 1);

@@ -113,7 +113,7 @@ async fn fill(
     let microvm = context.machines.start(order).await?;
     hit("standby.start.after")?;
     let rehearsed = tokio::select! {
-        rehearsed = acquaint(context, husk, &microvm, manifest.control_token) => rehearsed,
+        rehearsed = acquaint(context, husk, &microvm, manifest.control_token, spec.snapshot.is_some()) => rehearsed,
         how = microvm.exited() => Err(StepError::Ended(how.to_string())),
     };
     if rehearsed.is_err() {
@@ -130,12 +130,13 @@ async fn acquaint(
     husk: &Husk,
     microvm: &Arc<dyn Microvm>,
     known_by: String,
+    has_users: bool,
 ) -> Result<String, StepError> {
     microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
     let mut known_by = known_by;
     for _ in 0..REHEARSALS {
         let secret = token()?;
-        rehearse(context.ground.dial(husk.slot), &known_by, &secret).await.map_err(StepError::Init)?;
+        rehearse(context.ground.dial(husk.slot), &known_by, &secret, has_users).await.map_err(StepError::Init)?;
         known_by = secret;
     }
     tokio::time::sleep(SETTLE_TIME).await;

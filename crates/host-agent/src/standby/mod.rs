@@ -1,5 +1,6 @@
-//! MicroVMs made ahead: restored from a template's booted state, made acquainted with an `/init`, and stopped. They are nobody's until a
-//! create claims one, which is then the matter of a rename, a word to the VMM and one to the guest.
+//! MicroVMs made ahead: restored from a template's booted state, or from a snapshot that is a template, made acquainted with an `/init`,
+//! and stopped. They are nobody's until a create claims one, which is then the matter of a rename, a word to the VMM and one to the guest.
+//! What users had running in a snapshot stands still all the while.
 //!
 //! ```text
 //!  <pool>/standbys/standby-<slot>-<incarnation>/     laid out like a sandbox's directory: disk, memory, run/
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admission::Room;
+use crate::sandbox::shelf::Lease;
 use crate::sandbox::state::Spec;
 use crate::sandbox::steps::{Context, StepError, blocking};
 use demand::Demand;
@@ -60,7 +62,7 @@ pub struct Standby {
     pub microvm: Arc<dyn Microvm>,
     /// By which its guest knows its host.
     pub control_token: String,
-    /// The booted state that it was made of.
+    /// The state that it was made of: the key of a template's, or the id of a snapshot.
     pub key: String,
     /// When its guest was last told the time: it takes no word that is older.
     told_at: SystemTime,
@@ -123,6 +125,14 @@ struct Kind {
     demand: Demand,
 }
 
+impl Kind {
+    /// Of a snapshot only when more begin with it than a fork, which is one moment's.
+    fn wanted(&mut self, now: Instant) -> usize {
+        let wanted = self.demand.wanted(now);
+        if self.spec.snapshot.is_some() && !self.demand.has_come_back() { 0 } else { wanted }
+    }
+}
+
 impl Standbys {
     /// Keeps at most so many.
     pub fn open(pool: &Path, at_most: usize) -> io::Result<Self> {
@@ -167,11 +177,12 @@ impl Standbys {
         futures::future::join_all(ended.into_iter().map(|standby| self.end(context, standby))).await;
     }
 
-    /// Nobody trusts what was made of that state any more.
-    pub async fn distrust(&self, context: &Context, key: &str) {
+    /// Nobody is to begin any more with what was made of that state.
+    pub async fn end_kind(&self, context: &Context, key: &str) {
         let ended: Vec<Standby> = {
             let mut books = self.lock();
             books.ended += 1;
+            books.kinds.remove(key);
             books.ready.extract_if(.., |standby| standby.key == key).collect()
         };
         futures::future::join_all(ended.into_iter().map(|standby| self.end(context, standby))).await;
@@ -217,7 +228,7 @@ impl Standbys {
         if !has_room(&spec, (context.room)().await) {
             return Refilled::Later(self.pause(PAUSE));
         }
-        let Some(lease) = context.template_generations.as_ref().and_then(|all| all.lease(&key)) else {
+        let Some(lease) = lease(context, &key, &spec).await else {
             // It is being made, or has given way: the next create of the kind says that it is wanted.
             self.lock().kinds.remove(&key);
             return Refilled::Enough;
@@ -242,6 +253,11 @@ impl Standbys {
             }
             Err(error) => {
                 warn!(cause = error.causes(), "no microVM of template {} stands by: {error}", spec.template);
+                if spec.snapshot.is_some() {
+                    // It is somebody's, and may be one that no guest of this host can stand by in: not tried again before it is asked for.
+                    self.lock().kinds.remove(&key);
+                    return Refilled::Later(self.pause(AFTER_DEATH));
+                }
                 if let (StepError::Generation(_), Some(all)) = (&error, context.template_generations.clone()) {
                     blocking(move || all.remove(&key)).await;
                 }
@@ -303,9 +319,9 @@ impl Books {
     /// What has ended, and what nobody asks for any more.
     fn take_surplus(&mut self, now: Instant) -> Vec<Standby> {
         self.kinds.retain(|_, kind| kind.demand.wanted(now) > 0);
-        let kinds = &self.kinds;
-        let is_surplus = |standby: &mut Standby| !standby.is_of_use() || !kinds.contains_key(&standby.key);
-        self.ready.extract_if(.., is_surplus).collect()
+        let kinds = &mut self.kinds;
+        let mut is_wanted = |standby: &Standby| kinds.get_mut(&standby.key).is_some_and(|kind| kind.wanted(now) > 0);
+        self.ready.extract_if(.., |standby| !standby.is_of_use() || !is_wanted(standby)).collect()
     }
 
     fn next_wanted(&mut self, at_most: usize, now: Instant) -> Next {
@@ -316,7 +332,7 @@ impl Books {
         let ready = &self.ready;
         let short = self.kinds.iter_mut().filter_map(|(key, kind)| {
             let ready = ready.iter().filter(|standby| standby.key == *key).count();
-            (ready < kind.demand.wanted(now)).then_some((ready, key, kind))
+            (ready < kind.wanted(now)).then_some((ready, key, kind))
         });
         // A first one of each kind, then the one that was asked for last.
         let first = short.min_by_key(|(ready, _, kind)| (*ready, Reverse(kind.demand.last())));
@@ -329,6 +345,17 @@ impl Books {
     }
 }
 
+/// On the state that standbys of a kind are made of.
+async fn lease(context: &Context, key: &str, spec: &Spec) -> Option<Lease> {
+    match spec.snapshot {
+        Some(id) => {
+            let snapshots = context.snapshots.clone();
+            blocking(move || snapshots.lease(id)).await
+        }
+        None => context.template_generations.as_ref().and_then(|all| all.lease(key)),
+    }
+}
+
 fn has_room(spec: &Spec, room: Room) -> bool {
     let memory = u64::from(spec.memory_mib);
     room.memory_available_mib >= room.memory_total_mib / MEMORY_LEFT + memory
@@ -337,6 +364,8 @@ fn has_room(spec: &Spec, room: Room) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use model::ids::SnapshotId;
+
     use super::*;
 
     #[test]
@@ -360,6 +389,10 @@ mod tests {
         assert_eq!(books.next_wanted(4, start), Next::Wait(later));
         assert_eq!(books.next_wanted(4, later), Next::Make("small".to_owned(), spec(256)));
         assert_eq!(books.next_wanted(0, later), Next::Enough);
+        let snapshot = Spec { snapshot: Some(SnapshotId(Default::default())), ..spec(256) };
+        books.note("a fork", &snapshot, start);
+        assert_eq!(books.next_wanted(4, later), Next::Make("small".to_owned(), spec(256)));
+        assert!(books.kinds.remove("a fork").is_some());
         books.note("large", &spec(2048), start + Duration::from_millis(1));
         let later = later + Duration::from_millis(1);
         assert_eq!(books.next_wanted(4, later), Next::Make("large".to_owned(), spec(2048)));

@@ -28,6 +28,7 @@ use host_agent::sandbox::{Sandboxes, WishError};
 use host_agent::standby::{self, Standbys};
 use host_agent::sweep;
 use model::ids::{SandboxId, SnapshotId};
+use model::sandbox::Kept;
 use model::shape::TemplateName;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -45,7 +46,7 @@ pub fn fake_envd() {
         use axum::routing::{get, post};
         let app = axum::Router::new()
             .route("/health", get(|| async { StatusCode::NO_CONTENT }))
-            .route("/snapshot/prepare", post(|| async { ([("x-disk-flushed", "yes")], StatusCode::NO_CONTENT) }))
+            .route("/snapshot/prepare", post(prepare))
             .route("/init", post(|| async { ([("x-envd-version", "test")], StatusCode::NO_CONTENT) }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -56,11 +57,20 @@ pub fn fake_envd() {
     });
 }
 
+/// As envd says it, unless the stage holds [`UNFLUSHED`].
+async fn prepare() -> impl axum::response::IntoResponse {
+    let port_file = PathBuf::from(std::env::var_os(FAKE_ENVD).expect("it is a guest"));
+    let is_flushed = !port_file.ancestors().nth(3).is_some_and(|stage| stage.join(UNFLUSHED).exists());
+    ([("x-disk-flushed", if is_flushed { "yes" } else { "no" })], axum::http::StatusCode::NO_CONTENT)
+}
+
 pub type Driver = watch::Receiver<Option<Arc<dyn microvm::Driver>>>;
 
 /// While this file is on the stage, whoever removes a cgroup panics.
 pub const BOMB: &str = "bomb";
 
+/// While this file is on the stage, guests do not get their disks flushed in time.
+pub const UNFLUSHED: &str = "unflushed";
 /// With this file on the stage templates have editions, and creates are restored where they can be.
 pub const EDITION: &str = "edition";
 /// While this file is on the stage, bases are in the making.
@@ -220,7 +230,11 @@ pub async fn create(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -
 }
 
 pub async fn pause(sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -> View {
-    sandboxes.ensure_paused(id, fence(revision), soon()).await.unwrap()
+    pause_keeping(Kept::Memory, sandboxes, id, revision).await
+}
+
+pub async fn pause_keeping(kept: Kept, sandboxes: &Arc<Sandboxes>, id: &SandboxId, revision: u64) -> View {
+    sandboxes.ensure_paused(id, fence(revision), kept, soon()).await.unwrap()
 }
 
 /// Of a sandbox that runs, or is paused.

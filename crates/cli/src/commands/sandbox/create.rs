@@ -51,9 +51,12 @@ pub struct Arguments {
     /// End the sandbox after this many seconds of running [default: never].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     timeout: Option<i64>,
-    /// What its end is: kill, or pause, with memory; resumed, its time begins anew [default: kill].
-    #[arg(long, value_name = "kill|pause")]
+    /// What its end is: kill; pause, with memory; or pause_disk. Resumed, its time begins anew [default: kill].
+    #[arg(long, value_name = "kill|pause|pause_disk")]
     on_timeout: Option<String>,
+    /// Let it run again by itself when it is paused and a command or a file call needs it.
+    #[arg(long)]
+    auto_resume: bool,
     /// The same end after this many seconds in which nothing happens in it, from 60 [default: never].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     idle_timeout: Option<i64>,
@@ -75,6 +78,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let wanted = CreateSandbox {
         timeout_sec: arguments.timeout,
         on_timeout: arguments.on_timeout.clone(),
+        auto_resume: arguments.auto_resume.then_some(true),
         idle_timeout_sec: arguments.idle_timeout,
         envs: pairs(&arguments.envs),
         metadata: pairs(&arguments.metadata),

@@ -21,9 +21,12 @@ pub struct Arguments {
     /// End them after this many seconds of running [default: as the source].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     timeout: Option<i64>,
-    /// What their end is: kill, or pause, with memory [default: as the source].
-    #[arg(long, value_name = "kill|pause")]
+    /// What their end is: kill; pause, with memory; or pause_disk [default: as the source].
+    #[arg(long, value_name = "kill|pause|pause_disk")]
     on_timeout: Option<String>,
+    /// Whether a command or a file call lets them run again when they are paused [default: as the source].
+    #[arg(long, value_name = "true|false")]
+    auto_resume: Option<bool>,
     /// The same end after this many seconds in which nothing happens in them [default: as the source].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     idle_timeout: Option<i64>,
@@ -43,6 +46,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
         count: arguments.count,
         timeout_sec: arguments.timeout,
         on_timeout: arguments.on_timeout.clone(),
+        auto_resume: arguments.auto_resume,
         idle_timeout_sec: arguments.idle_timeout,
         envs: pairs(&arguments.envs),
         metadata: pairs(&arguments.metadata),

@@ -28,6 +28,7 @@ fn described(sandbox: &Sandbox) -> String {
         ("id", sandbox.id.clone()),
         ("status", sandbox.status.clone()),
         ("reason", or_none(&sandbox.reason)),
+        ("kept", or_none(&sandbox.kept)),
         ("template", sandbox.template.clone()),
         ("vcpus", sandbox.vcpus.to_string()),
         ("memory", format!("{} MiB", sandbox.memory_mb)),
@@ -49,6 +50,7 @@ fn described(sandbox: &Sandbox) -> String {
                 "never".to_owned()
             },
         ),
+        ("auto resume", if sandbox.auto_resume { "yes" } else { "no" }.to_owned()),
         ("idle since", time(sandbox.idle_since)),
         ("isolation", or_none(&sandbox.isolation)),
         ("host", or_none(&sandbox.host_id)),

@@ -33,9 +33,9 @@ pub enum Command {
     /// Copy a file into a sandbox or out of one: `cp LOCAL ID:PATH`, `cp ID:PATH LOCAL`; `-` is standard input or output.
     Cp(cp::Arguments),
     /// Save sandboxes with their memory and end their microVMs: they take disk and no memory until they are resumed.
-    Pause(turn::Arguments),
+    Pause(turn::PauseArguments),
     /// Let paused sandboxes run again, where they stood.
-    Resume(turn::Arguments),
+    Resume(turn::ResumeArguments),
     /// Make sandboxes that begin where this one stands now, with its memory, disk and processes; it goes on.
     Fork(fork::Arguments),
     /// Let a sandbox's time begin anew, that of running and that of being idle, with other lengths or another end.
@@ -58,8 +58,8 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Get(arguments) => get::run(&arguments, options, format).await,
         Command::Exec(arguments) => exec::run(arguments, options, format).await,
         Command::Cp(arguments) => cp::run(&arguments, options, format).await,
-        Command::Pause(arguments) => turn::run(turn::Turn::Pause, &arguments, options, format).await,
-        Command::Resume(arguments) => turn::run(turn::Turn::Resume, &arguments, options, format).await,
+        Command::Pause(arguments) => turn::pause(&arguments, options, format).await,
+        Command::Resume(arguments) => turn::resume(&arguments, options, format).await,
         Command::Fork(arguments) => fork::run(&arguments, options, format).await,
         Command::Timeout(arguments) => timeout::run(&arguments, options, format).await,
         Command::Ping(arguments) => ping::run(&arguments, options, format).await,

@@ -15,9 +15,12 @@ pub struct Arguments {
     /// From now on, or, of one that is paused, from its resume; 0: never. As it was when absent.
     #[arg(allow_negative_numbers = true)]
     seconds: Option<i64>,
-    /// What its end is: kill, or pause, with memory. As it was when absent.
-    #[arg(long, value_name = "kill|pause")]
+    /// What its end is: kill; pause, with memory; or pause_disk. As it was when absent.
+    #[arg(long, value_name = "kill|pause|pause_disk")]
     on_timeout: Option<String>,
+    /// Whether a command or a file call lets it run again when it is paused. As it was when absent.
+    #[arg(long, value_name = "true|false")]
+    auto_resume: Option<bool>,
     /// The same end after this many seconds in which nothing happens in it, from 60; 0: never. As it was when absent.
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     idle_timeout: Option<i64>,
@@ -28,6 +31,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let wanted = SetTimeout {
         timeout_sec: arguments.seconds,
         on_timeout: arguments.on_timeout.clone(),
+        auto_resume: arguments.auto_resume,
         idle_timeout_sec: arguments.idle_timeout,
     };
     let sandbox: Sandbox = client.post(client.url(&["v1", "sandboxes", &arguments.id, "timeout"]), &wanted).await?;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use api::v1::sandboxes::Sandbox;
+use api::v1::sandboxes::{Pause, Sandbox};
 use serde_json::json;
 
 use crate::client::Client;
@@ -15,21 +15,30 @@ const END_MAX: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
-pub struct Arguments {
+pub struct PauseArguments {
+    /// Keep its disk and not its memory: resumed, it boots.
+    #[arg(long)]
+    disk_only: bool,
+    #[arg(required = true)]
+    ids: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub struct ResumeArguments {
     #[arg(required = true)]
     ids: Vec<String>,
 }
 
 #[derive(Clone, Copy)]
-pub enum Turn {
-    Pause,
+enum Turn {
+    Pause { disk_only: bool },
     Resume,
 }
 
 impl Turn {
     fn verb(self) -> &'static str {
         match self {
-            Self::Pause => "pause",
+            Self::Pause { .. } => "pause",
             Self::Resume => "resume",
         }
     }
@@ -37,17 +46,32 @@ impl Turn {
     /// The status on the way, and the one at its end.
     fn statuses(self) -> [&'static str; 2] {
         match self {
-            Self::Pause => ["pausing", "paused"],
+            Self::Pause { .. } => ["pausing", "paused"],
             Self::Resume => ["resuming", "running"],
+        }
+    }
+
+    fn body(self) -> serde_json::Value {
+        match self {
+            Self::Pause { disk_only: true } => json!(Pause { memory: Some(false) }),
+            _ => json!({}),
         }
     }
 }
 
-pub async fn run(turn: Turn, arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+pub async fn pause(arguments: &PauseArguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    turn_all(Turn::Pause { disk_only: arguments.disk_only }, &arguments.ids, options, format).await
+}
+
+pub async fn resume(arguments: &ResumeArguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    turn_all(Turn::Resume, &arguments.ids, options, format).await
+}
+
+async fn turn_all(turn: Turn, ids: &[String], options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let client = Client::of_user(options)?;
     let mut turned = Vec::new();
     let mut first_failure = None;
-    for id in &arguments.ids {
+    for id in ids {
         match and_wait(turn, &client, id).await {
             Ok(sandbox) => turned.push(sandbox),
             // The others are turned all the same; the first failure decides the exit code.
@@ -66,7 +90,7 @@ pub async fn run(turn: Turn, arguments: &Arguments, options: &Options, format: F
 async fn and_wait(turn: Turn, client: &Client, id: &str) -> Result<Sandbox, Failure> {
     let [under_way, end] = turn.statuses();
     let url = client.url(&["v1", "sandboxes", id]);
-    let mut sandbox: Sandbox = client.post(client.url(&["v1", "sandboxes", id, turn.verb()]), &json!({})).await?;
+    let mut sandbox: Sandbox = client.post(client.url(&["v1", "sandboxes", id, turn.verb()]), &turn.body()).await?;
     let waited = tokio::time::timeout(END_MAX, async {
         while sandbox.status == under_way {
             tokio::time::sleep(LOOK_EVERY).await;

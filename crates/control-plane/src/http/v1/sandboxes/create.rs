@@ -14,9 +14,10 @@ use axum::Extension;
 use axum::extract::State;
 use http::StatusCode;
 use model::ids::SandboxId;
-use model::sandbox::{OnTimeout, Status};
+use model::sandbox::Status;
 use model::shape::{Shape, TemplateName};
 use store::operations::Phase;
+use store::policy::{Policy, PolicyChange};
 use store::sandboxes::{Created, NewSandbox};
 
 use super::view::shown;
@@ -119,7 +120,7 @@ fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox
         let reason = format!("must be from {} to {}{step}", wrong.min, wrong.max);
         ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
     })?;
-    let time = time(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec)?;
+    let change = policy(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec, body.auto_resume)?;
     let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
@@ -130,25 +131,18 @@ fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox
         envs: envs(body.envs.unwrap_or_default())?,
         metadata: metadata(body.metadata.unwrap_or_default())?,
         default_user: default_user.to_owned(),
-        timeout_sec: time.timeout_sec.unwrap_or(0),
-        on_timeout: time.on_timeout.unwrap_or_default(),
-        idle_timeout_sec: time.idle_timeout_sec.unwrap_or(0),
+        policy: Policy::default().with(&change),
     })
 }
 
-/// What a caller says of a sandbox's time, as far as anything is said.
-pub(super) struct Time {
-    pub timeout_sec: Option<i64>,
-    pub on_timeout: Option<OnTimeout>,
-    pub idle_timeout_sec: Option<i64>,
-}
-
-pub(super) fn time(
+/// What a caller says of when a sandbox pauses, ends and runs again by itself, as far as anything is said.
+pub(super) fn policy(
     app: &App,
     timeout_sec: Option<i64>,
     on_timeout: Option<&str>,
     idle_timeout_sec: Option<i64>,
-) -> Result<Time, ApiError> {
+    auto_resume: Option<bool>,
+) -> Result<PolicyChange, ApiError> {
     if !timeout_sec.is_none_or(|seconds| (0..=TIMEOUT_MAX_SEC).contains(&seconds)) {
         return Err(ApiError::invalid("timeout_sec", format!("must be from 0 (never) to {TIMEOUT_MAX_SEC}")));
     }
@@ -160,8 +154,8 @@ pub(super) fn time(
             .with("max", TIMEOUT_MAX_SEC));
     }
     let on_timeout = on_timeout.map(str::parse).transpose();
-    let on_timeout = on_timeout.map_err(|_| ApiError::invalid("on_timeout", "must be kill or pause"))?;
-    Ok(Time { timeout_sec, on_timeout, idle_timeout_sec })
+    let on_timeout = on_timeout.map_err(|_| ApiError::invalid("on_timeout", "must be kill, pause or pause_disk"))?;
+    Ok(PolicyChange { timeout_sec, on_timeout, idle_timeout_sec, auto_resume })
 }
 
 pub(super) fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {

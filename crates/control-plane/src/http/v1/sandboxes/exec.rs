@@ -47,7 +47,7 @@ pub async fn exec(
     let cmd = body.cmd.clone();
     let request = request(&id, body, timeout_sec)?;
     let limit = Duration::from_millis(request.timeout_ms.into()) + GRACE;
-    let agent = super::running(&app, &caller, &id).await?;
+    let agent = super::awake(&app, &caller, &id).await?;
     let began = Instant::now();
     let collected = tokio::time::timeout(limit, collect(&agent, request)).await;
     let output = collected.map_err(|_| ApiError::deadline_exceeded("the command did not end in time"))??;

@@ -47,7 +47,7 @@ pub async fn exec_stream(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let upgrade = upgrade.map_err(|error| ApiError::invalid("", format!("is not a WebSocket upgrade: {error}")))?;
-    let agent = super::running(&app, &caller, &id).await?;
+    let agent = super::awake(&app, &caller, &id).await?;
     let stop = app.stop.clone();
     Ok(upgrade
         .max_message_size(MESSAGE_BYTES_MAX)

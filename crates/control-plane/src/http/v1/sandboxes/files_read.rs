@@ -29,7 +29,7 @@ pub async fn read(
     Json(body): Json<ReadFile>,
 ) -> Result<Response, ApiError> {
     check_path(&body.path)?;
-    let agent = super::running(&app, &caller, &id).await?;
+    let agent = super::awake(&app, &caller, &id).await?;
     respond(&agent, &id, body.path).await
 }
 
@@ -42,7 +42,7 @@ pub async fn stream_read(
     Json(body): Json<ReadFile>,
 ) -> Result<Response, ApiError> {
     check_path(&body.path)?;
-    let agent = super::running(&app, &caller, &id).await?;
+    let agent = super::awake(&app, &caller, &id).await?;
     respond(&agent, &id, body.path).await
 }
 

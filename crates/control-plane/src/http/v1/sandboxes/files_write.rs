@@ -80,7 +80,7 @@ async fn upload(
     if is_encoded(request.headers()) {
         return Err(ApiError::unsupported_media_type("multipart/form-data"));
     }
-    let agent = super::running(app, caller, id).await?;
+    let agent = super::awake(app, caller, id).await?;
     DefaultBodyLimit::disable().apply(&mut request);
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| match error {
         MultipartRejection::InvalidBoundary(_) => ApiError::unsupported_media_type("multipart/form-data"),

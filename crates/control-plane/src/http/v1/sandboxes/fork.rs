@@ -14,7 +14,7 @@ use model::sandbox::Status;
 use store::operations::Phase;
 use store::snapshots::{Child, ForkWish};
 
-use super::create::{envs, metadata, time, waiting};
+use super::create::{envs, metadata, policy, waiting};
 use super::view::shown;
 use crate::app::App;
 use crate::http::access::Caller;
@@ -96,16 +96,14 @@ fn children(app: &App, body: Fork) -> Result<Vec<Child>, ApiError> {
         let error = ApiError::invalid("count", format!("must be from 1 to {COUNT_MAX}"));
         return Err(error.with("min", 1).with("max", COUNT_MAX));
     }
-    let time = time(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec)?;
+    let policy = policy(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec, body.auto_resume)?;
     let envs = envs(body.envs.unwrap_or_default())?;
     let metadata = metadata(body.metadata.unwrap_or_default())?;
     let child = |_| Child {
         id: SandboxId::from_random(rand::random()),
         envs: envs.clone(),
         metadata: metadata.clone(),
-        timeout_sec: time.timeout_sec,
-        on_timeout: time.on_timeout,
-        idle_timeout_sec: time.idle_timeout_sec,
+        policy,
     };
     Ok((0..count).map(child).collect())
 }

@@ -19,6 +19,8 @@ mod timeline;
 mod timeout;
 mod view;
 
+use std::time::Duration;
+
 use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::Status;
@@ -32,6 +34,10 @@ use crate::agents::Agent;
 use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::errors::ApiError;
+use crate::wake::{self, NotAwake};
+
+/// For a call that waits for its sandbox to run again.
+const WAKE_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -52,6 +58,20 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(files_read::stream_read))
         .routes(routes!(files_write::write))
         .routes(routes!(files_write::stream_write))
+}
+
+impl From<NotAwake> for ApiError {
+    fn from(why: NotAwake) -> Self {
+        match why {
+            NotAwake::State(status) => Self::invalid_state(status),
+            NotAwake::NoRoom => Self::no_hosts_available(),
+            NotAwake::Failed { code, message } => Self::of_operation(&code, &message),
+            NotAwake::Late => Self::deadline_exceeded("the sandbox was not resumed in time"),
+            NotAwake::Gone => Self::not_found("sandbox"),
+            NotAwake::Mistake => Self::internal(),
+            NotAwake::Store(error) => error.into(),
+        }
+    }
 }
 
 pub(super) async fn find(app: &App, caller: &Caller, id: &SandboxId) -> Result<Sandbox, ApiError> {
@@ -89,13 +109,35 @@ async fn turned(
     Ok((status, axum::Json(view::shown(sandbox))))
 }
 
+/// The agent of a sandbox that runs, or that runs again for this call if its policy says so; its use is noted.
+async fn awake(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
+    let sandbox = find(app, caller, id).await?;
+    let sandbox = match sandbox.status() {
+        Status::Running => sandbox,
+        _ => wake::awake(app, sandbox, &caller.actor(), Instant::now() + WAKE_TIME_MAX).await?,
+    };
+    match used(app, caller, sandbox).await {
+        // It was paused in this very moment.
+        Err(error) if error.is("invalid_state") => {
+            let sandbox = find(app, caller, id).await?;
+            let sandbox = wake::awake(app, sandbox, &caller.actor(), Instant::now() + WAKE_TIME_MAX).await?;
+            used(app, caller, sandbox).await
+        }
+        other => other,
+    }
+}
+
 /// The agent of a sandbox that runs; its use is noted.
 async fn running(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
-    let mut sandbox = find(app, caller, id).await?;
+    used(app, caller, find(app, caller, id).await?).await
+}
+
+async fn used(app: &App, caller: &Caller, mut sandbox: Sandbox) -> Result<Agent, ApiError> {
+    let id = &sandbox.id.clone();
     let is_noted = |sandbox: &Sandbox| {
         sandbox.last_active_at.is_some_and(|at| chrono::Utc::now() - at < chrono::TimeDelta::seconds(10))
     };
-    if sandbox.idle_timeout_sec > 0 && (sandbox.idle_since.is_some() || !is_noted(&sandbox)) {
+    if sandbox.policy.idle_timeout_sec > 0 && (sandbox.idle_since.is_some() || !is_noted(&sandbox)) {
         // Its idle time may be over in this moment: either its use is written down before that is seen, or it does not run any more.
         let (worker, of) = (app.clone(), id.clone());
         super::detached(app, async move { worker.store.touch_sandbox(&of).await }).await?;

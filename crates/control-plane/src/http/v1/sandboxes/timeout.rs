@@ -7,7 +7,7 @@ use axum::extract::State;
 use model::ids::SandboxId;
 use store::sandboxes::Timed;
 
-use super::create::time;
+use super::create::policy;
 use super::view::shown;
 use crate::app::App;
 use crate::http::access::Caller;
@@ -23,11 +23,9 @@ pub async fn timeout(
     Id(id): Id<SandboxId>,
     Json(body): Json<SetTimeout>,
 ) -> Result<axum::Json<Sandbox>, ApiError> {
-    let time = time(&app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec)?;
+    let change = policy(&app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec, body.auto_resume)?;
     let (worker, actor, team) = (app.clone(), caller.actor(), caller.team);
-    let set = super::super::detached(&app, async move {
-        worker.store.set_timeout(team, &id, time.timeout_sec, time.on_timeout, time.idle_timeout_sec, &actor).await
-    });
+    let set = super::super::detached(&app, async move { worker.store.set_policy(team, &id, &change, &actor).await });
     match set.await? {
         Timed::Set(sandbox) => Ok(axum::Json(shown(*sandbox))),
         Timed::Ended(status) => Err(ApiError::wrong_state("the sandbox has ended", status)),
