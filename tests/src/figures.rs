@@ -1,7 +1,8 @@
 //! Figures: percentiles beside a floor, a limit, and the file that they are written to.
 //!
 //! A file such as builds/bench.json is a list of entries `{"name","unit","n","p50","p95","p99","floor_p50","ratio"}`; `floor_p50` and
-//! `ratio` are null where there is no floor. Each entry also carries `max`, its `limit` in words, `ok`, and the `date`, `commit` and
+//! `ratio` are null where there is no floor. Where something may fail there is `success`, from 0 to 1, and where the ratio is that of the
+//! 99th percentiles there is `floor_p99`. Each entry also carries `max`, its `limit` in words, `ok`, and the `date`, `commit` and
 //! `machine` of the run, so that an entry tells all of itself wherever it is copied to.
 
 use std::path::{Path, PathBuf};
@@ -15,12 +16,16 @@ pub struct Figure {
     unit: &'static str,
     values: Vec<f64>,
     floor: Vec<f64>,
+    /// The part of all that was tried of which there is a value.
+    success: Option<f64>,
+    /// Which rank is compared with the same of the floor.
+    compared: usize,
 }
 
 /// What must hold. A figure without values breaks every limit but none.
 pub enum Limit {
     None,
-    /// The median over the floor's.
+    /// The median, or the percentile that is compared, over the floor's.
     Ratio(f64),
     /// The median over the floor's, where more is better.
     RatioAtLeast(f64),
@@ -38,7 +43,7 @@ pub struct Judged {
 impl Figure {
     pub fn of(name: &'static str, unit: &'static str, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        Self { name, unit, values, floor: Vec::new() }
+        Self { name, unit, values, floor: Vec::new(), success: None, compared: 50 }
     }
 
     pub fn beside(self, mut floor: Vec<f64>) -> Self {
@@ -46,17 +51,31 @@ impl Figure {
         Self { floor, ..self }
     }
 
+    /// Of so many tries; one that failed breaks every limit.
+    pub fn of_tries(self, tries: usize) -> Self {
+        let success = Some(self.values.len() as f64 / tries as f64);
+        Self { success, ..self }
+    }
+
+    /// Its ratio is that of the 99th percentiles.
+    pub fn by_p99(self) -> Self {
+        Self { compared: 99, ..self }
+    }
+
     pub fn judged(self, limit: Limit) -> Judged {
         Judged { figure: self, limit }
     }
 
     fn ratio(&self) -> Option<f64> {
-        Some(percentile(&self.values, 50)? / percentile(&self.floor, 50)?)
+        Some(percentile(&self.values, self.compared)? / percentile(&self.floor, self.compared)?)
     }
 }
 
 impl Judged {
     pub fn is_fine(&self) -> bool {
+        if self.figure.success.is_some_and(|part| part < 1.0) {
+            return false;
+        }
         let ratio = || self.figure.ratio();
         let rank = |percent| percentile(&self.figure.values, percent);
         match self.limit {
@@ -87,7 +106,7 @@ impl Judged {
     fn entry(&self, run: &Run) -> Value {
         let figure = &self.figure;
         let rank = |percent| percentile(&figure.values, percent).map(rounded);
-        json!({
+        let mut entry = json!({
             "name": figure.name,
             "unit": figure.unit,
             "n": figure.values.len(),
@@ -102,7 +121,14 @@ impl Judged {
             "date": run.date,
             "commit": run.commit,
             "machine": run.machine,
-        })
+        });
+        if let Some(success) = figure.success {
+            entry["success"] = rounded(success).into();
+        }
+        if figure.compared != 50 {
+            entry["floor_p99"] = percentile(&figure.floor, 99).map(rounded).into();
+        }
+        entry
     }
 }
 
@@ -220,6 +246,9 @@ mod tests {
             let judged = figure().judged(limit);
             assert_eq!(judged.is_fine(), is_fine, "{:?}", judged.limit());
         }
+        let burst = |tries| Figure::of("x", "ms", vec![1.0, 4.0]).beside(vec![1.0, 2.0]).of_tries(tries).by_p99();
+        assert!(burst(2).judged(Limit::Ratio(2.0)).is_fine() && !burst(2).judged(Limit::Ratio(1.9)).is_fine());
+        assert!(!burst(3).judged(Limit::Ratio(2.0)).is_fine());
         // Nothing measured is nothing proved.
         assert!(!Figure::of("x", "ms", vec![]).judged(Limit::P50(1.0)).is_fine());
         assert!(!Figure::of("x", "ms", vec![]).judged(Limit::P50AtLeast(0.0)).is_fine());

@@ -52,6 +52,9 @@ pub struct Arguments {
     /// Boots; each is followed by four restores.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+    /// Restores at the same time, at the end of each boot's life.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    burst: u8,
     /// Program that the guest starts first, when it is not the default of its initramfs.
     #[arg(long)]
     init: Option<String>,
@@ -125,7 +128,8 @@ fn measure(arguments: &Arguments) -> Result<BTreeMap<&'static str, Figure>> {
     ground::end_on_signals();
     let _alone = ground::only_one()?;
     let ground = Ground::make(&arguments.dir, &arguments.rootfs, arguments.mem)?;
-    let network = Network::make()?;
+    // The first is that of all that is done one after the other.
+    let networks = (0..arguments.burst.max(1)).map(Network::make).collect::<Result<Vec<_>>>()?;
     let setting = Setting {
         qemu: arguments.qemu.clone(),
         kernel: arguments.kernel.clone(),
@@ -143,9 +147,14 @@ fn measure(arguments: &Arguments) -> Result<BTreeMap<&'static str, Figure>> {
         let place = ground.place().join(run.to_string());
         std::fs::create_dir(&place)?;
         let mut own: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-        one_life(&setting, &network, &ground, &place, &mut |name, took: Duration| {
+        one_life(&setting, &networks[0], &ground, &place, &mut |name, took: Duration| {
             own.entry(name).or_default().push(took.as_secs_f64() * 1000.0);
         })?;
+        if arguments.burst > 0 {
+            for took in burst(&setting, &networks, &place)? {
+                own.entry("restore_burst").or_default().push(took.as_secs_f64() * 1000.0);
+            }
+        }
         std::fs::remove_dir_all(&place)?;
         if arguments.on_request {
             println!("{}", serde_json::to_string(&own)?);
@@ -229,6 +238,34 @@ fn introductions(
         vm.end()?;
     }
     Ok(())
+}
+
+/// One restore for each network, all begun at the same time: to the moment at which each guest is somebody.
+fn burst(setting: &Setting, networks: &[Network], place: &Path) -> Result<Vec<Duration>> {
+    let file = |what: &str, name: &str| place.join(format!("{what}-{name}"));
+    let restored = |number: usize, network: &Network| {
+        let name = format!("burst{number}");
+        let began = Instant::now();
+        drop(machine::clone(&file("disk", "0"), &file("disk", &name))?);
+        let mut vm = Machine::start(
+            setting,
+            network,
+            &file("disk", &name),
+            &file("memory", "0"),
+            &file("device", &name),
+            Beginning::Load { device: file("device", "0") },
+        )?;
+        vm.introduced(ANSWER_LIMIT, 1)?;
+        // Ended when all have come: none gets the processors of one that is done.
+        Ok((vm, began.elapsed()))
+    };
+    let ended: Vec<Result<(Machine, Duration)>> = std::thread::scope(|scope| {
+        let all: Vec<_> =
+            networks.iter().enumerate().map(|(n, network)| scope.spawn(move || restored(n, network))).collect();
+        all.into_iter().map(|one| one.join().expect("a restore does not panic")).collect()
+    });
+    let all = ended.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(all.into_iter().map(|(_, took)| took).collect())
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub struct Life {
     pub pause: f64,
     /// The vCPUs' part of it.
     pub pause_stopped: f64,
+    /// Of each that was restored at the same time as the others, if that was asked for.
+    pub restore_burst: Vec<f64>,
 }
 
 pub struct BareVmm {
@@ -36,7 +38,8 @@ pub struct BareVmm {
 
 impl BareVmm {
     /// `isolation`: how the platform runs its sandboxes, which the floor must do too.
-    pub fn start(dir: &Path, isolation: &str, memory_mib: u32, runs_max: usize) -> Result<Self> {
+    /// `burst`: how many are restored at the same time at the end of each life.
+    pub fn start(dir: &Path, isolation: &str, memory_mib: u32, runs_max: usize, burst: usize) -> Result<Self> {
         let accelerator = match isolation {
             "emulation" => "tcg",
             "kvm" => "kvm",
@@ -49,6 +52,7 @@ impl BareVmm {
             .arg(kernel);
         command.arg("--rootfs").arg(dir.join("images/minimal/rootfs.ext4"));
         command.args(["--mem", &memory_mib.to_string(), "--runs", &runs_max.to_string()]);
+        command.args(["--burst", &burst.to_string()]);
         if initramfs.is_file() {
             command.arg("--initrd").arg(initramfs);
         }
@@ -76,6 +80,7 @@ impl BareVmm {
             restore_again: mean("restore_again")?,
             pause: mean("pause_stopped")? + mean("pause_fsync")?,
             pause_stopped: mean("pause_stopped")?,
+            restore_burst: times.get("restore_burst").cloned().unwrap_or_default(),
         })
     }
 

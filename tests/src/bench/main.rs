@@ -4,6 +4,7 @@
 //! platform's directory, for the guest's token. Its file is written anew by each run, and it fails after writing it when a limit is
 //! broken. A run that could not measure leaves no file: old figures are not passed off as new ones.
 
+mod bursts;
 mod claims;
 mod direct;
 mod floor;
@@ -129,7 +130,7 @@ struct Samples {
 async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
     let mut samples = Samples::default();
     let isolation = isolation_of_host(platform)?;
-    let mut bare = BareVmm::start(&platform.dir, &isolation, MEMORY_MIB, CREATES)?;
+    let mut bare = BareVmm::start(&platform.dir, &isolation, MEMORY_MIB, CREATES, 0)?;
     for round in 0..CREATES {
         // In turns, so that neither always meets what the other left to do.
         if round % 2 == 0 {
@@ -157,7 +158,9 @@ async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
         pauses(platform, memory_mib, &mut samples).await?;
     }
     forks(platform, &mut samples).await?;
-    Ok((judge(samples), isolation))
+    let mut judged = judge(samples);
+    judged.push(bursts::measure(platform, &isolation).await?);
+    Ok((judged, isolation))
 }
 
 fn isolation_of_host(platform: &Platform) -> Result<String> {

@@ -18,9 +18,6 @@ pub const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
 pub const GUEST_MAC: &str = "02:fc:00:00:00:05";
 const TAP_MAC: &str = "02:fc:00:00:00:06";
-/// By which the host reaches the guest.
-pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 11, 250, 1);
-const NETNS: &str = "bare-floor";
 const LOCK: &str = "/run/lock/wrenn-bare-vmm";
 /// linux/if_tun.h: _IOW('T', 202, int), and the flags for an Ethernet tap without a header of the kernel's.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -79,7 +76,7 @@ impl Ground {
     fn mount_own(&mut self, disk_mib: u64, memory_mib: u64) -> Result<()> {
         let (image, at) = (self.scratch.path().join("pool.xfs"), self.scratch.path().join("pool"));
         eprintln!("{} has no reflinks: an XFS of its own is made there", self.scratch.path().display());
-        // Sparse: base, and of disks and memory files never more than three at a time.
+        // Sparse: base, and of disks and memory files never more than three at a time that are written to for long.
         File::create(&image)?.set_len((disk_mib * 4 + memory_mib * 3 + XFS_OVERHEAD_MIB) << 20)?;
         run::output(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image))?;
         fs::create_dir(&at)?;
@@ -129,27 +126,33 @@ fn reflinks(dir: &Path) -> Result<bool> {
     Ok(cloned)
 }
 
-pub struct Network;
+/// Of one machine. There are as many as machines run at the same time.
+pub struct Network {
+    number: u8,
+}
 
 impl Network {
-    pub fn make() -> Result<Self> {
-        Self::remove();
+    /// `number`: below 120.
+    pub fn make(number: u8) -> Result<Self> {
         // From here on dropping it cleans up, also after half of the script.
-        let network = Self;
+        let network = Self { number };
+        network.remove();
+        let (netns, outside, link) = (network.netns(), network.outside(), format!("bare{number}"));
+        let [ours, theirs] = [0, 1].map(|end| Ipv4Addr::new(10, 12, 250, 2 * number + end));
         let script = format!(
             r#"
-            ip netns add {NETNS}
-            ip link add bare0 type veth peer name peer0 netns {NETNS}
-            ip addr add 10.12.250.0/31 dev bare0; ip link set bare0 up
-            ip -n {NETNS} addr add 10.12.250.1/31 dev peer0; ip -n {NETNS} link set peer0 up; ip -n {NETNS} link set lo up
-            ip -n {NETNS} route add default via 10.12.250.0
-            ip -n {NETNS} tuntap add dev tap0 mode tap
-            ip -n {NETNS} link set tap0 address {TAP_MAC}; ip -n {NETNS} addr add {GATEWAY}/30 dev tap0; ip -n {NETNS} link set tap0 up
-            ip -n {NETNS} neigh replace {GUEST} lladdr {GUEST_MAC} dev tap0 nud permanent
-            ip netns exec {NETNS} sysctl -qw net.ipv4.ip_forward=1
-            ip route replace {OUTSIDE}/32 via 10.12.250.1
-            ip netns exec {NETNS} nft 'table ip floor {{
-                chain pre {{ type nat hook prerouting priority dstnat; ip daddr {OUTSIDE} dnat to {GUEST}; }}
+            ip netns add {netns}
+            ip link add {link} type veth peer name peer0 netns {netns}
+            ip addr add {ours}/31 dev {link}; ip link set {link} up
+            ip -n {netns} addr add {theirs}/31 dev peer0; ip -n {netns} link set peer0 up; ip -n {netns} link set lo up
+            ip -n {netns} route add default via {ours}
+            ip -n {netns} tuntap add dev tap0 mode tap
+            ip -n {netns} link set tap0 address {TAP_MAC}; ip -n {netns} addr add {GATEWAY}/30 dev tap0; ip -n {netns} link set tap0 up
+            ip -n {netns} neigh replace {GUEST} lladdr {GUEST_MAC} dev tap0 nud permanent
+            ip netns exec {netns} sysctl -qw net.ipv4.ip_forward=1
+            ip route replace {outside}/32 via {theirs}
+            ip netns exec {netns} nft 'table ip floor {{
+                chain pre {{ type nat hook prerouting priority dstnat; ip daddr {outside} dnat to {GUEST}; }}
                 chain post {{ type nat hook postrouting priority srcnat; oifname "tap0" masquerade; }}
             }}'
             "#
@@ -158,35 +161,44 @@ impl Network {
         Ok(network)
     }
 
-    fn remove() {
-        quietly(Command::new("ip").args(["netns", "del", NETNS]));
-        quietly(Command::new("ip").args(["link", "del", "bare0"]));
-        quietly(Command::new("ip").args(["route", "del", &format!("{OUTSIDE}/32")]));
+    fn remove(&self) {
+        quietly(Command::new("ip").args(["netns", "del", &self.netns()]));
+        quietly(Command::new("ip").args(["link", "del", &format!("bare{}", self.number)]));
+        quietly(Command::new("ip").args(["route", "del", &format!("{}/32", self.outside())]));
+    }
+
+    fn netns(&self) -> String {
+        format!("bare-floor-{}", self.number)
+    }
+
+    /// By which the host reaches the guest.
+    pub fn outside(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 11, 250, 1 + self.number)
     }
 
     /// The tap, opened inside the namespace: QEMU stays outside and needs no capability.
-    #[expect(clippy::unused_self, reason = "only where the network is there can its tap be opened")]
     pub fn tap(&self) -> Result<OwnedFd> {
+        let netns = self.netns();
         // A thread of its own, which ends: whoever has entered a namespace must do nothing else.
-        let opened = std::thread::spawn(open_tap).join().expect("opening a tap does not panic");
+        let opened = std::thread::spawn(move || open_tap(&netns)).join().expect("opening a tap does not panic");
         opened.context("open the tap")
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        Self::remove();
+        self.remove();
     }
 }
 
-fn open_tap() -> io::Result<OwnedFd> {
+fn open_tap(netns: &str) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Request {
         name: [u8; 16],
         flags: libc::c_short,
         rest: [u8; 22],
     }
-    let there = File::open(format!("/run/netns/{NETNS}"))?;
+    let there = File::open(format!("/run/netns/{netns}"))?;
     // SAFETY: a plain system call on an open descriptor; it concerns this thread only.
     if unsafe { libc::setns(there.as_raw_fd(), libc::CLONE_NEWNET) } < 0 {
         return Err(io::Error::last_os_error());

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::ground::{self, GATEWAY, GUEST, GUEST_MAC, Network, OUTSIDE};
+use super::ground::{self, GATEWAY, GUEST, GUEST_MAC, Network};
 
 /// Of nobody else on the machine: the product's users lie far above.
 const UID: u32 = 64_999;
@@ -68,6 +68,7 @@ pub struct Machine {
     began: Instant,
     qmp: BufReader<UnixStream>,
     memory: PathBuf,
+    address: Ipv4Addr,
     /// Path, in QEMU, of the file that takes the device state.
     device: String,
     /// What QEMU complains of: shown when something fails. (It always complains that the saved state has no description of itself.)
@@ -139,7 +140,8 @@ impl Machine {
         drop(handed);
         ours.set_read_timeout(Some(QMP_LIMIT))?;
         ours.set_write_timeout(Some(QMP_LIMIT))?;
-        let mut machine = Self { child, began, qmp: BufReader::new(ours), memory: memory.to_owned(), device, log };
+        let (memory, address) = (memory.to_owned(), network.outside());
+        let mut machine = Self { child, began, qmp: BufReader::new(ours), memory, address, device, log };
         ensure!(machine.line()?.get("QMP").is_some(), "QEMU did not greet");
         machine.ask("qmp_capabilities", json!({}))?;
         if matches!(beginning, Beginning::Load { .. }) {
@@ -178,13 +180,15 @@ impl Machine {
 
     /// From just before the spawn to the first complete HTTP answer.
     pub fn answered(&mut self, limit: Duration) -> Result<Duration> {
-        self.until(limit, ask_guest)
+        let address = self.address;
+        self.until(limit, || ask_guest(address))
     }
 
     /// From just before the spawn to the guest's word that it has taken on who it is, which nobody has asked for anything before. `run` is the
     /// first of its life, or a later one.
     pub fn introduced(&mut self, limit: Duration, run: u32) -> Result<Duration> {
-        self.until(limit, || introduce_guest(run))
+        let address = self.address;
+        self.until(limit, || introduce_guest(address, run))
     }
 
     fn until(&mut self, limit: Duration, ask: impl Fn() -> io::Result<()>) -> Result<Duration> {
@@ -290,13 +294,13 @@ fn kernel_line(setting: &Setting) -> String {
 }
 
 /// A whole answer of success, on a connection of its own.
-fn ask_guest() -> io::Result<()> {
-    ask(READ_LIMIT, || "GET /health HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n".to_owned())
+fn ask_guest(address: Ipv4Addr) -> io::Result<()> {
+    ask(address, READ_LIMIT, || "GET /health HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n".to_owned())
 }
 
 /// What a host tells a guest when it starts or restores it: name, time, random numbers, tokens.
-fn introduce_guest(run: u32) -> io::Result<()> {
-    ask(INTRODUCTION_LIMIT, || {
+fn introduce_guest(address: Ipv4Addr, run: u32) -> io::Result<()> {
+    ask(address, INTRODUCTION_LIMIT, || {
         let body = json!({
             "incarnation": format!("{run:032x}"),
             "accessToken": "a".repeat(64),
@@ -318,8 +322,8 @@ fn introduce_guest(run: u32) -> io::Result<()> {
     })
 }
 
-fn ask(limit: Duration, request: impl Fn() -> String) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((OUTSIDE, PORT)), CONNECT_LIMIT)?;
+fn ask(address: Ipv4Addr, limit: Duration, request: impl Fn() -> String) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, PORT)), CONNECT_LIMIT)?;
     stream.set_read_timeout(Some(limit))?;
     stream.write_all(request().as_bytes())?;
     let mut answer = Vec::new();
