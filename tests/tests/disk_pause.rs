@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use whole_machine::objects;
 use whole_machine::platform::Platform;
+use whole_machine::{objects, wait};
 
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
@@ -33,6 +33,10 @@ async fn what_was_written_stays_and_the_guest_boots() {
     // Not one of these is flushed by the one who writes it.
     let write = "head -c 20000000 /dev/urandom >/root/big; sha256sum </root/big >/root/sum; echo gone >/dev/shm/gone; sleep 600 & echo";
     assert_eq!(platform.shell(&id, write).await.0, 0);
+    // Not its first state: a copy of it has another number.
+    for verb in ["pause", "resume"] {
+        assert_eq!(turn(&platform, &id, verb, None).await.0, StatusCode::OK);
+    }
     let booted = platform.shell(&id, BOOT_ID).await.1;
     let (_, sandbox) = platform.call(Method::GET, &format!("/v1/sandboxes/{id}"), None).await;
     assert_eq!(sandbox["kept"], Value::Null, "{sandbox}");
@@ -56,6 +60,10 @@ async fn what_was_written_stays_and_the_guest_boots() {
     assert_eq!(objects::microvms(&platform.dir), Vec::<i32>::new());
     // It is the same again, also wished otherwise.
     assert_eq!(turn(&platform, &id, "pause", None).await.1["kept"], "disk");
+    wait::until("digests", Duration::from_secs(60), || async {
+        platform.dir.join("pool/sandboxes").join(&id).join("gen-00002/digests").exists().then_some(())
+    })
+    .await;
     let (status, named) =
         platform.call(Method::POST, "/v1/snapshots", Some(json!({"sandbox_id": id, "name": "disk.only"}))).await;
     assert_eq!(status, StatusCode::CREATED, "{named}");

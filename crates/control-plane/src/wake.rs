@@ -1,15 +1,20 @@
 //! Lets a sandbox run again because a call needs that, where its policy says so (`auto_resume`). Whoever calls while it is under way waits
 //! for the same resume. Of the disk alone nothing runs again by itself: what would answer the call has ended with the memory.
 
-use model::sandbox::{Kept, Status};
+use std::time::Duration;
+
+use model::sandbox::Status;
 use store::StoreError;
 use store::audit::Actor;
 use store::operations::Phase;
-use store::sandboxes::{Sandbox, Turned};
+use store::sandboxes::{ResumeOf, Sandbox, Turned};
 use tokio::time::Instant;
 
 use crate::app::App;
 use crate::reconcile::driver;
+
+/// Between looks at a resume of which nobody knows the operation any more.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NotAwake {
@@ -34,19 +39,24 @@ pub enum NotAwake {
 /// The sandbox when it runs, at once if it does. `deadline` is that of the caller, not of the resume, which goes on without it.
 pub async fn awake(app: &App, sandbox: Sandbox, actor: &Actor, deadline: Instant) -> Result<Sandbox, NotAwake> {
     let mut sandbox = sandbox;
+    let mut is_asked = false;
     loop {
-        let status = sandbox.status();
-        match status {
+        match sandbox.status() {
             Status::Running => return Ok(sandbox),
-            Status::Pausing | Status::Paused | Status::Resuming if wakes(&sandbox) => {}
+            Status::Resuming => {}
+            // Once: who has paused it since then wishes that it stay so.
+            Status::Pausing | Status::Paused if sandbox.runs_again() && !is_asked => {}
             other => return Err(NotAwake::State(other)),
+        }
+        if std::mem::replace(&mut is_asked, true) {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         if Instant::now() >= deadline {
             return Err(NotAwake::Late);
         }
         let (worker, actor, team, id) = (app.clone(), actor.clone(), sandbox.team, sandbox.id.clone());
         let wished = app.tracker.spawn(async move {
-            let wished = worker.store.wish_resumed(team, &id, &worker.lease(), &actor).await?;
+            let wished = worker.store.wish_resumed(team, &id, ResumeOf::Call, &worker.lease(), &actor).await?;
             if let Turned::Opened(operation) = &wished {
                 driver::work(&worker, operation.clone(), None);
             }
@@ -68,8 +78,4 @@ pub async fn awake(app: &App, sandbox: Sandbox, actor: &Actor, deadline: Instant
         }
         sandbox = app.store.sandbox(sandbox.team, &sandbox.id).await?.ok_or(NotAwake::Gone)?;
     }
-}
-
-fn wakes(sandbox: &Sandbox) -> bool {
-    sandbox.policy.auto_resume && sandbox.kept == Kept::Memory
 }

@@ -140,6 +140,7 @@ impl Agent {
                 .collect(),
             host_ip: view.host_ip.clone(),
             cause: view.cause.word().to_owned(),
+            kept: view.kept.map(|kept| kept.to_string()).unwrap_or_default(),
             ..Default::default()
         }
     }

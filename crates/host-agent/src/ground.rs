@@ -75,6 +75,10 @@ pub trait Ground: Send + Sync + 'static {
 
     async fn ensure_network(&self, slot: u16) -> Result<(), GroundError>;
     async fn release_network(&self, slot: u16) -> Result<(), GroundError>;
+    /// The same for whom somebody waits: when it returns nothing can use the slot any more, and what is left of it goes by itself.
+    async fn release_network_soon(&self, slot: u16) -> Result<(), GroundError> {
+        self.release_network(slot).await
+    }
     /// A descriptor of the slot's tap for one VMM; none on a stage without one.
     async fn open_tap(&self, slot: u16) -> Result<Option<OwnedFd>, GroundError>;
     fn dial(&self, slot: u16) -> Arc<dyn Dial>;

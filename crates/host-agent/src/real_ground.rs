@@ -319,6 +319,10 @@ impl Ground for RealGround {
         self.network.release(number(slot)).await.map_err(network_failed)
     }
 
+    async fn release_network_soon(&self, slot: u16) -> Result<(), GroundError> {
+        self.network.release_soon(number(slot)).await.map_err(network_failed)
+    }
+
     async fn open_tap(&self, slot: u16) -> Result<Option<OwnedFd>, GroundError> {
         let slot = self.network.slot(number(slot));
         let tap = blocking(move || slot.open_tap()).await;

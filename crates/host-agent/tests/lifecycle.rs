@@ -271,41 +271,53 @@ async fn of_a_disk_alone_a_sandbox_boots_and_what_is_not_flushed_is_not_paused()
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::new(dir.path());
     let sandboxes = stage.agent().await;
-    let before = create(&sandboxes, &id(1), 1).await;
+    create(&sandboxes, &id(1), 1).await;
+    // Not its first state: a copy of it has another number.
+    assert_eq!(pause(&sandboxes, &id(1), 2).await.kept, Some(Kept::Memory));
+    let before = create(&sandboxes, &id(1), 3).await;
     let directory = dir.path().join("pool/sandboxes").join(id(1).as_str());
     std::fs::write(directory.join("disk"), "written").unwrap();
     std::fs::write(directory.join("memory"), "thought").unwrap();
 
     // With its memory it could be paused; without, what it has not flushed would be lost.
     std::fs::write(dir.path().join(stage::UNFLUSHED), "").unwrap();
-    let view = pause_keeping(Kept::Disk, &sandboxes, &id(1), 2).await;
+    let view = pause_keeping(Kept::Disk, &sandboxes, &id(1), 4).await;
     assert_eq!((view.observed, &view.incarnation), (Observed::Running, &before.incarnation));
     assert!(view.reason.contains("disk"), "{}", view.reason);
     std::fs::remove_file(dir.path().join(stage::UNFLUSHED)).unwrap();
 
-    let view = pause_keeping(Kept::Disk, &sandboxes, &id(1), 3).await;
-    assert_eq!((view.observed, view.reason.as_str()), (Observed::Paused, ""));
-    let state = directory.join("gen-00001");
+    let view = pause_keeping(Kept::Disk, &sandboxes, &id(1), 5).await;
+    assert_eq!((view.observed, view.reason.as_str(), view.kept), (Observed::Paused, "", Some(Kept::Disk)));
+    let state = directory.join("gen-00002");
+    let end = soon();
+    while !state.join("digests").exists() {
+        assert!(tokio::time::Instant::now() < end, "nobody makes digests");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let files = || {
         let entries = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         entries.filter(|name| name != "digests").collect::<std::collections::BTreeSet<_>>()
     };
     assert_eq!(files(), ["disk", "manifest"].map(str::to_owned).into());
     // The other kind of pause, wished now, changes nothing of what is there.
-    assert_eq!(pause(&sandboxes, &id(1), 4).await.observed, Observed::Paused);
+    let view = pause(&sandboxes, &id(1), 6).await;
+    assert_eq!((view.observed, view.kept), (Observed::Paused, Some(Kept::Disk)));
     assert_eq!(files().len(), 2);
     snapshot(&sandboxes, &id(1), snapshot_id(1)).await.unwrap();
     sandboxes.stop(Duration::from_secs(5)).await;
     let sandboxes = stage.agent().await;
-    // A manifest that is damaged is no reason to take its disk for one without memory.
-    let manifest = std::fs::read(state.join("manifest")).unwrap();
-    std::fs::write(state.join("manifest"), &manifest[1..]).unwrap();
-    let view = create(&sandboxes, &id(1), 5).await;
-    assert_eq!(view.observed, Observed::Paused);
-    assert!(view.reason.contains("damaged"), "{}", view.reason);
-    std::fs::write(state.join("manifest"), manifest).unwrap();
+    assert_eq!(sandboxes.get(&id(1)).await.unwrap().unwrap().view.kept, Some(Kept::Disk));
+    // A manifest that is damaged is no reason to take its disk for one without memory; nor is a turned bit booted.
+    for (revision, file) in [(7, "manifest"), (8, "disk")] {
+        let whole = std::fs::read(state.join(file)).unwrap();
+        std::fs::write(state.join(file), &whole[1..]).unwrap();
+        let view = create(&sandboxes, &id(1), revision).await;
+        assert_eq!(view.observed, Observed::Paused, "{file}");
+        assert!(view.reason.contains("damaged"), "{file}: {}", view.reason);
+        std::fs::write(state.join(file), whole).unwrap();
+    }
 
-    for (n, spec, revision) in [(1, spec(), 6), (2, forked(snapshot_id(1)), 1)] {
+    for (n, spec, revision) in [(1, spec(), 9), (2, forked(snapshot_id(1)), 1)] {
         let view = sandboxes.ensure_running(&id(n), fence(revision), spec, soon()).await.unwrap();
         assert_eq!((view.observed, view.reason.as_str()), (Observed::Running, ""));
         let place = dir.path().join("pool/sandboxes").join(id(n).as_str());

@@ -154,7 +154,7 @@ impl Store {
         let mut tx = self.begin().await?;
         // The lock is on what is true when it is taken: one that was used between the look and the lock does not come out.
         let due = sqlx::query!(
-            "select s.id, s.revision, s.on_timeout from sandboxes s join hosts h on h.id = s.host_id
+            "select s.id, s.revision, s.on_timeout, s.timeout_keeps from sandboxes s join hosts h on h.id = s.host_id
              where s.idle_since is not null and s.idle_timeout_sec > 0 and s.desired = 'running' and s.observed = 'running'
                  and s.idle_since + make_interval(secs => s.idle_timeout_sec) <= h.idle_reported_at
                  and h.idle_reported_at > now() - make_interval(secs => $2)
@@ -170,7 +170,14 @@ impl Store {
         for row in &due {
             let id: SandboxId =
                 row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
-            sandboxes::end_of_time(&mut tx, &id, row.revision, sandboxes::kept(&id, &row.on_timeout)?, "idle").await?;
+            sandboxes::end_of_time(
+                &mut tx,
+                &id,
+                row.revision,
+                sandboxes::kept(&id, &row.on_timeout, &row.timeout_keeps)?,
+                "idle",
+            )
+            .await?;
         }
         tx.commit().await?;
         Ok(due.len())

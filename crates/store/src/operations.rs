@@ -356,11 +356,12 @@ impl Store {
     pub async fn finish_pause(&self, operation: &Operation, report: &Report) -> Result<Update, StoreError> {
         let mut tx = self.begin().await?;
         let updated = sqlx::query!(
-            "update sandboxes set observed = 'paused', reason = null, steps = $3, absent_since = null, deadline = null, updated_at = now()
+            "update sandboxes set observed = 'paused', reason = null, steps = $3, kept = $4, absent_since = null, deadline = null, updated_at = now()
              where id = $1 and revision = $2 and desired = 'paused' and observed not in ('killed', 'failed')",
             operation.sandbox.as_str(),
             operation.revision,
             serde_json::json!(report.steps),
+            report.kept.as_str(),
         )
         .execute(&mut *tx)
         .await?;

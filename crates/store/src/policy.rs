@@ -1,6 +1,6 @@
 //! When a sandbox pauses or ends by itself, and when it runs again by itself.
 
-use model::sandbox::OnTimeout;
+use model::sandbox::{Kept, OnTimeout};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -30,5 +30,34 @@ impl Policy {
             idle_timeout_sec: change.idle_timeout_sec.unwrap_or(self.idle_timeout_sec),
             auto_resume: change.auto_resume.unwrap_or(self.auto_resume),
         }
+    }
+}
+
+/// The words of the columns `on_timeout` and `timeout_keeps`.
+pub(crate) fn words(on_timeout: OnTimeout) -> (&'static str, &'static str) {
+    let first = if on_timeout == OnTimeout::Kill { "kill" } else { "pause" };
+    (first, on_timeout.kept().unwrap_or_default().as_str())
+}
+
+/// None: they are no such words.
+pub(crate) fn on_timeout(word: &str, keeps: &str) -> Option<OnTimeout> {
+    match (word.parse().ok()?, keeps.parse().ok()?) {
+        (OnTimeout::Pause, Kept::Disk) => Some(OnTimeout::PauseDisk),
+        (other, _) => Some(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_say_what_they_were_made_of() {
+        for policy in [OnTimeout::Kill, OnTimeout::Pause, OnTimeout::PauseDisk] {
+            let (word, keeps) = words(policy);
+            assert_eq!(on_timeout(word, keeps), Some(policy));
+            assert!(matches!(word, "kill" | "pause"), "older control planes know no other");
+        }
+        assert_eq!((on_timeout("x", "memory"), on_timeout("pause", "x")), (None, None));
     }
 }

@@ -16,7 +16,7 @@ use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
 use crate::operations::{self, Kind, Lease};
 use crate::placement::{self, Wanted};
-use crate::policy::{Policy, PolicyChange};
+use crate::policy::{self, Policy, PolicyChange};
 use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
 
 /// Of one answer of the list; paging comes with the full API.
@@ -77,6 +77,11 @@ impl Sandbox {
     pub fn status(&self) -> Status {
         Status::of(self.desired, self.observed)
     }
+
+    /// Paused, it is to run again when a call needs that. Of its disk alone nothing runs again by itself: what would answer has ended.
+    pub fn runs_again(&self) -> bool {
+        self.policy.auto_resume && self.kept == Kept::Memory
+    }
 }
 
 pub struct NewSandbox {
@@ -122,6 +127,14 @@ pub enum Timed {
     Missing,
 }
 
+/// Who wishes that a sandbox run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResumeOf {
+    Wish,
+    /// A call that needs it to run: only where its policy says so.
+    Call,
+}
+
 /// What became of the wish that a sandbox pause, or run again.
 pub enum Turned {
     /// The operation, leased to the caller.
@@ -146,6 +159,8 @@ pub struct Report {
     pub isolation: String,
     pub versions: BTreeMap<String, String>,
     pub steps: Vec<(String, f64)>,
+    /// What its saved state is of, if it has one.
+    pub kept: Kept,
 }
 
 /// One line of a heartbeat.
@@ -173,6 +188,7 @@ pub(crate) struct Row {
     default_user: String,
     timeout_sec: i64,
     on_timeout: String,
+    timeout_keeps: String,
     kept: String,
     auto_resume: bool,
     idle_timeout_sec: i64,
@@ -228,7 +244,8 @@ impl TryFrom<Row> for Sandbox {
             default_user: row.default_user,
             policy: Policy {
                 timeout_sec: row.timeout_sec,
-                on_timeout: row.on_timeout.parse().map_err(|_| damaged("on_timeout"))?,
+                on_timeout: policy::on_timeout(&row.on_timeout, &row.timeout_keeps)
+                    .ok_or_else(|| damaged("on_timeout"))?,
                 idle_timeout_sec: row.idle_timeout_sec,
                 auto_resume: row.auto_resume,
             },
@@ -253,7 +270,7 @@ macro_rules! sandboxes {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
-                   s.timeout_sec, s.on_timeout, s.kept, s.auto_resume, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   s.timeout_sec, s.on_timeout, s.timeout_keeps, s.kept, s.auto_resume, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
@@ -396,12 +413,16 @@ impl Store {
         &self,
         team: TeamId,
         id: &SandboxId,
+        whose: ResumeOf,
         lease: &Lease,
         actor: &Actor,
     ) -> Result<Turned, StoreError> {
         let mut tx = self.begin().await?;
         let Some(sandbox) = locked(&mut tx, team, id).await? else { return Ok(Turned::Missing) };
         match sandbox.status() {
+            status @ (Status::Paused | Status::Pausing) if whose == ResumeOf::Call && !sandbox.runs_again() => {
+                return Ok(Turned::Wrong(status));
+            }
             Status::Paused | Status::Pausing => {}
             Status::Resuming => return Ok(Turned::UnderWay(operations::latest(&mut tx, id, Kind::Resume).await?)),
             Status::Running => return Ok(Turned::Is),
@@ -421,7 +442,8 @@ impl Store {
             }
         }
         let operation = turn(&mut tx, id, sandbox.revision, Turn::Resume, Some(lease)).await?;
-        audit::record(&mut tx, actor, "sandbox.resume", id.as_str(), serde_json::json!({})).await?;
+        let facts = serde_json::json!({ "by_call": whose == ResumeOf::Call });
+        audit::record(&mut tx, actor, "sandbox.resume", id.as_str(), facts).await?;
         tx.commit().await?;
         Ok(Turned::Opened(operation))
     }
@@ -469,9 +491,11 @@ impl Store {
         if matches!(status, Status::Stopping | Status::Stopped | Status::Error | Status::Missing) {
             return Ok(Timed::Ended(status));
         }
+        let words = change.on_timeout.map(policy::words);
         sqlx::query!(
             "update sandboxes set timeout_sec = coalesce($2, timeout_sec), on_timeout = coalesce($3, on_timeout),
                  idle_timeout_sec = coalesce($4, idle_timeout_sec), auto_resume = coalesce($5, auto_resume), idle_since = null,
+                 timeout_keeps = coalesce($6, timeout_keeps),
                  last_active_at = case when observed = 'running' then now() else last_active_at end,
                  deadline = case when coalesce($2, timeout_sec) > 0 and observed in ('running', 'pausing')
                      then now() + make_interval(secs => coalesce($2, timeout_sec)) end,
@@ -479,9 +503,10 @@ impl Store {
              where id = $1",
             id.as_str(),
             change.timeout_sec,
-            change.on_timeout.map(OnTimeout::as_str),
+            words.map(|(word, _)| word),
             change.idle_timeout_sec,
-            change.auto_resume
+            change.auto_resume,
+            words.map(|(_, keeps)| keeps)
         )
         .execute(&mut *tx)
         .await?;
@@ -501,7 +526,7 @@ impl Store {
     pub async fn expire_sandboxes(&self) -> Result<usize, StoreError> {
         let mut tx = self.begin().await?;
         let due = sqlx::query!(
-            "select id, revision, on_timeout, observed = 'failed' as \"failed!\" from sandboxes
+            "select id, revision, on_timeout, timeout_keeps, observed = 'failed' as \"failed!\" from sandboxes
              where deadline < now() and desired = 'running' and observed <> 'killed'
                  and (on_timeout = 'kill' or observed in ('running', 'failed'))
              order by deadline limit $1 for update skip locked",
@@ -512,7 +537,7 @@ impl Store {
         for row in &due {
             let id: SandboxId =
                 row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
-            let kept = kept(&id, &row.on_timeout)?.filter(|_| !row.failed);
+            let kept = kept(&id, &row.on_timeout, &row.timeout_keeps)?.filter(|_| !row.failed);
             end_of_time(&mut tx, &id, row.revision, kept, "deadline").await?;
             if kept.is_some() {
                 // One that does not come about is wished again, but not at once.
@@ -696,8 +721,8 @@ pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreEr
     sqlx::query!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
              on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id, idle_timeout_sec,
-             auto_resume)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15, $16)",
+             auto_resume, timeout_keeps)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15, $16, $17)",
         birth.id.as_str(),
         birth.team.0,
         birth.template,
@@ -710,10 +735,11 @@ pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreEr
         birth.policy.timeout_sec,
         birth.host.0,
         birth.epoch,
-        birth.policy.on_timeout.as_str(),
+        policy::words(birth.policy.on_timeout).0,
         birth.snapshot.map(|id| id.0),
         birth.policy.idle_timeout_sec,
         birth.policy.auto_resume,
+        policy::words(birth.policy.on_timeout).1,
     )
     .execute(&mut **tx)
     .await?;
@@ -730,10 +756,9 @@ pub(crate) async fn locked(tx: &mut Tx, team: TeamId, id: &SandboxId) -> Result<
 }
 
 /// What is kept of a sandbox whose time is over.
-pub(crate) fn kept(id: &SandboxId, on_timeout: &str) -> Result<Option<Kept>, StoreError> {
-    let damaged = |_| StoreError::Damaged { row: id.to_string(), column: "on_timeout" };
-    let on_timeout: OnTimeout = on_timeout.parse().map_err(damaged)?;
-    Ok(on_timeout.kept())
+pub(crate) fn kept(id: &SandboxId, word: &str, keeps: &str) -> Result<Option<Kept>, StoreError> {
+    let damaged = || StoreError::Damaged { row: id.to_string(), column: "on_timeout" };
+    Ok(policy::on_timeout(word, keeps).ok_or_else(damaged)?.kept())
 }
 
 /// The wish that nobody has but the time, for a sandbox that this transaction has locked: that it pause, if anything is kept of it, or end.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::ids::{HostId, SandboxId, TeamId, UserId};
-use model::sandbox::{Observed, OnTimeout, Status};
+use model::sandbox::{Kept, Observed, OnTimeout, Status};
 use model::shape::Shape;
 use store::Store;
 use store::audit::Actor;
@@ -13,7 +13,7 @@ use store::idleness::Pinged;
 use store::operations::{Kind, Lease, Operation};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
-use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting, Timed, Turned};
+use store::sandboxes::{Created, NewSandbox, Report, ResumeOf, Sandbox, Sighting, Timed, Turned};
 use store::snapshots::{Child, ForkWish, SnapshotWish};
 use testkit::postgres::Database;
 use uuid::Uuid;
@@ -130,6 +130,7 @@ fn report(incarnation: &str) -> Report {
         isolation: "fake".to_owned(),
         versions: BTreeMap::new(),
         steps: Vec::new(),
+        kept: Kept::Memory,
     }
 }
 
@@ -169,7 +170,8 @@ async fn what_is_idle_for_too_long_is_paused_or_killed() {
     bench.store.finish_pause(&wished[0], &report("i1")).await.unwrap();
     bench.say(&pausing, Some(9999)).await;
     assert_eq!((bench.end_idle().await, bench.get(&pausing).await.idle_since), (0, None));
-    let resumed = bench.store.wish_resumed(bench.team, &pausing, &bench.lease, &bench.actor).await.unwrap();
+    let resumed =
+        bench.store.wish_resumed(bench.team, &pausing, ResumeOf::Wish, &bench.lease, &bench.actor).await.unwrap();
     let Turned::Opened(resumed) = resumed else { panic!("not opened") };
     bench.store.finish_run(&resumed, &report("i2")).await.unwrap();
     bench.say_of("i1", &pausing, Some(9999)).await;

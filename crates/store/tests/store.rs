@@ -13,7 +13,7 @@ use store::idempotency::Key;
 use store::operations::{Kind, Lease, Operation, Phase};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
-use store::sandboxes::{Created, KillWish, NewSandbox, Report, Sandbox, Sighting, Timed, Turned};
+use store::sandboxes::{Created, KillWish, NewSandbox, Report, ResumeOf, Sandbox, Sighting, Timed, Turned};
 use store::snapshots::{Child, ForkWish, SnapshotWish};
 use store::{Store, Update};
 use testkit::postgres::Database;
@@ -150,6 +150,7 @@ fn report(incarnation: &str) -> Report {
         isolation: "fake".to_owned(),
         versions: BTreeMap::new(),
         steps: vec![("start".to_owned(), 1.5)],
+        kept: Kept::Memory,
     }
 }
 
@@ -302,12 +303,12 @@ async fn a_sandbox_whose_time_is_over_is_paused_when_that_was_asked_for() {
     let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
     bench.store.take_back(&pause, Observed::Running, "agent_error", "no", &[]).await.unwrap();
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 0);
-    bench.database.sql(&over.replace("'pause'", "'pause_disk'")).await;
+    bench.database.sql(&over.replace("'pause'", "'pause', timeout_keeps = 'disk'")).await;
     assert_eq!(bench.store.expire_sandboxes().await.unwrap(), 1);
     let sandbox = bench.get(&id).await;
     assert_eq!((sandbox.policy.on_timeout, sandbox.kept), (OnTimeout::PauseDisk, Kept::Disk));
     let [pause] = bench.store.claim_operations(lease, 9).await.unwrap().try_into().unwrap();
-    bench.store.finish_pause(&pause, &report("i1")).await.unwrap();
+    bench.store.finish_pause(&pause, &Report { kept: Kept::Disk, ..report("i1") }).await.unwrap();
     let sandbox = bench.get(&id).await;
     assert_eq!((sandbox.status(), sandbox.kept), (Status::Paused, Kept::Disk));
 
@@ -419,7 +420,8 @@ async fn pauses_and_resumes_are_wishes_of_their_own_revisions() {
     let (id, run) = bench.create().await;
     let actor = Actor::platform("test");
     let pause = async || bench.store.wish_paused(bench.team, &id, Kept::Memory, &bench.lease, &actor).await.unwrap();
-    let resume = async || bench.store.wish_resumed(bench.team, &id, &bench.lease, &actor).await.unwrap();
+    let resume =
+        async || bench.store.wish_resumed(bench.team, &id, ResumeOf::Wish, &bench.lease, &actor).await.unwrap();
     let opened = |turned: Turned| match turned {
         Turned::Opened(operation) => operation,
         _ => panic!("it was not opened"),
@@ -462,6 +464,26 @@ async fn pauses_and_resumes_are_wishes_of_their_own_revisions() {
 }
 
 #[tokio::test]
+async fn a_call_resumes_only_what_is_to_run_again_by_itself() {
+    let bench = Bench::new().await;
+    let (id, run) = bench.create().await;
+    bench.run(&run).await;
+    let actor = Actor::platform("test");
+    let paused = bench.store.wish_paused(bench.team, &id, Kept::Memory, &bench.lease, &actor).await.unwrap();
+    let Turned::Opened(pausing) = paused else { panic!("it was not opened") };
+    bench.store.finish_pause(&pausing, &report("i1")).await.unwrap();
+    let call = async |change: &str| {
+        bench.database.sql(&format!("update sandboxes set {change}")).await;
+        bench.store.wish_resumed(bench.team, &id, ResumeOf::Call, &bench.lease, &actor).await.unwrap()
+    };
+    assert!(matches!(call("auto_resume = false").await, Turned::Wrong(Status::Paused)));
+    assert!(matches!(call("auto_resume = true, kept = 'disk'").await, Turned::Wrong(Status::Paused)));
+    let Turned::Opened(resuming) = call("kept = 'memory'").await else { panic!("it was not opened") };
+    // Who comes next waits for the same.
+    assert!(matches!(call("auto_resume = false").await, Turned::UnderWay(id) if id == resuming.id));
+}
+
+#[tokio::test]
 async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
     let bench = Bench::new().await;
     // Room for eight of 512 MiB.
@@ -479,7 +501,7 @@ async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
     };
     bench.store.finish_pause(&pausing, &report("i1")).await.unwrap();
     let (ninth, _) = bench.create().await;
-    let wished = bench.store.wish_resumed(bench.team, &made[0], &bench.lease, &actor).await.unwrap();
+    let wished = bench.store.wish_resumed(bench.team, &made[0], ResumeOf::Wish, &bench.lease, &actor).await.unwrap();
     assert!(matches!(wished, Turned::NoRoom));
     bench.kill(&ninth).await;
     bench.database.sql(&format!("update sandboxes set observed = 'killed' where id = '{ninth}'")).await;

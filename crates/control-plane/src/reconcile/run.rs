@@ -392,6 +392,8 @@ fn report(state: &SandboxState, observed: Observed, own_ms: Option<f64>) -> Repo
         isolation: state.isolation.clone(),
         versions: state.versions.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         steps: own.into_iter().chain(timings(state)).collect(),
+        // An agent that does not say knows of memory only.
+        kept: state.kept.parse().unwrap_or_default(),
     }
 }
 

@@ -20,6 +20,9 @@ const WATCHDOG: Duration = Duration::from_secs(15);
 
 /// Starts that are under way have so long to get to their end: one that entered a frozen group would hang there.
 const STARTS_TIME_MAX: Duration = Duration::from_millis(300);
+/// As good as for ever.
+const HELD: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// On between prepare and the next `/init` (or the watchdog): answers close their connections, no process is started.
 #[derive(Debug, Default)]
 pub struct Quiet {
@@ -131,12 +134,13 @@ impl Flush {
     }
 }
 
-/// Users' processes stand still for as long as after another prepare. False when they run.
+/// Users' processes stand still until an `/init` that does not hold them: whoever holds them knows that it will come, however late. False
+/// when they run.
 pub fn hold(guest: &Guest) -> bool {
     let mut is_held = false;
     guest.quiet.until.send_if_modified(|until| {
         is_held = until.is_some();
-        *until = until.map(|_| Instant::now() + WATCHDOG);
+        *until = until.map(|_| Instant::now() + HELD);
         is_held
     });
     is_held

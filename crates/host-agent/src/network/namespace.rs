@@ -24,6 +24,19 @@ fn is_namespace(file: &File) -> bool {
 }
 
 /// All names that begin so.
+/// Takes the name away; the namespace goes when nothing holds it any more. Also of one that is not there.
+pub fn remove(name: &str) -> io::Result<()> {
+    let path = path(name);
+    match rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 pub fn names(prefix: &str) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir("/run/netns") else { return Vec::new() };
     entries

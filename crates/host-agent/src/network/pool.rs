@@ -237,13 +237,30 @@ impl Network {
     pub async fn release(&self, slot: SlotId) -> Result<(), NetworkError> {
         let (tag, outer) = (self.tag.clone(), self.outer.clone());
         blocking(move || slot::remove(&tag, &outer, slot)).await?;
+        self.rest(slot);
+        Ok(())
+    }
+
+    /// The same, for a caller that somebody waits for: what is outside of the namespace, and of no use without it, goes a moment later. An
+    /// agent that ends before leaves it to the kernel.
+    pub async fn release_soon(self: &Arc<Self>, slot: SlotId) -> Result<(), NetworkError> {
+        let tag = self.tag.clone();
+        let was_there = blocking(move || slot::remove_namespace(&tag, slot)).await?;
+        let network = self.clone();
+        tokio::task::spawn_blocking(move || {
+            slot::remove_ends(&network.outer, slot, was_there);
+            network.rest(slot);
+        });
+        Ok(())
+    }
+
+    fn rest(&self, slot: SlotId) {
         let mut numbers = self.lock();
         if numbers.taken.remove(&slot) {
             numbers.resting.push_back((Instant::now() + REST, slot));
         }
         drop(numbers);
         self.wanted.notify_one();
-        Ok(())
     }
 
     pub(super) fn tag(&self) -> &str {

@@ -103,12 +103,21 @@ neigh replace {GUEST_IP} lladdr {GUEST_MAC} dev tap0 nud permanent
 
 /// Removing the namespace takes links, rules, routes and connections with it. Also for what is not there.
 pub fn remove(tag: &str, outer: &str, slot: SlotId) -> Result<(), NetworkError> {
+    let was_there = remove_namespace(tag, slot)?;
+    remove_ends(outer, slot, was_there);
+    Ok(())
+}
+
+/// The first part of it, after which nothing can use the slot any more; whether there was one.
+pub fn remove_namespace(tag: &str, slot: SlotId) -> Result<bool, NetworkError> {
     let name = slot.namespace(tag);
     let was_there = namespace::path(&name).exists();
-    if was_there {
-        ip_batch(None, &format!("netns del {name}\n"))
-            .map_err(|cause| NetworkError::Tool { what: "remove the slot's namespace", cause })?;
-    }
+    namespace::remove(&name).map_err(|cause| NetworkError::Io { what: "remove the slot's namespace", cause })?;
+    Ok(was_there)
+}
+
+/// The rest of it: what there is outside of the namespace. The kernel takes some tens of milliseconds for it.
+pub fn remove_ends(outer: &str, slot: SlotId, was_there: bool) {
     // A namespace that a process still holds dies later; its end in the outer namespace would be in the way of the next one.
     if namespace::exists(outer) {
         let link = slot.outer_link();
@@ -123,7 +132,6 @@ pub fn remove(tag: &str, outer: &str, slot: SlotId) -> Result<(), NetworkError> 
             warn!(slot = slot.0, "flows of the network slot {slot} stay until the kernel forgets them: {error}");
         }
     }
-    Ok(())
 }
 
 /// In the outer namespace and on the host.

@@ -313,6 +313,7 @@ fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
         fence: mind.wish.fence.clone(),
         incarnation: body.incarnation().cloned(),
         steps: mind.steps.clone(),
+        kept: body.kept(),
         host_ip: body.host_ip(),
         envd_version: body.envd_version(),
         settled: settled && !mind.restart,

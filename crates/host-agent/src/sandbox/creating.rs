@@ -74,7 +74,13 @@ impl Body {
                 // A start that is given up half way leaves no process.
                 let starting = unless_stopped(self.context.machines.start(order), give_up_at, stop);
                 let checking = unless_stopped(self.check(files, &places), give_up_at, stop);
-                let (started, checked) = tokio::join!(starting, checking);
+                let (started, checked) = if is_restored {
+                    tokio::join!(starting, checking)
+                } else {
+                    // It runs, and writes to its disk, as soon as it is there.
+                    checking.await?;
+                    (starting.await, Ok(()))
+                };
                 let microvm = started?;
                 if let Err(damage) = checked {
                     // Not an instruction of it has run.
@@ -163,7 +169,10 @@ impl Body {
                 let snapshots = self.context.snapshots.clone();
                 let lease = blocking(move || snapshots.lease(id)).await.ok_or(StepError::NoSnapshot)?;
                 from_disk = is_disk_alone(generation::sealed_files(lease.place(), GENERATION)).await?;
-                if !from_disk && self.claim(&id.to_string(), wish).await? {
+                let files = generation::sealed_files(lease.place(), GENERATION);
+                if blocking(move || generation::stands_still(&files)).await?
+                    && self.claim(&id.to_string(), wish).await?
+                {
                     return Ok(());
                 }
                 (Some(lease), None)

@@ -213,9 +213,11 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
+    use model::sandbox::Kept;
+
     use super::*;
     use crate::sandbox::generation;
-    use crate::sandbox::state::Generation;
+    use crate::sandbox::state::{Generation, Spec};
 
     const MEMORY: u64 = 5 * PIECE + 4096;
 
@@ -310,7 +312,20 @@ mod tests {
         for file in [second.memory(), second.device()] {
             fs::remove_file(file).unwrap();
         }
-        fs::write(dir.path().join("gen-00002/manifest"), "manifest 2").unwrap();
+        let making = generation::begin(dir.path(), Generation(4)).unwrap();
+        fs::rename(second.disk(), making.disk()).unwrap();
+        fs::remove_dir_all(dir.path().join("gen-00002")).unwrap();
+        let about = generation::About {
+            kept: Kept::Disk,
+            is_quiet: true,
+            parent: None,
+            vmm: microvm::Stamp { driver: String::new(), version: String::new(), isolation: String::new(), tsc_khz: 0 },
+            spec: &Spec::unknown(),
+            envd_version: "",
+            control_token: "",
+        };
+        generation::seal(dir.path(), Generation(4), &about).unwrap();
+        let second = generation::sealed_files(dir.path(), Generation(4));
         damage(&second.disk(), |file| file.write_all_at(b"new", PIECE + 5).unwrap());
         write(&second, &Before::of_state(&first)).unwrap();
         assert!(own(&second).unwrap() && read(&second).unwrap().unwrap().memory.is_empty());

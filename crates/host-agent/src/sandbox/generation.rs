@@ -67,13 +67,19 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     pub disk_bytes: u64,
+    /// Of the disk alone: what tells it, and copies of it, from every other state. With memory its device state does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_id: Option<String>,
+    /// Users' processes stand still in it, until an `/init` lets them go on. Not known of what was saved before this was noted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_quiet: bool,
 }
 
 impl Manifest {
     fn kept(&self) -> Result<Kept, GenerationError> {
-        match (&self.device, self.memory_bytes) {
-            (Some(_), Some(_)) => Ok(Kept::Memory),
-            (None, None) => Ok(Kept::Disk),
+        match (&self.device, self.memory_bytes, &self.disk_id) {
+            (Some(_), Some(_), None) => Ok(Kept::Memory),
+            (None, None, Some(_)) => Ok(Kept::Disk),
             _ => Err(GenerationError::Damaged("its manifest names half of a memory".to_owned())),
         }
     }
@@ -88,6 +94,7 @@ pub struct Content {
 /// What a manifest says beside what its files say themselves.
 pub struct About<'a> {
     pub kept: Kept,
+    pub is_quiet: bool,
     pub parent: Option<Generation>,
     pub vmm: Stamp,
     pub spec: &'a Spec,
@@ -195,6 +202,8 @@ pub fn seal(sandbox: &Path, generation: Generation, about: &About<'_>) -> Result
             device: has_memory.then(|| content(&files.device())).transpose()?,
             memory_bytes: has_memory.then(|| size(&files.memory())).transpose()?,
             disk_bytes: size(&files.disk())?,
+            disk_id: (!has_memory).then(|| format!("{:032x}", rand::random::<u128>())),
+            is_quiet: about.is_quiet,
         };
         seal_with(sandbox, generation, &manifest)
     };
@@ -270,6 +279,12 @@ pub fn kept(files: &Files) -> Result<Kept, GenerationError> {
     read_manifest(files)?.kept()
 }
 
+/// Whether it has memory, in which users' processes stand still: no matter how long before the `/init` it is continued, they do not run.
+pub fn stands_still(files: &Files) -> Result<bool, GenerationError> {
+    let manifest = read_manifest(files)?;
+    Ok(manifest.kept()? == Kept::Memory && manifest.is_quiet)
+}
+
 fn read_manifest(files: &Files) -> Result<Manifest, GenerationError> {
     let bytes = durable::read(&files.manifest(), MANIFEST_BYTES_MAX).map_err(GenerationError::Read)?;
     sealed::decode(FORMAT, &bytes).map_err(|broken| match broken {
@@ -304,13 +319,18 @@ pub fn keep_only(sandbox: &Path, generation: Option<Generation>) -> io::Result<(
     Ok(())
 }
 
-/// What tells this valid state from every other: its device state, and where there is none its manifest.
+/// What tells this valid state, and copies of it, from every other.
 pub(super) fn identity(files: &Files) -> io::Result<String> {
     match content(&files.device()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => content(&files.manifest()),
-        other => other,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let manifest = read_manifest(files).map_err(|error| match error {
+                GenerationError::Read(error) => error,
+                other => io::Error::other(other),
+            })?;
+            manifest.disk_id.ok_or_else(|| io::Error::other("it has no device state"))
+        }
+        other => other.map(|content| content.blake3),
     }
-    .map(|content| content.blake3)
 }
 
 fn content(path: &Path) -> io::Result<Content> {
@@ -343,7 +363,7 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         let (parent, spec) = (Some(Generation(6)), &spec());
-        let about = About { kept, parent, vmm: stamp(), spec, envd_version: "1", control_token: "c" };
+        let about = About { kept, is_quiet: true, parent, vmm: stamp(), spec, envd_version: "1", control_token: "c" };
         seal(sandbox, SEVEN, &about).unwrap();
     }
 
@@ -380,10 +400,19 @@ mod tests {
         let (files, manifest) =
             verified(dir.path(), SEVEN, &spec(), &Stamp { version: "8".to_owned(), ..stamp() }).unwrap();
         assert_eq!((manifest.memory_bytes, kept(&files).unwrap()), (None, Kept::Disk));
+        assert!(!stands_still(&files).unwrap());
+        // A copy is the same state, under whichever number.
+        let copy = tempfile::tempdir().unwrap();
+        let to = begin(copy.path(), Generation(1)).unwrap();
+        fs::copy(files.disk(), to.disk()).unwrap();
+        seal_copy(copy.path(), Generation(1), &files).unwrap();
+        assert_eq!(identity(&sealed_files(copy.path(), Generation(1))).unwrap(), identity(&files).unwrap());
+        assert!(kept(&sealed_files(copy.path(), Generation(1))).unwrap() == Kept::Disk);
         assert!(size(&files).unwrap() > 0);
         let other = tempfile::tempdir().unwrap();
         made(other.path());
         assert_eq!(kept(&sealed_files(other.path(), SEVEN)).unwrap(), Kept::Memory);
+        assert!(stands_still(&sealed_files(other.path(), SEVEN)).unwrap());
         fs::write(dir.path().join("gen-00007/disk"), "x").unwrap();
         assert!(matches!(verified(dir.path(), SEVEN, &spec(), &stamp()), Err(GenerationError::Damaged(_))));
     }

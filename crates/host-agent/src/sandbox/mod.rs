@@ -579,6 +579,7 @@ fn buried(tombstone: &Tombstone) -> Published {
         steps: Vec::new(),
         host_ip: String::new(),
         envd_version: String::new(),
+        kept: None,
         settled: true,
     };
     Published { view, guest: None, microvm: None, console: None, uid: None }

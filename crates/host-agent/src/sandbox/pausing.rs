@@ -90,9 +90,11 @@ impl Body {
                 // Held open: what the run had begun with goes when this one is valid.
                 let before = self.before(wish, &run).await;
                 let files = generation::sealed_files(&directory, to);
+                let is_quiet = self.is_quiet;
                 blocking(move || {
                     let about = About {
                         kept,
+                        is_quiet,
                         parent: run.generation,
                         vmm,
                         spec: &spec,
@@ -102,7 +104,7 @@ impl Body {
                     generation::seal(&directory, to, &about)
                 })
                 .await?;
-                self.keep(to);
+                self.keep(to, Some(kept));
                 self.undigested = Some((files, before));
             }
         }
@@ -125,18 +127,21 @@ impl Body {
     }
 
     /// The guest and the host let go of each other. Of a guest whose memory is not kept all that it has written must be on its disk.
-    pub(super) async fn quieten(&self, run: &Run, kept: Kept) -> Result<(), StepError> {
+    pub(super) async fn quieten(&mut self, run: &Run, kept: Kept) -> Result<(), StepError> {
+        self.is_quiet = false;
         // What is written now is not written while the guest waits.
         let disk = self.places(run).disk;
         blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
-        let guest = match self.guest() {
+        let guest = match self.guest().cloned() {
             None if kept == Kept::Disk => return Err(StepError::NotFlushed),
             None => return Ok(()),
             Some(guest) => guest,
         };
         // First, so that their ends have reached the guest before it stands still.
         guest.close_idle();
-        match guest.prepare(&run.control_token).await {
+        let prepared = guest.prepare(&run.control_token).await;
+        self.is_quiet = prepared.is_ok();
+        match prepared {
             Ok(true) => {}
             Ok(false) if kept == Kept::Disk => return Err(StepError::NotFlushed),
             Err(error) if kept == Kept::Disk => return Err(StepError::Prepare(error)),

@@ -133,7 +133,7 @@ impl Sandboxes {
                 let directory = self.context.journal.directory(&id);
                 if blocking(move || generation::is_sealed(&directory, to)).await.unwrap_or(false) {
                     body.take_run(run);
-                    body.keep(to);
+                    body.keep(to, None);
                     Progress::Parking { generation: to, failure: None, done: None }
                 } else {
                     match body.adopt(run).await {
@@ -150,7 +150,7 @@ impl Sandboxes {
                 }
             }
             Phase::Paused { generation, failure, leftovers } => {
-                body.keep(generation);
+                body.keep(generation, None);
                 match leftovers {
                     Some(run) => {
                         body.take_run(run);
@@ -186,6 +186,10 @@ impl Sandboxes {
                 Progress::Killing { done: Some(super::plan::Down::Begin) }
             }
         };
+        if let Some(generation) = body.generation() {
+            let files = generation::sealed_files(&self.context.journal.directory(&id), generation);
+            body.keep(generation, blocking(move || generation::kept(&files)).await.ok());
+        }
         let wish = wish_of(&record_of, &progress);
         self.spawn(&mut self.lock(), &id, body, wish, progress);
     }

@@ -64,6 +64,7 @@ impl Body {
                 let spec = wish.spec.clone();
                 let before = self.before(wish, &run).await;
                 let files = generation::sealed_files(&place, GENERATION);
+                let is_quiet = self.is_quiet;
                 blocking(move || {
                     if !run.is_restored() {
                         // The guest goes on writing into the file that this one is shared with.
@@ -72,6 +73,7 @@ impl Body {
                     }
                     let about = About {
                         kept: Kept::Memory,
+                        is_quiet,
                         parent: None,
                         vmm,
                         spec: &spec,

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::ids::{Incarnation, SandboxId, SnapshotId};
-use model::sandbox::Observed;
+use model::sandbox::{Kept, Observed};
 use model::shape::TemplateName;
 use serde::{Deserialize, Serialize};
 
@@ -267,6 +267,8 @@ pub struct View {
     pub fence: Fence,
     pub incarnation: Option<Incarnation>,
     pub steps: Vec<(&'static str, Duration)>,
+    /// What its last saved state is of; none without one, and where that is not known.
+    pub kept: Option<Kept>,
     /// The address by which the host reaches the guest; empty when there is none.
     pub host_ip: String,
     pub envd_version: String,

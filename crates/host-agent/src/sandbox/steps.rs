@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use microvm::Microvm;
 use model::ids::{Incarnation, SandboxId};
+use model::sandbox::Kept;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -192,11 +193,14 @@ pub struct Body {
     pub(super) run: Option<Run>,
     /// The last saved state; none before the first pause.
     pub(super) generation: Option<Generation>,
+    kept: Option<Kept>,
     pub(super) guest: Option<Arc<Guest>>,
     pub(super) microvm: Option<Arc<dyn Microvm>>,
     pub(super) console: Arc<Console>,
     /// How long the vCPUs of the last save stood still for it.
     pub(super) stopped: Duration,
+    /// The last guest that was to be saved let its users' processes stand still.
+    pub(super) is_quiet: bool,
     /// By which control token a guest that is being resumed still knows its host.
     pub(super) known_by: String,
     /// The key of a template's booted state that is not there yet, and that this create can leave behind.
@@ -223,10 +227,12 @@ impl Body {
             id,
             run: None,
             generation: None,
+            kept: None,
             guest: None,
             microvm: None,
             console,
             stopped: Duration::ZERO,
+            is_quiet: false,
             known_by: String::new(),
             wanted: None,
             lease: None,
@@ -262,9 +268,15 @@ impl Body {
         self.stopped
     }
 
-    /// From now on that is the last saved state.
-    pub fn keep(&mut self, generation: Generation) {
+    /// From now on that is the last saved state, and so much of the sandbox is in it, if that is known.
+    pub fn keep(&mut self, generation: Generation, kept: Option<Kept>) {
         self.generation = Some(generation);
+        self.kept = kept;
+    }
+
+    /// What the last saved state is of; none where there is none, or it is not known.
+    pub fn kept(&self) -> Option<Kept> {
+        self.kept
     }
 
     pub fn incarnation(&self) -> Option<&Incarnation> {
@@ -456,7 +468,11 @@ impl Body {
             }
             Down::Network => {
                 if let Some(run) = &self.run {
-                    self.context.ground.release_network(run.slot).await?;
+                    match fate {
+                        // Whoever waits for a pause waits for what is kept.
+                        Fate::Paused(_, None) => self.context.ground.release_network_soon(run.slot).await?,
+                        _ => self.context.ground.release_network(run.slot).await?,
+                    }
                 }
             }
             Down::Cgroup => {

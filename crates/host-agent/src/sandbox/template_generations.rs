@@ -227,7 +227,8 @@ impl Body {
 }
 
 fn seal(making: &Making, spec: &Spec, vmm: Stamp) -> Result<(), GenerationError> {
-    let about = About { kept: Kept::Memory, parent: None, vmm, spec, envd_version: "", control_token: "" };
+    let about =
+        About { kept: Kept::Memory, is_quiet: false, parent: None, vmm, spec, envd_version: "", control_token: "" };
     dig(&generation::begun_files(making.place(), GENERATION).memory()).map_err(GenerationError::Make)?;
     generation::seal(making.place(), GENERATION, &about)
 }

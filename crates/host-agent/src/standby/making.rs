@@ -17,7 +17,7 @@ use crate::ground::Places;
 use crate::guest::rehearse;
 use crate::machines::{MachineError, Order};
 use crate::sandbox::digests;
-use crate::sandbox::generation::verified;
+use crate::sandbox::generation::{GenerationError, verified};
 use crate::sandbox::shelf::{GENERATION, Lease};
 use crate::sandbox::state::Spec;
 use crate::sandbox::steps::{Context, StepError, blocking, token};
@@ -96,6 +96,9 @@ async fn fill(
     let vmm = context.machines.stamp().await?;
     let (origin, shape) = (lease.place().to_owned(), spec.clone());
     let (files, manifest) = blocking(move || verified(&origin, GENERATION, &shape, &vmm)).await?;
+    if spec.snapshot.is_some() && !manifest.is_quiet {
+        return Err(StepError::Generation(GenerationError::Incompatible("what runs in it would run on".to_owned())));
+    }
     ground.ensure_network(husk.slot).await?;
     ground.ensure_cgroup(&husk.name, spec).await?;
     ground.clone_file(&files.disk(), &places.disk, husk.uid).await?;

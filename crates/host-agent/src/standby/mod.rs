@@ -45,6 +45,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const AFTER_CREATES: Duration = Duration::from_millis(500);
 /// After one has ended by itself.
 const AFTER_DEATH: Duration = Duration::from_secs(10);
+/// Of a snapshot in which none could be made.
+const AFTER_FAILURE: Duration = Duration::from_secs(600);
 /// After they had to give way, or one could not be made.
 const PAUSE: Duration = Duration::from_secs(60);
 /// Room in the pool that is left to sandboxes.
@@ -53,7 +55,8 @@ const DISK_LEFT_MIB: u64 = 2048;
 const MEMORY_LEFT: u64 = 4;
 /// When only one part in so many is left, because guests have grown, all end.
 const MEMORY_SHORT: u64 = 8;
-/// Kinds whose demand is remembered; the one that was asked for longest ago is forgotten for a new one.
+/// Kinds whose demand is remembered, so many of templates and so many of snapshots; the one that was asked for longest ago is forgotten for a
+/// new one.
 const KINDS_MAX: usize = 32;
 
 /// A microVM that stands still and is nobody's.
@@ -123,13 +126,16 @@ struct Books {
 struct Kind {
     spec: Spec,
     demand: Demand,
+    /// One of it could not be made: until then no other is tried.
+    not_before: Option<Instant>,
 }
 
 impl Kind {
     /// Of a snapshot only when more begin with it than a fork, which is one moment's.
     fn wanted(&mut self, now: Instant) -> usize {
         let wanted = self.demand.wanted(now);
-        if self.spec.snapshot.is_some() && !self.demand.has_come_back() { 0 } else { wanted }
+        let is_once = self.spec.snapshot.is_some() && !self.demand.has_come_back();
+        if is_once || self.not_before.is_some_and(|at| now < at) { 0 } else { wanted }
     }
 }
 
@@ -254,9 +260,11 @@ impl Standbys {
             Err(error) => {
                 warn!(cause = error.causes(), "no microVM of template {} stands by: {error}", spec.template);
                 if spec.snapshot.is_some() {
-                    // It is somebody's, and may be one that no guest of this host can stand by in: not tried again before it is asked for.
-                    self.lock().kinds.remove(&key);
-                    return Refilled::Later(self.pause(AFTER_DEATH));
+                    // It is somebody's, and may be one in which no guest can stand by here: that is nobody else's trouble.
+                    if let Some(kind) = self.lock().kinds.get_mut(&key) {
+                        kind.not_before = Some(Instant::now() + AFTER_FAILURE);
+                    }
+                    return Refilled::One;
                 }
                 if let (StepError::Generation(_), Some(all)) = (&error, context.template_generations.clone()) {
                     blocking(move || all.remove(&key)).await;
@@ -267,9 +275,10 @@ impl Standbys {
     }
 
     fn pause(&self, time: Duration) -> Instant {
-        let until = Instant::now() + time;
-        self.lock().not_before = Some(until);
-        until
+        let mut books = self.lock();
+        let until = books.not_before.max(Some(Instant::now() + time));
+        books.not_before = until;
+        until.expect("one of them is a time")
     }
 
     fn lock(&self) -> MutexGuard<'_, Books> {
@@ -299,11 +308,13 @@ enum Next {
 
 impl Books {
     fn note(&mut self, key: &str, spec: &Spec, now: Instant) {
-        if !self.kinds.contains_key(key) && self.kinds.len() >= KINDS_MAX {
-            let oldest = self.kinds.iter().min_by_key(|(_, kind)| kind.demand.last()).map(|(key, _)| key.clone());
+        let is_alike = |kind: &Kind| kind.spec.snapshot.is_some() == spec.snapshot.is_some();
+        if !self.kinds.contains_key(key) && self.kinds.values().filter(|kind| is_alike(kind)).count() >= KINDS_MAX {
+            let alike = self.kinds.iter().filter(|(_, kind)| is_alike(kind));
+            let oldest = alike.min_by_key(|(_, kind)| kind.demand.last()).map(|(key, _)| key.clone());
             self.kinds.remove(&oldest.unwrap_or_default());
         }
-        let new = || Kind { spec: spec.clone(), demand: Demand::default() };
+        let new = || Kind { spec: spec.clone(), demand: Demand::default(), not_before: None };
         self.kinds.entry(key.to_owned()).or_insert_with(new).demand.note(now);
     }
 
@@ -402,6 +413,11 @@ mod tests {
             books.note(&n.to_string(), &spec(256), start + Duration::from_secs(1));
         }
         assert!(books.kinds.len() == KINDS_MAX && !books.kinds.contains_key("small"));
+        // Forks of many take nothing from templates.
+        for n in 0..2 * KINDS_MAX {
+            books.note(&format!("snapshot {n}"), &snapshot, start + Duration::from_secs(2));
+        }
+        assert!(books.kinds.len() == 2 * KINDS_MAX && books.kinds.contains_key("63"));
     }
 
     #[test]

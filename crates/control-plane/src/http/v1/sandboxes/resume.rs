@@ -7,7 +7,7 @@ use axum::extract::State;
 use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::Status;
-use store::sandboxes::Turned;
+use store::sandboxes::{ResumeOf, Turned};
 use tokio::time::Instant;
 
 use super::create::waiting;
@@ -31,7 +31,7 @@ pub async fn resume(
     let deadline = Instant::now() + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let (worker, actor, of, team) = (app.clone(), caller.actor(), id.clone(), caller.team);
     let wished = super::super::detached(&app, async move {
-        let wished = worker.store.wish_resumed(team, &of, &worker.lease(), &actor).await?;
+        let wished = worker.store.wish_resumed(team, &of, ResumeOf::Wish, &worker.lease(), &actor).await?;
         let _ = crashpoint::hit("cp.resume.written");
         if let Turned::Opened(operation) = &wished {
             driver::work(&worker, operation.clone(), None);
