@@ -130,6 +130,35 @@ async fn a_create_claims_what_stands_by_and_another_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_go_at_once_goes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = stage(dir.path()).await;
+    let agent = Agent::start(&stage, 1).await;
+    create(&agent.sandboxes, &id(1), 1).await;
+    agent.until_ready(1).await;
+    let standbys = agent.sandboxes.context().standbys.clone().unwrap();
+    let slots = standbys.slots();
+    let groups = std::fs::read_dir(dir.path().join("cgroups")).unwrap().flatten().map(|group| group.path());
+    let is_one = |group: &std::path::PathBuf| group.file_name().unwrap().to_str().unwrap().starts_with("standby-");
+    let obstacle = groups.into_iter().find(is_one).unwrap().join("busy");
+    std::fs::write(&obstacle, "").unwrap();
+
+    standbys.make_room(agent.sandboxes.context()).await;
+
+    assert_eq!((agent.ready(), standbys.slots()), (0, slots), "it is not forgotten");
+    std::fs::remove_file(obstacle).unwrap();
+    let gone = async {
+        while !standbys.slots().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("its end is tried again");
+    kill(&agent.sandboxes, &id(1), 2).await;
+    agent.end().await;
+    assert_eq!(stage.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_agent_kept_is_ended_and_what_was_claimed_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let stage = stage(dir.path()).await;

@@ -26,7 +26,7 @@ use crate::sandbox::steps::{Context, StepError, blocking, token};
 const REHEARSALS: usize = 2;
 /// What a guest still does after its answer; it stands still then.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
-/// How often the end of one is tried. What is left then, the next start of the agent removes.
+/// How often the end of one is tried at a time.
 const END_TRIES: u32 = 5;
 const END_AGAIN: Duration = Duration::from_millis(200);
 
@@ -55,18 +55,21 @@ impl Standbys {
         self.end_husk(context, &standby.body).await;
     }
 
-    async fn end_husk(&self, context: &Context, husk: &Husk) {
+    /// What is left after some tries is tried again later: its slot stays in the books until nothing is.
+    pub(super) async fn end_husk(&self, context: &Context, husk: &Husk) {
         for _ in 0..END_TRIES {
             match take_down(context, husk).await {
-                Ok(()) => break,
+                Ok(()) => {
+                    self.lock().slots.remove(&husk.slot);
+                    return;
+                }
                 Err(error) => {
                     warn!(cause = error.causes(), "end a standby: {error}");
                     tokio::time::sleep(END_AGAIN).await;
                 }
             }
         }
-        // Its slot stays taken, and what lives in it belongs to nobody from now on: whoever looks for such things goes on with it.
-        self.lock().slots.remove(&husk.slot);
+        self.lock().stuck.push(husk.clone());
     }
 }
 

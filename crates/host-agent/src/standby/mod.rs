@@ -117,6 +117,8 @@ struct Books {
     kinds: HashMap<String, Kind>,
     /// Of all that are made, ready or being ended.
     slots: BTreeSet<u16>,
+    /// Of which something would not go yet.
+    stuck: Vec<Husk>,
     /// None is made before.
     not_before: Option<Instant>,
     /// How often all, or all of a kind, had to end: also the one that was being made then.
@@ -209,6 +211,10 @@ impl Standbys {
                     self.pause(AFTER_DEATH);
                 }
                 self.end(&context, standby).await;
+            }
+            let stuck = std::mem::take(&mut self.lock().stuck);
+            for husk in stuck {
+                self.end_husk(&context, &husk).await;
             }
             let sleep = match self.refill(&context).await {
                 // Perhaps another one.
