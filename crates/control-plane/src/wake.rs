@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use model::ids::{SandboxId, TeamId};
 use model::sandbox::Status;
 use store::StoreError;
 use store::audit::Actor;
 use store::operations::Phase;
-use store::sandboxes::{ResumeOf, Sandbox, Turned};
+use store::sandboxes::Sandbox;
+use store::wishes::{ResumeOf, Turned};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -54,15 +56,8 @@ pub async fn awake(app: &App, sandbox: Sandbox, actor: &Actor, deadline: Instant
         if Instant::now() >= deadline {
             return Err(NotAwake::Late);
         }
-        let (worker, actor, team, id) = (app.clone(), actor.clone(), sandbox.team, sandbox.id.clone());
-        let wished = app.tracker.spawn(async move {
-            let wished = worker.store.wish_resumed(team, &id, ResumeOf::Call, &worker.lease(), &actor).await?;
-            if let Turned::Opened(operation) = &wished {
-                driver::work(&worker, operation.clone(), None);
-            }
-            Ok::<_, StoreError>(wished)
-        });
-        let operation = match wished.await.map_err(|_| NotAwake::Mistake)?? {
+        let wished = wish(app, sandbox.team, &sandbox.id, ResumeOf::Call, actor).await?;
+        let operation = match wished {
             Turned::Opened(operation) => Some(operation.id),
             Turned::UnderWay(operation) => Some(operation),
             Turned::Is => None,
@@ -78,4 +73,18 @@ pub async fn awake(app: &App, sandbox: Sandbox, actor: &Actor, deadline: Instant
         }
         sandbox = app.store.sandbox(sandbox.team, &sandbox.id).await?.ok_or(NotAwake::Gone)?;
     }
+}
+
+/// Writes the wish that a sandbox run again, and sets to work on it. Who asked may go; what is answered is how it stands then.
+pub async fn wish(app: &App, team: TeamId, id: &SandboxId, of: ResumeOf, actor: &Actor) -> Result<Turned, NotAwake> {
+    let (worker, actor, id) = (app.clone(), actor.clone(), id.clone());
+    let wished = app.tracker.spawn(async move {
+        let wished = worker.store.wish_resumed(team, &id, of, &worker.lease(), &actor).await?;
+        let _ = crashpoint::hit("cp.resume.written");
+        if let Turned::Opened(operation) = &wished {
+            driver::work(&worker, operation.clone(), None);
+        }
+        Ok(wished)
+    });
+    wished.await.map_err(|_| NotAwake::Mistake)?
 }

@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use model::ids::{HostId, SandboxId, TeamId};
 use model::sandbox::{Observed, Status};
 
-use crate::sandboxes::{self, Sighting, locked};
-use crate::{Store, StoreError, Tx};
+use crate::sandboxes::{Sighting, locked};
+use crate::{BATCH_MAX, Store, StoreError, Tx, wishes};
 
 /// What happens more often than this is no idleness that is worth a write.
 const IDLE_MIN: TimeDelta = TimeDelta::seconds(20);
@@ -17,10 +17,6 @@ const IDLE_MIN: TimeDelta = TimeDelta::seconds(20);
 const SAME_WITHIN: TimeDelta = TimeDelta::seconds(5);
 /// A report says what was so when it was made. Reconcilers look every second, so this is enough; the next report says it again.
 const FRESH_SEC: f64 = 10.0;
-/// After a pause that did not come about.
-const PAUSE_AGAIN_SEC: f64 = 60.0;
-/// Wishes written by one run of a reconciler.
-const BATCH_MAX: i64 = 100;
 /// Of one answer to a host; as many as it may report.
 const TIMEOUTS_MAX: i64 = 10_000;
 
@@ -163,18 +159,18 @@ impl Store {
              order by s.idle_since limit $1 for update of s skip locked",
             BATCH_MAX,
             FRESH_SEC,
-            PAUSE_AGAIN_SEC
+            wishes::PAUSE_AGAIN_SEC
         )
         .fetch_all(&mut *tx)
         .await?;
         for row in &due {
             let id: SandboxId =
                 row.id.parse().map_err(|_| StoreError::Damaged { row: row.id.clone(), column: "id" })?;
-            sandboxes::end_of_time(
+            wishes::end_of_time(
                 &mut tx,
                 &id,
                 row.revision,
-                sandboxes::kept(&id, &row.on_timeout, &row.timeout_keeps)?,
+                wishes::kept(&id, &row.on_timeout, &row.timeout_keeps)?,
                 "idle",
             )
             .await?;

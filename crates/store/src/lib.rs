@@ -20,6 +20,7 @@ pub mod sandboxes;
 pub mod snapshots;
 pub mod timeline;
 pub mod users;
+pub mod wishes;
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -46,6 +47,9 @@ const SESSION: [(&str, &str); 4] = [
 ];
 /// A host that was silent for longer is shown as unreachable and gets no new sandboxes. Heartbeats come every 30 s.
 pub const HOST_SILENCE_MAX: Duration = Duration::from_secs(90);
+
+/// Rows that one run of a reconciler takes.
+const BATCH_MAX: i64 = 100;
 
 /// What came of a conditional update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

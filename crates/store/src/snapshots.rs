@@ -20,12 +20,10 @@ use crate::operations::{self, Kind, Lease, Operation};
 use crate::placement::{self, Wanted};
 use crate::policy::PolicyChange;
 use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
-use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
+use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
 
 /// Of one answer of the list.
 const LIST_MAX: i64 = 10_000;
-/// Removed by one run of the reconciler.
-const BATCH_MAX: i64 = 100;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {

@@ -13,8 +13,9 @@ use store::idleness::Pinged;
 use store::operations::{Kind, Lease, Operation};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
-use store::sandboxes::{Created, NewSandbox, Report, ResumeOf, Sandbox, Sighting, Timed, Turned};
+use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting};
 use store::snapshots::{Child, ForkWish, SnapshotWish};
+use store::wishes::{ResumeOf, Timed, Turned};
 use testkit::postgres::Database;
 use uuid::Uuid;
 

@@ -116,10 +116,6 @@ impl ApiError {
         Self::new("request_timeout", "the request's body did not arrive in time")
     }
 
-    pub fn is(&self, code: &str) -> bool {
-        self.code == code
-    }
-
     pub fn invalid_state(state: impl std::fmt::Display) -> Self {
         Self::new("invalid_state", format!("the sandbox is {state}, not running")).with("state", state.to_string())
     }

@@ -32,9 +32,9 @@ pub enum Command {
     Exec(exec::Arguments),
     /// Copy a file into a sandbox or out of one: `cp LOCAL ID:PATH`, `cp ID:PATH LOCAL`; `-` is standard input or output.
     Cp(cp::Arguments),
-    /// Save sandboxes with their memory and end their microVMs: they take disk and no memory until they are resumed.
+    /// Save sandboxes, with their memory or their disk alone, and end their microVMs: they take disk and no memory until they are resumed.
     Pause(turn::PauseArguments),
-    /// Let paused sandboxes run again, where they stood.
+    /// Let paused sandboxes run again: where they stood, or, of the disk alone, by a boot.
     Resume(turn::ResumeArguments),
     /// Make sandboxes that begin where this one stands now, with its memory, disk and processes; it goes on.
     Fork(fork::Arguments),

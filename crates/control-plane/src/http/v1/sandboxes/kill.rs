@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::Status;
-use store::sandboxes::KillWish;
+use store::wishes::KillWish;
 use tokio::time::Instant;
 
 use super::create::waiting;

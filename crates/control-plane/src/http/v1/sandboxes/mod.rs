@@ -25,7 +25,8 @@ use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::Status;
 use store::operations::Phase;
-use store::sandboxes::{Sandbox, Turned};
+use store::sandboxes::Sandbox;
+use store::wishes::Turned;
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -111,28 +112,25 @@ async fn turned(
 
 /// The agent of a sandbox that runs, or that runs again for this call if its policy says so; its use is noted.
 async fn awake(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
-    let sandbox = find(app, caller, id).await?;
-    let sandbox = match sandbox.status() {
-        Status::Running => sandbox,
-        _ => wake::awake(app, sandbox, &caller.actor(), Instant::now() + WAKE_TIME_MAX).await?,
+    let deadline = Instant::now() + WAKE_TIME_MAX;
+    let sandbox = wake::awake(app, find(app, caller, id).await?, &caller.actor(), deadline).await?;
+    let paused = match used(app, caller, sandbox).await? {
+        Ok(agent) => return Ok(agent),
+        // In this very moment.
+        Err(paused) => paused,
     };
-    match used(app, caller, sandbox).await {
-        // It was paused in this very moment.
-        Err(error) if error.is("invalid_state") => {
-            let sandbox = find(app, caller, id).await?;
-            let sandbox = wake::awake(app, sandbox, &caller.actor(), Instant::now() + WAKE_TIME_MAX).await?;
-            used(app, caller, sandbox).await
-        }
-        other => other,
-    }
+    let sandbox = wake::awake(app, paused, &caller.actor(), deadline).await?;
+    used(app, caller, sandbox).await?.map_err(|sandbox| ApiError::invalid_state(sandbox.status()))
 }
 
 /// The agent of a sandbox that runs; its use is noted.
 async fn running(app: &App, caller: &Caller, id: &SandboxId) -> Result<Agent, ApiError> {
-    used(app, caller, find(app, caller, id).await?).await
+    let used = used(app, caller, find(app, caller, id).await?).await?;
+    used.map_err(|sandbox| ApiError::invalid_state(sandbox.status()))
 }
 
-async fn used(app: &App, caller: &Caller, mut sandbox: Sandbox) -> Result<Agent, ApiError> {
+/// The agent; or the sandbox as it is, when it does not run.
+async fn used(app: &App, caller: &Caller, mut sandbox: Sandbox) -> Result<Result<Agent, Sandbox>, ApiError> {
     let id = &sandbox.id.clone();
     let is_noted = |sandbox: &Sandbox| {
         sandbox.last_active_at.is_some_and(|at| chrono::Utc::now() - at < chrono::TimeDelta::seconds(10))
@@ -144,7 +142,7 @@ async fn used(app: &App, caller: &Caller, mut sandbox: Sandbox) -> Result<Agent,
         sandbox = find(app, caller, id).await?;
     }
     if sandbox.status() != Status::Running {
-        return Err(ApiError::invalid_state(sandbox.status()));
+        return Ok(Err(sandbox));
     }
     let placed = sandbox.host.as_ref().ok_or_else(ApiError::host_unavailable)?;
     let agent = app.agents.at(&placed.address)?;
@@ -152,5 +150,5 @@ async fn used(app: &App, caller: &Caller, mut sandbox: Sandbox) -> Result<Agent,
         let (store, id) = (app.store.clone(), id.clone());
         app.tracker.spawn(async move { store.touch_sandbox(&id).await });
     }
-    Ok(agent)
+    Ok(Ok(agent))
 }

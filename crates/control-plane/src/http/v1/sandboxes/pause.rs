@@ -7,7 +7,7 @@ use axum::extract::State;
 use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::{Kept, Status};
-use store::sandboxes::Turned;
+use store::wishes::Turned;
 use tokio::time::Instant;
 
 use super::create::waiting;

@@ -7,7 +7,7 @@ use axum::extract::State;
 use http::StatusCode;
 use model::ids::SandboxId;
 use model::sandbox::Status;
-use store::sandboxes::{ResumeOf, Turned};
+use store::wishes::ResumeOf;
 use tokio::time::Instant;
 
 use super::create::waiting;
@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::{Id, Query};
 use crate::http::errors::ApiError;
-use crate::reconcile::driver;
+use crate::wake;
 
 const WAIT_DEFAULT_SEC: u32 = 4;
 
@@ -29,14 +29,6 @@ pub async fn resume(
     Query(wait): Query<Wait>,
 ) -> Result<(StatusCode, axum::Json<Sandbox>), ApiError> {
     let deadline = Instant::now() + waiting(&wait, WAIT_DEFAULT_SEC)?;
-    let (worker, actor, of, team) = (app.clone(), caller.actor(), id.clone(), caller.team);
-    let wished = super::super::detached(&app, async move {
-        let wished = worker.store.wish_resumed(team, &of, ResumeOf::Wish, &worker.lease(), &actor).await?;
-        let _ = crashpoint::hit("cp.resume.written");
-        if let Turned::Opened(operation) = &wished {
-            driver::work(&worker, operation.clone(), None);
-        }
-        Ok(wished)
-    });
-    super::turned(&app, &caller, &id, wished.await?, Status::Running, deadline).await
+    let wished = wake::wish(&app, caller.team, &id, ResumeOf::Wish, &caller.actor()).await?;
+    super::turned(&app, &caller, &id, wished, Status::Running, deadline).await
 }

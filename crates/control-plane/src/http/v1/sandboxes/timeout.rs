@@ -5,7 +5,7 @@ use api::v1::errors::ErrorBody;
 use api::v1::sandboxes::{Sandbox, SetTimeout};
 use axum::extract::State;
 use model::ids::SandboxId;
-use store::sandboxes::Timed;
+use store::wishes::Timed;
 
 use super::create::policy;
 use super::view::shown;
