@@ -338,7 +338,7 @@ async fn storm(rounds: u32, seed: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_kills_at_random_instants_lose_nothing() {
-    storm(6, 0x5eed).await;
+    storm(20, 0x5eed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

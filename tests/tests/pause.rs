@@ -282,9 +282,9 @@ async fn a_hundred_cycles_with_everything_under_way_answer_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_generations_keep_memory_disk_and_processes() {
+async fn twenty_generations_keep_memory_disk_and_processes() {
     let _beside = MACHINE.read().await;
-    generations(10).await;
+    generations(20).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::run;
 
 /// Which of our crates each may use. Arrows run from programs to promises to nouns; two programs never depend on each other.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("api", &["model"]),
     ("crashpoint", &[]),
@@ -22,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("host-agent", &["api", "model", "microvm", "crashpoint"]),
     ("initramfs", &[]),
     ("testkit", &["api", "model", "store", "microvm", "crashpoint", "control-plane", "host-agent"]),
+    ("vmm-simulator", &[]),
     // Nothing of these ships, so they may have what tests have.
     ("whole-machine", &["testkit"]),
     ("xtask", &["testkit"]),
@@ -29,7 +30,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
 /// Tests of the whole machine and chores.
 const CHORES: [&str; 2] = ["whole-machine", "xtask"];
 /// Only in tests and chores.
-const DEV_ONLY: [&str; 1] = ["testkit"];
+const DEV_ONLY: [&str; 2] = ["testkit", "vmm-simulator"];
 /// Who may speak SQL.
 const SQL: [&str; 2] = ["store", "testkit"];
 /// Such a name gives a file no reason to refuse anything.

@@ -1,7 +1,7 @@
 //! The agent as a whole: what all of its tasks share, and what it says of itself.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::host::{SandboxState, StepTiming};
@@ -35,10 +35,10 @@ pub struct Agent {
     pub idleness: Arc<Idleness>,
     pub credentials: watch::Receiver<Credentials>,
     pub link: watch::Receiver<Link>,
-    pub vmm: String,
-    pub vmm_version: String,
     /// Absent until it is known how this host runs microVMs.
     pub driver: watch::Receiver<Option<Arc<dyn Driver>>>,
+    /// What was said when that was decided.
+    pub vmm_notes: Arc<OnceLock<Vec<String>>>,
     pub cgroup_driver: String,
     /// Plain sentences about where sandboxes stand.
     pub ground_notes: Vec<String>,
@@ -61,7 +61,7 @@ pub struct Seen {
 impl Agent {
     pub async fn facts(&self) -> HostFacts {
         let mut facts = (self.hardware)().await;
-        facts.isolation = self.isolation().to_owned();
+        facts.isolation = self.isolation();
         facts.agent_version = env!("CARGO_PKG_VERSION").to_owned();
         let dir = self.sandboxes.context().dir.clone();
         facts.templates = blocking(move || template::names(&dir)).await;
@@ -90,9 +90,15 @@ impl Agent {
         (self.count)().await
     }
 
-    /// "kvm", "emulation" or "fake"; empty while nobody knows.
-    pub fn isolation(&self) -> &'static str {
-        self.driver.borrow().as_ref().map_or("", |driver| driver.isolation().as_str())
+    /// Of new sandboxes: `firecracker/kvm`, `qemu/kvm`, `qemu/emulated` or `fake`; empty while nobody knows.
+    pub fn isolation(&self) -> String {
+        self.driver.borrow().as_ref().map(|driver| driver.level()).unwrap_or_default()
+    }
+
+    /// What makes new sandboxes: its name and version; empty while nobody knows.
+    pub fn vmm(&self) -> (String, String) {
+        let driver = self.driver.borrow();
+        driver.as_ref().map(|driver| (driver.name().to_owned(), driver.version().to_owned())).unwrap_or_default()
     }
 
     /// Plain sentences about how this host runs sandboxes.
@@ -104,7 +110,8 @@ impl Agent {
             Some(Isolation::Fake) => "There are no guests: microVMs are fakes for tests.",
             None => "It is being found out whether KVM works here.",
         };
-        std::iter::once(first.to_owned()).chain(self.ground_notes.iter().cloned()).collect()
+        let vmm = self.vmm_notes.get().into_iter().flatten();
+        std::iter::once(first.to_owned()).chain(vmm.chain(&self.ground_notes).cloned()).collect()
     }
 
     pub async fn kernel_version(&self) -> String {
@@ -117,8 +124,18 @@ impl Agent {
     pub fn state(&self, view: &View, kernel_version: &str) -> SandboxState {
         let mut versions: BTreeMap<&str, String> = BTreeMap::new();
         versions.insert("kernel_version", kernel_version.to_owned());
-        versions.insert("vmm", self.vmm.clone());
-        versions.insert("vmm_version", self.vmm_version.clone());
+        // Its own, which may be another one than the next sandbox's.
+        let (vmm, vmm_version) = match &view.process {
+            Some(process) => (process.driver.clone(), process.vmm_version.clone()),
+            None => self.vmm(),
+        };
+        let level = |driver: &Arc<dyn Driver>| match &view.process {
+            Some(process) => driver.level_of(process),
+            None => driver.level(),
+        };
+        let isolation = self.driver.borrow().as_ref().map(level).unwrap_or_default();
+        versions.insert("vmm", vmm);
+        versions.insert("vmm_version", vmm_version);
         versions.insert("agent_version", env!("CARGO_PKG_VERSION").to_owned());
         versions.insert("envd_version", view.envd_version.clone());
         SandboxState {
@@ -127,7 +144,7 @@ impl Agent {
             reason: view.reason.clone(),
             incarnation: view.incarnation.as_ref().map(ToString::to_string).unwrap_or_default(),
             revision: view.fence.revision,
-            isolation: self.isolation().to_owned(),
+            isolation,
             versions: versions.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             steps: view
                 .steps

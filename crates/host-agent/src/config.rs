@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use microvm::firecracker::{self, HugePages};
 use url::Url;
+
+use crate::vmm::{self, VmmChoice};
 
 /// `EX_CONFIG` of sysexits: supervisors should not restart a program that ends so.
 pub const EXIT_CONFIG: u8 = 78;
@@ -41,6 +44,30 @@ pub struct Args {
     /// How many microVMs stand by at most: restored ahead for the creates that come, of the kinds that were asked for of late. 0: none.
     #[arg(long, env = "WRENN_STANDBYS", default_value = "4")]
     pub standbys: String,
+    /// What runs the sandboxes. auto: Firecracker where it is installed and KVM boots a guest, else QEMU.
+    #[arg(long, env = "WRENN_VMM", default_value = "auto", value_name = "auto|firecracker|qemu")]
+    pub vmm: String,
+    /// The static release build of Firecracker [default: /usr/local/bin/firecracker].
+    #[arg(long, env = "WRENN_FIRECRACKER_BIN", value_name = "PATH")]
+    pub firecracker_bin: Option<PathBuf>,
+    /// Its jailer, of the same release [default: beside it, with "jailer" in its name for "firecracker"].
+    #[arg(long, env = "WRENN_JAILER_BIN", value_name = "PATH")]
+    pub jailer_bin: Option<PathBuf>,
+    /// Known holes of a VMM that are put up with, by their CVE, with commas between.
+    #[arg(long, env = "WRENN_VMM_ALLOW_CVE", default_value = "", value_name = "CVE,...")]
+    pub vmm_allow_cve: String,
+    /// What guests' memory is made of, under Firecracker.
+    #[arg(long, env = "WRENN_HUGE_PAGES", default_value = "none", value_name = "none|transparent")]
+    pub huge_pages: String,
+    /// Whether guests give back the memory that they have freed, under Firecracker.
+    #[arg(long, env = "WRENN_FREE_PAGE_REPORTING", default_value = "on", value_name = "on|off")]
+    pub free_page_reporting: String,
+    /// At most so many MiB per second of each guest's disk, under Firecracker. 0: no limit.
+    #[arg(long, env = "WRENN_DISK_MIB_S", default_value = "0")]
+    pub disk_mib_s: String,
+    /// At most so many MiB per second of each guest's network, each way, under Firecracker. 0: no limit.
+    #[arg(long, env = "WRENN_NETWORK_MIB_S", default_value = "0")]
+    pub network_mib_s: String,
     /// Written when the agent serves: {"addr":"...","pid":N}.
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
@@ -63,6 +90,7 @@ pub struct Config {
     /// Creates are restored where they can be.
     pub restores: bool,
     pub standbys: usize,
+    pub vmm: vmm::Wanted,
     pub ready_file: Option<PathBuf>,
     pub stop_all: bool,
     /// How long an object that no journal knows must have been seen before it is removed.
@@ -92,7 +120,9 @@ impl TryFrom<Args> for Config {
                 "give a path that begins with /",
             ));
         }
+        let vmm = wanted_vmm(&args)?;
         Ok(Self {
+            vmm,
             register: args.register.filter(|token| !token.is_empty()),
             address: args.address.map(|address| checked_address(&address)).transpose()?,
             cp_url: args.cp_url.filter(|url| !url.is_empty()).map(|url| checked_url(&url)).transpose()?,
@@ -117,6 +147,50 @@ impl TryFrom<Args> for Config {
         })
     }
 }
+
+fn wanted_vmm(args: &Args) -> Result<vmm::Wanted, BadSetting> {
+    let firecracker = args.firecracker_bin.clone().filter(|path| !path.as_os_str().is_empty());
+    let is_named = firecracker.is_some();
+    let firecracker = firecracker.unwrap_or_else(|| FIRECRACKER.into());
+    let jailer = args.jailer_bin.clone().filter(|path| !path.as_os_str().is_empty());
+    let beside = || {
+        let name = firecracker.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        firecracker.with_file_name(name.replace("firecracker", "jailer"))
+    };
+    let rate = |setting, text: &str| -> Result<Option<u64>, BadSetting> {
+        let mib: u64 = number(setting, text, 0, 1 << 20)?;
+        Ok(Some(mib << 20).filter(|bytes| *bytes > 0))
+    };
+    Ok(vmm::Wanted {
+        choice: match args.vmm.trim() {
+            "auto" | "" => VmmChoice::Auto,
+            "firecracker" => VmmChoice::Firecracker,
+            "qemu" => VmmChoice::Qemu,
+            other => return Err(bad("WRENN_VMM", format!("is {other:?}"), "give auto, firecracker or qemu")),
+        },
+        jailer: jailer.unwrap_or_else(beside),
+        firecracker,
+        is_named,
+        allowed: args.vmm_allow_cve.split(',').map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()).collect(),
+        options: firecracker::Options {
+            huge_pages: match args.huge_pages.trim() {
+                "none" | "" => HugePages::None,
+                "transparent" => HugePages::Transparent,
+                other => return Err(bad("WRENN_HUGE_PAGES", format!("is {other:?}"), "give none or transparent")),
+            },
+            keeps_freed_memory: match args.free_page_reporting.trim() {
+                "on" | "" => false,
+                "off" => true,
+                other => return Err(bad("WRENN_FREE_PAGE_REPORTING", format!("is {other:?}"), "give on or off")),
+            },
+            disk_bytes_per_second: rate("WRENN_DISK_MIB_S", &args.disk_mib_s)?,
+            network_bytes_per_second: rate("WRENN_NETWORK_MIB_S", &args.network_mib_s)?,
+        },
+    })
+}
+
+/// Where its installation guide puts it.
+const FIRECRACKER: &str = "/usr/local/bin/firecracker";
 
 /// Two scans at least this far apart: longer than any step between making an object and writing down whose it is.
 const ORPHAN_GRACE: Duration = Duration::from_secs(60);
@@ -191,6 +265,18 @@ mod tests {
         assert_eq!(config.listen, "0.0.0.0:50051".parse().unwrap());
         assert_eq!(config.dir, PathBuf::from("/var/lib/wrenn"));
         assert_eq!(config.cp_url.unwrap().as_str(), "http://10.0.0.1:8000/");
+        assert_eq!(config.vmm.jailer, PathBuf::from("/usr/local/bin/jailer"));
+    }
+
+    #[test]
+    fn a_jailer_lies_beside_its_firecracker() {
+        let released = "/opt/release-v1.17.0-x86_64/firecracker-v1.17.0-x86_64";
+        let config = config(&["--firecracker-bin", released, "--disk-mib-s", "100", "--vmm-allow-cve", "CVE-1, CVE-2"]);
+        let vmm = config.unwrap().vmm;
+        assert_eq!(vmm.jailer, PathBuf::from("/opt/release-v1.17.0-x86_64/jailer-v1.17.0-x86_64"));
+        assert_eq!(vmm.options.disk_bytes_per_second, Some(100 << 20));
+        assert_eq!(vmm.options.network_bytes_per_second, None);
+        assert_eq!(vmm.allowed, ["CVE-1", "CVE-2"]);
     }
 
     #[test]
@@ -209,6 +295,11 @@ mod tests {
             (vec!["--max-sandboxes", "0"], "WRENN_MAX_SANDBOXES"),
             (vec!["--create-by", "magic"], "WRENN_CREATE_BY"),
             (vec!["--standbys=-1"], "WRENN_STANDBYS"),
+            (vec!["--vmm", "xen"], "WRENN_VMM"),
+            (vec!["--huge-pages", "1G"], "WRENN_HUGE_PAGES"),
+            (vec!["--free-page-reporting", "maybe"], "WRENN_FREE_PAGE_REPORTING"),
+            (vec!["--disk-mib-s", "fast"], "WRENN_DISK_MIB_S"),
+            (vec!["--network-mib-s=-1"], "WRENN_NETWORK_MIB_S"),
         ] {
             assert_eq!(config(&arguments).unwrap_err().setting, setting, "{arguments:?}");
         }

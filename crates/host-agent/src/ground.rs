@@ -4,11 +4,11 @@
 //! Every `ensure` may be repeated, every `release` too, also of what was never made. Names follow from slot, sandbox and tag.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use microvm::Tap;
 use model::ids::Incarnation;
 use model::shape::TemplateName;
 
@@ -79,8 +79,8 @@ pub trait Ground: Send + Sync + 'static {
     async fn release_network_soon(&self, slot: u16) -> Result<(), GroundError> {
         self.release_network(slot).await
     }
-    /// A descriptor of the slot's tap for one VMM; none on a stage without one.
-    async fn open_tap(&self, slot: u16) -> Result<Option<OwnedFd>, GroundError>;
+    /// The slot's tap, for one VMM; none on a stage without one.
+    fn tap(&self, slot: u16) -> Option<Tap>;
     fn dial(&self, slot: u16) -> Arc<dyn Dial>;
     /// The address by which this host reaches the guest.
     fn host_ip(&self, slot: u16) -> String;

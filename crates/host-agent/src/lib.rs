@@ -18,7 +18,6 @@ pub mod guest;
 pub mod heartbeat;
 pub mod identity;
 pub mod idleness;
-mod isolation;
 mod leaks;
 pub mod machines;
 pub mod network;
@@ -35,6 +34,7 @@ mod stop_all;
 pub mod sweep;
 pub mod template;
 mod tool;
+pub mod vmm;
 
 pub use run::{RunError, run};
 pub use stop_all::stop_all;

@@ -50,20 +50,13 @@ pub enum MachineError {
 pub struct Machines {
     dir: PathBuf,
     ground: Arc<dyn Ground>,
-    /// Takes over what runs; needs to know nothing of this host.
-    adopter: Arc<dyn Driver>,
     /// Starts; absent until it is known how this host runs microVMs.
     driver: watch::Receiver<Option<Arc<dyn Driver>>>,
 }
 
 impl Machines {
-    pub fn new(
-        dir: PathBuf,
-        ground: Arc<dyn Ground>,
-        adopter: Arc<dyn Driver>,
-        driver: watch::Receiver<Option<Arc<dyn Driver>>>,
-    ) -> Self {
-        Self { dir, ground, adopter, driver }
+    pub fn new(dir: PathBuf, ground: Arc<dyn Ground>, driver: watch::Receiver<Option<Arc<dyn Driver>>>) -> Self {
+        Self { dir, ground, driver }
     }
 
     pub async fn start(&self, order: Order<'_>) -> Result<Arc<dyn Microvm>, MachineError> {
@@ -77,7 +70,7 @@ impl Machines {
             shape: Shape { vcpus: order.spec.vcpus, memory_mib: order.spec.memory_mib },
             disk: order.places.disk.clone(),
             memory: order.places.memory.clone(),
-            tap: self.ground.open_tap(order.slot).await?,
+            tap: self.ground.tap(order.slot),
             jail: Jail { uid: order.uid, gid: order.uid, cgroups: self.ground.cgroup_files(order.group) },
         };
         driver.start(launch, start).await.map_err(MachineError::Start)
@@ -97,16 +90,18 @@ impl Machines {
         Ok(Start::Boot { kernel, arguments: String::new() })
     }
 
-    /// What saved states of this host are made by.
-    pub async fn stamp(&self) -> Result<Stamp, MachineError> {
-        Ok(self.driver().await?.stamp())
+    /// What a saved state of that microVM is made by.
+    pub async fn stamp_of(&self, microvm: &dyn Microvm) -> Result<Stamp, MachineError> {
+        Ok(self.driver().await?.stamp_of(microvm.record()))
     }
 
-    pub async fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, MachineError> {
-        self.adopter.adopt(record).await.map_err(MachineError::Adopt)
+    /// Whatever has started it, and whether or not it is known yet how this host starts new ones.
+    pub fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, MachineError> {
+        microvm::adopt(record).map_err(MachineError::Adopt)
     }
 
-    async fn driver(&self) -> Result<Arc<dyn Driver>, MachineError> {
+    /// Loads saved states, and says which.
+    pub async fn driver(&self) -> Result<Arc<dyn Driver>, MachineError> {
         let mut driver = self.driver.clone();
         let known = tokio::time::timeout(DRIVER_TIME_MAX, driver.wait_for(Option::is_some)).await;
         match known {

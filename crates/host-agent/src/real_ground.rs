@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use api::v1::hosts::HostFacts;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use microvm::Tap;
 use microvm::qemu::Qemu;
 use model::shape::TemplateName;
 use procfs::Current as _;
@@ -323,10 +323,8 @@ impl Ground for RealGround {
         self.network.release_soon(number(slot)).await.map_err(network_failed)
     }
 
-    async fn open_tap(&self, slot: u16) -> Result<Option<OwnedFd>, GroundError> {
-        let slot = self.network.slot(number(slot));
-        let tap = blocking(move || slot.open_tap()).await;
-        tap.map(Some).map_err(|error| GroundError::new("the host could not open the sandbox's network", error))
+    fn tap(&self, slot: u16) -> Option<Tap> {
+        Some(self.network.slot(number(slot)).tap())
     }
 
     fn dial(&self, slot: u16) -> Arc<dyn Dial> {

@@ -6,11 +6,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use microvm::Driver;
-use microvm::qemu::{Accelerator, Qemu};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -37,7 +36,8 @@ use crate::sandbox::snapshots::Snapshots;
 use crate::sandbox::steps::{Context, blocking};
 use crate::sandbox::template_generations::TemplateGenerations;
 use crate::standby::Standbys;
-use crate::{durable, isolation, template};
+use crate::vmm::{VmmError, Vmms};
+use crate::{durable, template};
 
 /// How long wishes under way may take when the agent ends; what is not done by then is undone at the next start.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -62,8 +62,8 @@ pub enum RunError {
     Ground(#[from] GroundOpen),
     #[error(transparent)]
     Journal(#[from] JournalError),
-    #[error("no VMM: install QEMU (Debian: apt-get install qemu-system-x86)")]
-    NoVmm(#[source] microvm::Error),
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
     #[error("make {path}")]
     Directory {
         path: PathBuf,
@@ -102,7 +102,7 @@ impl RunError {
             self,
             Self::Missing(_)
                 | Self::Setting(_)
-                | Self::NoVmm(_)
+                | Self::Vmm(_)
                 | Self::Identity(IdentityError::OtherMachine { .. } | IdentityError::Damaged { .. })
                 | Self::Credentials(CredentialsError::Damaged { .. })
                 | Self::Register(RegisterError::TokenRefused { .. } | RegisterError::Refused { .. })
@@ -115,7 +115,6 @@ pub(crate) struct Base {
     pub config: Config,
     pub tag: Tag,
     pub ground: Arc<RealGround>,
-    pub adopter: Arc<dyn Driver>,
     _lock: Lock,
 }
 
@@ -128,8 +127,7 @@ impl Base {
         let lock = Lock::take(&dir).await?;
         let tag = identity::load_or_make(&dir, &identity::machine_id()?)?;
         let ground = Arc::new(RealGround::open(&config, &tag).await?);
-        let adopter = Arc::new(Qemu::new(None, Accelerator::Tcg).await.map_err(RunError::NoVmm)?);
-        Ok(Self { config, tag, ground, adopter, _lock: lock })
+        Ok(Self { config, tag, ground, _lock: lock })
     }
 
     /// `driver` may become known later.
@@ -165,7 +163,7 @@ impl Base {
             digests: Default::default(),
             template_generations,
             snapshots: Arc::new(snapshots),
-            machines: Machines::new(dir.clone(), ground.clone(), self.adopter.clone(), driver),
+            machines: Machines::new(dir.clone(), ground.clone(), driver),
             dir,
             tag: self.tag.clone(),
             journal,
@@ -189,6 +187,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let known = files.load()?;
     let plan = Admittance::new(&config, known.as_ref())?;
     let base = Base::open(config).await?;
+    // Outside of the users of slots.
+    let vmms = Vmms::find(&base.config, base.tag.uid(0)).await?;
     let known = match known {
         Some(known) if known.host.cp_url != plan.cp_url => {
             info!("the control plane is at {} now", plan.cp_url);
@@ -208,15 +208,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let address = listener.local_addr().map_err(|cause| RunError::Listen { address: config.listen, cause })?;
     sandboxes.recover().await?;
 
-    let version = base.adopter.version().to_owned();
-    let settle_driver = settle_driver(config.dir.clone(), version, driver_sender);
+    let vmm_notes = Arc::<OnceLock<Vec<String>>>::default();
+    let settle_driver = settle_driver(vmms, driver_sender, vmm_notes.clone());
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let (credentials, driver_task) = match plan.token {
         // A registration says how the host runs sandboxes, so that has to be known.
         Some(token) => {
             settle_driver.await?;
             let mut facts = base.ground.hardware().await;
-            facts.isolation = driver.borrow().as_ref().map(|driver| driver.isolation().to_string()).unwrap_or_default();
+            facts.isolation = driver.borrow().as_ref().map(|driver| driver.level()).unwrap_or_default();
             facts.agent_version = env!("CARGO_PKG_VERSION").to_owned();
             facts.templates = template::names(&config.dir);
             let registration =
@@ -246,8 +246,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         credentials: credentials.subscribe(),
         link,
         driver: driver.clone(),
-        vmm: base.adopter.name().to_owned(),
-        vmm_version: base.adopter.version().to_owned(),
+        vmm_notes,
         cgroup_driver: base.ground.cgroup_driver(),
         ground_notes: base.ground.notes(),
         count: {
@@ -363,13 +362,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 async fn settle_driver(
-    dir: PathBuf,
-    version: String,
+    vmms: Vmms,
     driver: watch::Sender<Option<Arc<dyn Driver>>>,
+    notes: Arc<OnceLock<Vec<String>>>,
 ) -> Result<(), RunError> {
-    let accelerator = isolation::find_out(&dir, &version).await;
-    let qemu = Qemu::new(None, accelerator).await.map_err(RunError::NoVmm)?;
-    driver.send_replace(Some(Arc::new(qemu)));
+    let settled = vmms.settle().await?;
+    let _ = notes.set(settled.notes);
+    driver.send_replace(Some(settled.driver));
     Ok(())
 }
 

@@ -127,7 +127,7 @@ struct Guest(std::fs::File);
 
 impl Guest {
     async fn of(network: &Arc<Network>, slot: SlotId) -> Self {
-        Self(network.ensure(slot).await.unwrap().open_tap().unwrap().into())
+        Self(network.ensure(slot).await.unwrap().tap().open().unwrap().into())
     }
 
     fn send(&mut self, to: Ipv4Addr, said: &str) {

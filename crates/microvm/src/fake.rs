@@ -9,7 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::process::{self, ExitCause, Process, ProcessRecord, Unborn};
-use crate::{Driver, Error, Isolation, Launch, Microvm, SaveTarget, Saved, Start, Stats, path_text};
+use crate::{Driver, Error, Isolation, Launch, Microvm, SaveTarget, Saved, Stamp, Start, Stats, path_text};
+
+pub const NAME: &str = "fake";
 
 /// What to run as the microVM's process.
 type Body = dyn Fn(&Launch) -> Command + Send + Sync;
@@ -48,7 +50,7 @@ struct FakeVm {
 #[async_trait]
 impl Driver for Fake {
     fn name(&self) -> &'static str {
-        "fake"
+        NAME
     }
 
     fn version(&self) -> &str {
@@ -57,6 +59,10 @@ impl Driver for Fake {
 
     fn isolation(&self) -> Isolation {
         Isolation::Fake
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp::of(self)
     }
 
     async fn start(&self, launch: Launch, start: Start) -> Result<Arc<dyn Microvm>, Error> {
@@ -79,7 +85,7 @@ impl Driver for Fake {
         };
         let child = command.spawn().map_err(|cause| Error::Start { reason: "spawn".to_owned(), cause })?;
         let pid = i32::try_from(child.id()).expect("a pid fits");
-        let unborn = Unborn::of_child(pid).map_err(Error::io("hold the process"))?;
+        let unborn = Unborn::of(pid).map_err(Error::io("hold the process"))?;
         let process = Process::of_child(pid).map_err(Error::io("hold the process"))?;
         let record = ProcessRecord {
             driver: self.name().to_owned(),
@@ -97,9 +103,12 @@ impl Driver for Fake {
     }
 
     async fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error> {
-        let process = Process::of_record(record)?;
-        Ok(Arc::new(FakeVm { record: record.clone(), process }))
+        adopt(record)
     }
+}
+
+pub fn adopt(record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error> {
+    Ok(Arc::new(FakeVm { record: record.clone(), process: Process::of_record(record)? }))
 }
 
 impl FakeVm {

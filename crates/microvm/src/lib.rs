@@ -5,23 +5,34 @@
 //! Called by the host agent alone.
 //!
 //! ```text
-//!  qemu/     QEMU's microvm machine, with KVM where a real boot proves that it works, else software emulation
-//!  fake      a process that only exists: for tests of everything above this crate
-//!  process   pidfds: exit is noticed, a reused pid is never touched
+//!  firecracker/  Firecracker in its jailer, on KVM: for production
+//!  qemu/         QEMU's microvm machine, with KVM where a real boot proves that it works, else software emulation
+//!  drivers       several of them as one, for a host whose VMM was changed
+//!  fake          a process that only exists: for tests of everything above this crate
+//!  process       pidfds: exit is noticed, a reused pid is never touched
 //! ```
 
+mod cpu;
+mod drivers;
 pub mod fake;
+pub mod firecracker;
+mod log;
 pub mod process;
 pub mod qemu;
+mod reflink;
+mod session;
+mod socket;
+mod tap;
 
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+pub use drivers::{Drivers, adopt};
 pub use process::{ExitCause, ProcessRecord};
+pub use tap::Tap;
 
 /// What stands between a guest and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +95,7 @@ pub struct Launch {
     /// Owned by the jail's uid. A boot fills it; a load maps it privately and leaves it as it is.
     pub memory: PathBuf,
     /// The guest's network card; `None` for a guest without one.
-    pub tap: Option<OwnedFd>,
+    pub tap: Option<Tap>,
     pub jail: Jail,
 }
 
@@ -92,8 +103,9 @@ pub struct Launch {
 pub enum Start {
     /// `arguments` go to the end of the kernel's command line.
     Boot { kernel: KernelImage, arguments: String },
-    /// From a device state that `save` wrote beside `Launch::memory`. The vCPUs stand still until `continue_vcpus`.
-    Load { device: PathBuf },
+    /// From a device state that `save` wrote beside `Launch::memory`. The vCPUs stand still until `continue_vcpus`. `made_by` tells who
+    /// wrote it where several can load; none: the present one.
+    Load { device: PathBuf, made_by: Option<Stamp> },
 }
 
 /// Where a saved state goes: new files, in a directory on the file system of the present memory file.
@@ -101,6 +113,25 @@ pub enum Start {
 pub struct SaveTarget {
     pub memory: PathBuf,
     pub device: PathBuf,
+}
+
+impl SaveTarget {
+    /// Said before anything is done; what [`Self::remove`] takes away later is of this save.
+    async fn refuse_existing(&self) -> Result<(), Error> {
+        for path in [&self.memory, &self.device] {
+            if tokio::fs::try_exists(path).await.map_err(Error::io("look at the place of the saved state"))? {
+                let cause = std::io::ErrorKind::AlreadyExists.into();
+                return Err(Error::Io { what: "make the saved state", cause });
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self) {
+        for path in [&self.memory, &self.device] {
+            let _ = tokio::fs::remove_file(path).await;
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -125,9 +156,22 @@ pub struct Stamp {
     pub isolation: String,
     /// Of the host's time stamp counter, where the guest sees it as its own; 0 where it does not.
     pub tsc_khz: u64,
+    /// The host's processor, where the guest sees it as its own; empty where it does not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cpu: String,
 }
 
 impl Stamp {
+    fn of(driver: &dyn Driver) -> Self {
+        Self {
+            driver: driver.name().to_owned(),
+            version: driver.version().to_owned(),
+            isolation: driver.isolation().to_string(),
+            tsc_khz: 0,
+            cpu: String::new(),
+        }
+    }
+
     /// Whether this one loads what `saved` has made; a sentence when it does not.
     pub fn loads(&self, saved: &Self) -> Result<(), String> {
         if (&self.driver, &self.version) != (&saved.driver, &saved.version) {
@@ -138,6 +182,9 @@ impl Stamp {
         }
         if self.isolation != saved.isolation {
             return Err(format!("it was made under {}, and here is {}", saved.isolation, self.isolation));
+        }
+        if self.cpu != saved.cpu {
+            return Err(format!("its guest knows the processor {:?}, and here is {:?}", saved.cpu, self.cpu));
         }
         // Each boot of a host measures it a little differently.
         if self.tsc_khz.abs_diff(saved.tsc_khz) > saved.tsc_khz / TSC_TOLERANCE {
@@ -198,19 +245,36 @@ impl Error {
 /// A way of running microVMs on this machine.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
-    /// `qemu`, `fake`
+    /// `firecracker`, `qemu`, `fake`
     fn name(&self) -> &'static str;
     fn version(&self) -> &str;
     fn isolation(&self) -> Isolation;
 
     /// What saved states of this driver are made by.
-    fn stamp(&self) -> Stamp {
-        Stamp {
-            driver: self.name().to_owned(),
-            version: self.version().to_owned(),
-            isolation: self.isolation().to_string(),
-            tsc_khz: 0,
+    fn stamp(&self) -> Stamp;
+
+    /// What a saved state of that microVM is made by, which may be older than what makes new ones.
+    fn stamp_of(&self, record: &ProcessRecord) -> Stamp {
+        Stamp { version: record.vmm_version.clone(), ..self.stamp() }
+    }
+
+    /// What stands between new guests and this host: `firecracker/kvm`, `qemu/kvm`, `qemu/emulated`, `fake`.
+    fn level(&self) -> String {
+        match self.isolation() {
+            Isolation::Kvm => format!("{}/kvm", self.name()),
+            Isolation::Emulation => format!("{}/emulated", self.name()),
+            Isolation::Fake => Isolation::Fake.to_string(),
         }
+    }
+
+    /// The same of a microVM that runs.
+    fn level_of(&self, _record: &ProcessRecord) -> String {
+        self.level()
+    }
+
+    /// Whether this driver loads what `saved` has made; a sentence when it does not.
+    fn loads(&self, saved: &Stamp) -> Result<(), String> {
+        self.stamp().loads(saved)
     }
 
     /// Returns when the VMM answers: a booting guest runs, a loaded one stands still. On an error nothing is left of it.
@@ -243,6 +307,16 @@ pub trait Microvm: Send + Sync + 'static {
 
     /// Waits for the end of the process, which is noticed at once.
     async fn exited(&self) -> ExitCause;
+
+    /// What the guest reads from its metadata service, where the VMM has one. Not kept in a saved state.
+    async fn set_metadata(&self, _metadata: &serde_json::Value) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// What the VMM itself counts, in its own words; none where it counts nothing.
+    async fn counters(&self) -> Result<Option<serde_json::Value>, Error> {
+        Ok(None)
+    }
 }
 
 /// Fixed for every guest: a restored one keeps its neighbours' addresses.
@@ -263,6 +337,7 @@ mod tests {
             version: version.to_owned(),
             isolation: isolation.to_string(),
             tsc_khz,
+            cpu: String::new(),
         };
         let saved = stamp("7.2.22", Isolation::Emulation, 2_600_000);
         for (here, loads) in [
@@ -272,6 +347,10 @@ mod tests {
             (stamp("7.2.22", Isolation::Emulation, 0), false),
             (stamp("7.2.22", Isolation::Kvm, 2_600_000), false),
             (stamp("10.0.2", Isolation::Emulation, 2_600_000), false),
+            (
+                Stamp { cpu: "GenuineIntel 6-143-8".to_owned(), ..stamp("7.2.22", Isolation::Emulation, 2_600_000) },
+                false,
+            ),
         ] {
             assert_eq!(here.loads(&saved).is_ok(), loads, "{here:?}");
         }

@@ -62,8 +62,8 @@ pub struct Unborn {
 }
 
 impl Unborn {
-    /// Right after the spawn, while nothing else can have collected the child.
-    pub fn of_child(pid: i32) -> io::Result<Self> {
+    /// Of a child right after the spawn, while nothing else can have collected it.
+    pub fn of(pid: i32) -> io::Result<Self> {
         let number = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         Ok(Self { pidfd: Some(rustix::process::pidfd_open(number, PidfdFlags::empty())?) })
     }
@@ -77,8 +77,12 @@ impl Drop for Unborn {
     fn drop(&mut self) {
         let Some(pidfd) = &self.pidfd else { return };
         let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
-        // Waits for as long as the kernel frees its memory. When a watching task was first, there is nothing to wait for.
-        status_of(pidfd.as_raw_fd(), 0);
+        // Waits for as long as the kernel frees its memory.
+        let mut watched = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: KILL_LIMIT.as_secs() as i64, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut watched, Some(&limit));
+        // When a watching task was first, or it is no child, there is nothing to collect.
+        status_of(pidfd.as_raw_fd(), libc::WNOHANG);
     }
 }
 
@@ -102,7 +106,8 @@ impl Process {
         }
         // Held first, compared then: between the two the number cannot change hands.
         let process = Self::hold(record.pid).map_err(|_| Error::Gone)?;
-        if start_ticks(record.pid).map_err(|_| Error::Gone)? != record.start_ticks {
+        // One that has ended keeps its number until its parent, who may be anybody, has asked how.
+        if start_ticks(record.pid).map_err(|_| Error::Gone)? != record.start_ticks || has_ended(record.pid) {
             return Err(Error::Gone);
         }
         Ok(process)
@@ -200,6 +205,11 @@ pub fn start_ticks(pid: i32) -> io::Result<u64> {
         .nth(19)
         .and_then(|field| field.parse().ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time"))
+}
+
+fn has_ended(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !fields_after_name(&stat).next().is_some_and(|state| !matches!(state, "Z" | "X"))
 }
 
 /// Fields from the third (state) on. The second is the program's name in brackets and may hold anything, brackets too.

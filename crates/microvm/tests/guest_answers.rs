@@ -6,14 +6,14 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use microvm::qemu::{Accelerator, Qemu};
-use microvm::{Driver as _, GUEST_MAC, Jail, KernelImage, Launch, Microvm, SaveTarget, Shape, Start};
+use microvm::{Driver as _, GUEST_MAC, Jail, KernelImage, Launch, Microvm, SaveTarget, Shape, Start, Tap};
 
 const UID: u32 = 0x3fff_fe00;
 const MEMORY_MIB: u32 = 256;
@@ -83,7 +83,8 @@ impl Stage {
         }
         let shape = Shape { vcpus: 1, memory_mib: MEMORY_MIB };
         let jail = Jail { uid: UID, gid: UID, cgroups: Vec::new() };
-        Launch { dir, shape, disk, memory, tap: Some(self.inside(open_tap)), jail }
+        let tap = Tap { namespace: Path::new("/run/netns").join(&self.netns), name: "tap0".to_owned() };
+        Launch { dir, shape, disk, memory, tap: Some(tap), jail }
     }
 
     /// Runs something in the namespace, on a thread that ends afterwards.
@@ -122,22 +123,6 @@ impl Drop for Stage {
     }
 }
 
-fn open_tap() -> OwnedFd {
-    // SAFETY: a plain system call with a constant path.
-    let tap = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) };
-    assert!(tap >= 0);
-    // SAFETY: all fields of ifreq may be zero.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: the argument is a whole ifreq.
-    assert_eq!(unsafe { libc::ioctl(tap, libc::TUNSETIFF as _, &raw mut request) }, 0);
-    // SAFETY: the descriptor was just opened and is owned by nothing else.
-    unsafe { OwnedFd::from_raw_fd(tap) }
-}
-
 fn ask() -> bool {
     let guest = SocketAddr::from(([169, 254, 0, 21], 49983));
     let Ok(mut stream) = TcpStream::connect_timeout(&guest, Duration::from_millis(20)) else { return false };
@@ -169,7 +154,7 @@ async fn a_guest_answers_after_boot_and_after_each_load() {
         fs::rename(stage.file("disk", generation - 1), stage.file("disk", generation)).unwrap();
         let began = Instant::now();
         let launch = stage.launch(generation, stage.file("disk", generation), target.memory);
-        vm = driver.start(launch, Start::Load { device: target.device }).await.unwrap();
+        vm = driver.start(launch, Start::Load { device: target.device, made_by: None }).await.unwrap();
         let loaded = began.elapsed();
         vm.continue_vcpus().await.unwrap();
         stage.answered();

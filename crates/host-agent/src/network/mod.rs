@@ -25,9 +25,9 @@ mod slot;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use microvm::Tap;
 use tokio::net::TcpStream;
 
 pub use crate::tool::ToolError;
@@ -86,10 +86,9 @@ impl Slot {
         self.id.host_ip()
     }
 
-    /// The tap for the VMM, opened inside the slot's namespace; plain frames, no offloads, so that saved states fit any of them.
-    pub fn open_tap(&self) -> io::Result<OwnedFd> {
-        let namespace = self.namespace.clone();
-        namespace::inside(&namespace, slot::open_tap)?
+    /// For the VMM. Nobody owns it: whoever is in the slot's namespace may open it.
+    pub fn tap(&self) -> Tap {
+        Tap { namespace: namespace::path(&self.namespace), name: slot::TAP.to_owned() }
     }
 }
 

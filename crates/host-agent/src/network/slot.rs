@@ -1,17 +1,17 @@
 //! One slot: its number, its addresses, its namespace with veth, rules and tap.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 
 use tracing::warn;
 
 use super::conntrack::{self, Flow};
 use super::{GATEWAY_IP, GUEST_IP, GUEST_MAC, NetworkError, TAP_MAC, namespace, rules};
 use crate::tool::{self, ip_batch};
+
+/// The guest's card on this side, in the slot's namespace.
+pub const TAP: &str = "tap0";
 
 /// 1 to 32767: what fits into a /16 of /31s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,24 +155,6 @@ pub fn is_whole(tag: &str, slot: SlotId) -> bool {
             tool::run("ip", &["neigh", "show", "dev", "tap0"], "").is_ok_and(|said| said.contains("PERMANENT"))
         })
         .unwrap_or(false)
-}
-
-/// In the calling thread's namespace.
-pub fn open_tap() -> io::Result<OwnedFd> {
-    // linux/if_tun.h
-    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-    let tun = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    // SAFETY: all fields of ifreq may be zero.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: the argument is a whole ifreq.
-    if unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(tun.into())
 }
 
 #[cfg(test)]

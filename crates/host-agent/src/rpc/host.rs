@@ -20,13 +20,14 @@ pub async fn describe(agent: &Arc<Agent>) -> GetHostResponse {
     if facts.templates.is_empty() {
         notes.push("There is no template: put a root file system into images/<name>/rootfs.ext4.".to_owned());
     }
+    let (vmm, vmm_version) = agent.vmm();
     let host_id = agent.credentials.borrow().host.host_id.clone();
     GetHostResponse {
         host_id,
         agent_version: facts.agent_version,
         isolation: facts.isolation,
-        vmm: agent.vmm.clone(),
-        vmm_version: agent.vmm_version.clone(),
+        vmm,
+        vmm_version,
         kernel_version: agent.kernel_version().await,
         cpu_cores: u32::try_from(facts.cpu_cores).unwrap_or_default(),
         memory_mib: u64::try_from(facts.memory_mb).unwrap_or_default(),

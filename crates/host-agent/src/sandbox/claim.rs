@@ -73,7 +73,7 @@ impl Body {
             standby: Some(WasStandby { name: husk.name.clone(), control_token: standby.control_token.clone() }),
         };
         // It finds the process by its number, so it does not matter that its files are still elsewhere.
-        let microvm = self.context.machines.adopt(&process).await?;
+        let microvm = self.context.machines.adopt(&process)?;
         let (journal, from) = (self.context.journal.clone(), husk.place.clone());
         let record = self.record(wish, Phase::Making { run: run.clone() });
         blocking(move || journal.claim(&record, &from)).await?;

@@ -116,6 +116,7 @@ impl Body {
             Create::Init => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let init = self.init(wish, &run)?;
+                self.describe_to_guest(wish).await;
                 let envd_version = self.unless_ended(self.introduce(&guest, &init), give_up_at, stop).await?;
                 self.run = Some(Run { envd_version, ..run });
             }
@@ -257,6 +258,16 @@ impl Body {
             tracing::warn!(sandbox.id = %self.id, console, "the guest of sandbox {} did not come up", self.id);
         }
         result
+    }
+
+    /// For software in the guest that asks the VMM's metadata service who it is, where there is one. envd does not need it.
+    async fn describe_to_guest(&self, wish: &Wish) {
+        let Some(microvm) = &self.microvm else { return };
+        let metadata =
+            serde_json::json!({ "instanceID": self.id.to_string(), "envID": wish.spec.template.to_string() });
+        if let Err(error) = microvm.set_metadata(&metadata).await {
+            tracing::warn!(sandbox.id = %self.id, "the metadata service of the guest was not told: {error}");
+        }
     }
 
     pub(super) fn init(&self, wish: &Wish, run: &Run) -> Result<api::guest::Init, StepError> {

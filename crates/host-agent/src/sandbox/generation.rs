@@ -244,12 +244,12 @@ pub fn verified(
     sandbox: &Path,
     generation: Generation,
     spec: &Spec,
-    vmm: &Stamp,
+    loads: &dyn Fn(&Stamp) -> Result<(), String>,
 ) -> Result<(Files, Manifest), GenerationError> {
     let files = sealed_files(sandbox, generation);
     let manifest = read_manifest(&files)?;
     if manifest.kept()? == Kept::Memory {
-        vmm.loads(&manifest.vmm).map_err(GenerationError::Incompatible)?;
+        loads(&manifest.vmm).map_err(GenerationError::Incompatible)?;
     }
     if (manifest.vcpus, manifest.memory_mib, manifest.disk_mib) != (spec.vcpus, spec.memory_mib, spec.disk_mib) {
         return Err(GenerationError::Incompatible("it is of a machine of another shape".to_owned()));
@@ -349,7 +349,13 @@ mod tests {
     }
 
     fn stamp() -> Stamp {
-        Stamp { driver: "qemu".to_owned(), version: "7.2".to_owned(), isolation: "emulation".to_owned(), tsc_khz: 0 }
+        Stamp {
+            driver: "qemu".to_owned(),
+            version: "7.2".to_owned(),
+            isolation: "emulation".to_owned(),
+            tsc_khz: 0,
+            cpu: String::new(),
+        }
     }
 
     fn made(sandbox: &Path) {
@@ -381,7 +387,7 @@ mod tests {
         assert_eq!(fs::read_dir(sandbox).unwrap().count(), 0);
         made(sandbox);
         assert!(is_sealed(sandbox, SEVEN).unwrap());
-        let (_, manifest) = verified(sandbox, SEVEN, &spec(), &stamp()).unwrap();
+        let (_, manifest) = verified(sandbox, SEVEN, &spec(), &|saved| stamp().loads(saved)).unwrap();
         assert_eq!((manifest.parent, manifest.memory_bytes), (Some(Generation(6)), Some(6)));
         begin(sandbox, Generation(8)).unwrap();
         fs::create_dir(sandbox.join("gen-00006")).unwrap();
@@ -398,7 +404,8 @@ mod tests {
         made_of(Kept::Disk, dir.path());
         // Another VMM boots it as well.
         let (files, manifest) =
-            verified(dir.path(), SEVEN, &spec(), &Stamp { version: "8".to_owned(), ..stamp() }).unwrap();
+            verified(dir.path(), SEVEN, &spec(), &|saved| Stamp { version: "8".to_owned(), ..stamp() }.loads(saved))
+                .unwrap();
         assert_eq!((manifest.memory_bytes, kept(&files).unwrap()), (None, Kept::Disk));
         assert!(!stands_still(&files).unwrap());
         // A copy is the same state, under whichever number.
@@ -414,7 +421,10 @@ mod tests {
         assert_eq!(kept(&sealed_files(other.path(), SEVEN)).unwrap(), Kept::Memory);
         assert!(stands_still(&sealed_files(other.path(), SEVEN)).unwrap());
         fs::write(dir.path().join("gen-00007/disk"), "x").unwrap();
-        assert!(matches!(verified(dir.path(), SEVEN, &spec(), &stamp()), Err(GenerationError::Damaged(_))));
+        assert!(matches!(
+            verified(dir.path(), SEVEN, &spec(), &|saved| stamp().loads(saved)),
+            Err(GenerationError::Damaged(_))
+        ));
     }
 
     /// By agents that know of no others.
@@ -432,7 +442,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             made(dir.path());
             harm(&dir.path().join("gen-00007"));
-            match verified(dir.path(), SEVEN, spec, stamp).err().unwrap() {
+            match verified(dir.path(), SEVEN, spec, &|saved| stamp.loads(saved)).err().unwrap() {
                 GenerationError::Damaged(_) => "damaged",
                 GenerationError::Incompatible(_) => "incompatible",
                 GenerationError::Read(_) => "unreadable",

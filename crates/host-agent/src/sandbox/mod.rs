@@ -579,6 +579,7 @@ fn buried(tombstone: &Tombstone) -> Published {
         steps: Vec::new(),
         host_ip: String::new(),
         envd_version: String::new(),
+        process: None,
         kept: None,
         settled: true,
     };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use microvm::{Stamp, Start};
+use microvm::Start;
 use model::sandbox::Kept;
 
 use super::digests::Before;
@@ -83,9 +83,7 @@ impl Body {
                 );
             }
             Pause::Seal => {
-                // Of the VMM that runs, which may be older than the one that is installed.
-                let version = microvm.record().vmm_version.clone();
-                let vmm = Stamp { version, ..self.context.machines.stamp().await? };
+                let vmm = self.context.machines.stamp_of(microvm.as_ref()).await?;
                 let spec = wish.spec.clone();
                 // Held open: what the run had begun with goes when this one is valid.
                 let before = self.before(wish, &run).await;
@@ -205,9 +203,10 @@ impl Body {
 
     /// How a microVM begins with a saved state, if that is one for this host; none when it is booted from the disk of that.
     pub(super) async fn load(&mut self, from: Origin, run: &Run, wish: &Wish) -> Result<Option<Start>, StepError> {
-        let vmm: Stamp = self.context.machines.stamp().await?;
+        let driver = self.context.machines.driver().await?;
         let spec = wish.spec.clone();
-        let verified = blocking(move || generation::verified(&from.place, from.generation, &spec, &vmm));
+        let verified =
+            blocking(move || generation::verified(&from.place, from.generation, &spec, &|saved| driver.loads(saved)));
         let (files, manifest) = verified.await?;
         if run.from_disk {
             return Ok(None);
@@ -217,7 +216,7 @@ impl Body {
             "" => run.control_token.clone(),
             token => token.to_owned(),
         };
-        Ok(Some(Start::Load { device: files.device() }))
+        Ok(Some(Start::Load { device: files.device(), made_by: Some(manifest.vmm) }))
     }
 
     /// Nothing else speaks with a restored guest before it knows who it is now, so nobody asks for its health first.

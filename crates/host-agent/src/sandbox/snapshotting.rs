@@ -3,7 +3,6 @@
 use std::fs;
 use std::time::Instant;
 
-use microvm::Stamp;
 use model::ids::SnapshotId;
 use model::sandbox::Kept;
 
@@ -58,9 +57,7 @@ impl Body {
             Snapshot::Thaw => self.thaw(wish, &run).await?,
             Snapshot::Seal => {
                 let place = self.making()?.place().to_owned();
-                // Of the VMM that runs, which may be older than the one that is installed.
-                let version = microvm.record().vmm_version.clone();
-                let vmm = Stamp { version, ..self.context.machines.stamp().await? };
+                let vmm = self.context.machines.stamp_of(microvm.as_ref()).await?;
                 let spec = wish.spec.clone();
                 let before = self.before(wish, &run).await;
                 let files = generation::sealed_files(&place, GENERATION);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use microvm::Microvm;
+use microvm::{Microvm, ProcessRecord};
 use model::ids::{Incarnation, SandboxId};
 use model::sandbox::Kept;
 use tokio::sync::Notify;
@@ -303,6 +303,10 @@ impl Body {
         self.run.as_ref().map(|run| run.envd_version.clone()).unwrap_or_default()
     }
 
+    pub fn process(&self) -> Option<ProcessRecord> {
+        self.run.as_ref().and_then(|run| run.process.clone())
+    }
+
     pub fn host_ip(&self) -> String {
         self.run.as_ref().map(|run| self.context.ground.host_ip(run.slot)).unwrap_or_default()
     }
@@ -331,7 +335,7 @@ impl Body {
     pub async fn adopt(&mut self, run: Run) -> Result<(), StepError> {
         let process = run.process.clone();
         self.take_run(run);
-        let microvm = self.context.machines.adopt(&process.ok_or(StepError::NoRun)?).await?;
+        let microvm = self.context.machines.adopt(&process.ok_or(StepError::NoRun)?)?;
         self.microvm = Some(microvm);
         self.open_guest();
         Ok(())
@@ -457,7 +461,7 @@ impl Body {
                     microvm.kill().await.map_err(MachineError::Kill)?;
                 } else if let Some(process) = self.run.as_ref().and_then(|run| run.process.clone()) {
                     // Written down by an earlier agent, not adopted because it was to end anyway.
-                    if let Ok(microvm) = self.context.machines.adopt(&process).await {
+                    if let Ok(microvm) = self.context.machines.adopt(&process) {
                         microvm.kill().await.map_err(MachineError::Kill)?;
                     }
                 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use microvm::{Microvm, Stamp};
+use microvm::{Driver, Microvm, Stamp};
 use model::sandbox::Kept;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use tracing::{info, warn};
@@ -86,9 +86,9 @@ impl TemplateGenerations {
     }
 
     /// One that a create can be restored from, as far as that is known before it is tried. One that cannot is removed.
-    fn find(&self, key: &str, spec: &Spec, vmm: &Stamp) -> Option<Lease> {
+    fn find(&self, key: &str, spec: &Spec, vmm: &dyn Driver) -> Option<Lease> {
         let lease = self.shelf.lease(key)?;
-        if let Err(error) = generation::verified(lease.place(), GENERATION, spec, vmm) {
+        if let Err(error) = generation::verified(lease.place(), GENERATION, spec, &|saved| vmm.loads(saved)) {
             warn!("a template's booted state is of no use any more and is removed: {error}");
             self.remove(key);
             return None;
@@ -153,9 +153,10 @@ impl Body {
 
     pub(super) async fn look_for_booted(&self, key: String, wish: &Wish) -> Option<Booted> {
         let generations = self.context.template_generations.clone()?;
-        let vmm = self.context.machines.stamp().await.ok()?;
+        let vmm = self.context.machines.driver().await.ok()?;
         let spec = wish.spec.clone();
-        let looked = blocking(move || generations.find(&key, &spec, &vmm).map_or(Booted::Missing(key), Booted::There));
+        let looked =
+            blocking(move || generations.find(&key, &spec, vmm.as_ref()).map_or(Booted::Missing(key), Booted::There));
         Some(looked.await)
     }
 
@@ -221,8 +222,7 @@ impl Body {
         let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
         self.context.ground.clone_file(&self.places(run).disk, &files.disk(), 0).await?;
         info!(sandbox.id = %self.id(), stopped_ms = saved.stopped.as_millis(), "saved the booted state of a template");
-        let version = microvm.record().vmm_version.clone();
-        Ok(Stamp { version, ..self.context.machines.stamp().await? })
+        Ok(self.context.machines.stamp_of(microvm.as_ref()).await?)
     }
 }
 

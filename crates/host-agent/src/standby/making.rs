@@ -96,9 +96,9 @@ async fn fill(
         fs::create_dir_all(run)
     });
     made.await.map_err(StepError::Files)?;
-    let vmm = context.machines.stamp().await?;
+    let vmm = context.machines.driver().await?;
     let (origin, shape) = (lease.place().to_owned(), spec.clone());
-    let (files, manifest) = blocking(move || verified(&origin, GENERATION, &shape, &vmm)).await?;
+    let (files, manifest) = blocking(move || verified(&origin, GENERATION, &shape, &|saved| vmm.loads(saved))).await?;
     if spec.snapshot.is_some() && !manifest.is_quiet {
         return Err(StepError::Generation(GenerationError::Incompatible("what runs in it would run on".to_owned())));
     }
@@ -114,7 +114,7 @@ async fn fill(
         }
     }
     hit("standby.start.before")?;
-    let load = Some(Start::Load { device: files.device() });
+    let load = Some(Start::Load { device: files.device(), made_by: Some(manifest.vmm.clone()) });
     let order = Order { group: &husk.name, spec, slot: husk.slot, uid: husk.uid, places: &places, load };
     let microvm = context.machines.start(order).await?;
     hit("standby.start.after")?;

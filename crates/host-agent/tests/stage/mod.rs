@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -133,7 +132,7 @@ impl Stage {
             digests: Default::default(),
             snapshots: Arc::new(Snapshots::open(&self.dir.join("pool"), &journal).unwrap()),
             template_generations: Some(Arc::new(TemplateGenerations::open(&templates, &self.dir).unwrap())),
-            machines: Machines::new(self.dir.clone(), ground.clone(), driver, known),
+            machines: Machines::new(self.dir.clone(), ground.clone(), known),
             ground,
             dir: self.dir.clone(),
             journal,
@@ -315,8 +314,8 @@ impl Ground for FileGround {
         Ok(())
     }
 
-    async fn open_tap(&self, _: u16) -> Result<Option<OwnedFd>, GroundError> {
-        Ok(None)
+    fn tap(&self, _: u16) -> Option<microvm::Tap> {
+        None
     }
 
     fn dial(&self, slot: u16) -> Arc<dyn Dial> {

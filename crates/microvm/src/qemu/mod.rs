@@ -23,10 +23,11 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::process::{ExitCause, Process, ProcessRecord};
-use crate::{Driver, Error, Isolation, KernelImage, Launch, Microvm, SaveTarget, Saved, Stamp, Start, Stats};
+use crate::{Driver, Error, Isolation, KernelImage, Launch, Microvm, SaveTarget, Saved, Stamp, Start, Stats, cpu};
 pub use command::Accelerator;
 use qmp::Qmp;
 
+pub const NAME: &str = "qemu";
 /// Of the console kept in QEMU and, after it was read out, here.
 const CONSOLE_BYTES: usize = 64 * 1024;
 /// QEMU answers within milliseconds; this is for a machine that is far overloaded.
@@ -79,7 +80,7 @@ impl Qemu {
 #[async_trait]
 impl Driver for Qemu {
     fn name(&self) -> &'static str {
-        "qemu"
+        NAME
     }
 
     fn version(&self) -> &str {
@@ -94,13 +95,10 @@ impl Driver for Qemu {
     }
 
     fn stamp(&self) -> Stamp {
-        // With KVM the guest's counter is scaled where the rates differ.
-        let tsc_khz = if self.accelerator == Accelerator::Tcg { self.tsc_khz } else { 0 };
-        Stamp {
-            driver: self.name().to_owned(),
-            version: self.version.clone(),
-            isolation: self.isolation().to_string(),
-            tsc_khz,
+        match self.accelerator {
+            Accelerator::Tcg => Stamp { tsc_khz: self.tsc_khz, ..Stamp::of(self) },
+            // The guest's counter is scaled where the rates differ, but the processor is the host's.
+            Accelerator::Kvm => Stamp { cpu: cpu::model(), ..Stamp::of(self) },
         }
     }
 
@@ -146,9 +144,14 @@ impl Driver for Qemu {
     }
 
     async fn adopt(&self, record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error> {
-        let process = Process::of_record(record)?;
-        Ok(Arc::new(Vm { process, turn: Mutex::default(), console: Mutex::default(), record: record.clone() }))
+        adopt(record)
     }
+}
+
+/// Takes over what another run of this program started, of whatever version.
+pub fn adopt(record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error> {
+    let process = Process::of_record(record)?;
+    Ok(Arc::new(Vm { process, turn: Mutex::default(), console: Mutex::default(), record: record.clone() }))
 }
 
 struct Vm {
@@ -230,20 +233,10 @@ impl Microvm for Vm {
     }
 
     async fn save(&self, target: &SaveTarget) -> Result<Saved, Error> {
-        for path in [&target.memory, &target.device] {
-            // Said before anything is done; and what is removed below is of this save.
-            if tokio::fs::try_exists(path).await.map_err(Error::io("look at the place of the saved state"))? {
-                return Err(Error::Io {
-                    what: "make the saved state",
-                    cause: std::io::ErrorKind::AlreadyExists.into(),
-                });
-            }
-        }
+        target.refuse_existing().await?;
         let saved = self.write_state(target).await;
         if saved.is_err() {
-            for path in [&target.memory, &target.device] {
-                let _ = tokio::fs::remove_file(path).await;
-            }
+            target.remove().await;
         }
         saved
     }

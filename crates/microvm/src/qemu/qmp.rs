@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use crate::Error;
+use crate::{Error, socket};
 
 /// The control socket's name in a run directory.
 pub const SOCKET: &str = "qmp.sock";
@@ -32,9 +32,7 @@ pub struct Qmp {
 
 impl Qmp {
     pub async fn connect(dir: &Path) -> io::Result<Self> {
-        // By the directory's descriptor: a socket address holds 107 bytes, a path may be longer.
-        let dir = std::fs::File::open(dir)?;
-        let stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())).await?;
+        let stream = socket::connect(dir, SOCKET).await?;
         let mut qmp = Self { stream: BufReader::new(stream), id: 0 };
         qmp.greeted().await?;
         qmp.call("qmp_capabilities", json!({})).await.map_err(io::Error::other)?;

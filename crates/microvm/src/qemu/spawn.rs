@@ -6,24 +6,19 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{MemfdFlags, SealFlags};
-
 use super::command::{self, Accelerator, Beginning, Opened};
 use super::{landlock, probe, qmp};
+use crate::log::Log;
 use crate::process::{self, ProcessRecord, Unborn};
-use crate::{Error, Jail, Launch, Start, path_text};
+use crate::session::{Session, check};
+use crate::{Error, Jail, Launch, Start};
 
-/// Of QEMU's complaints, kept in memory that cannot grow: a guest may be able to make QEMU complain without end.
-const LOG_BYTES: u64 = 64 * 1024;
-/// Of them in the error of a start that failed.
-const COMPLAINTS_MAX: usize = 2048;
-const NO_CORE: libc::rlimit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
 /// A VMM has some dozen open; the agent's own limit, which it would inherit, is far above.
 const DESCRIPTORS_MAX: libc::rlim_t = 1024;
 /// Highest capability number that a kernel may know.
@@ -31,7 +26,7 @@ const CAPABILITY_MAX: libc::c_ulong = 63;
 
 /// Only downwards: raising a hard limit is a right that not every root has.
 fn at_most(resource: libc::__rlimit_resource_t, limit: libc::rlim_t) -> Result<libc::rlimit, Error> {
-    let mut present = NO_CORE;
+    let mut present = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a whole rlimit.
     if unsafe { libc::getrlimit(resource, &raw mut present) } != 0 {
         return Err(Error::io("read a resource limit")(io::Error::last_os_error()));
@@ -68,11 +63,13 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
     let mut handed: Vec<OwnedFd> = vec![control.into(), opened_disk.into(), opened_memory.into()];
     let by_path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let (control, disk_path, memory_path) = (handed[0].as_raw_fd(), by_path(&handed[1]), by_path(&handed[2]));
-    let tap = tap.map(|tap| {
-        let number = tap.as_raw_fd();
-        handed.push(tap);
-        number
-    });
+    let tap = match tap {
+        Some(tap) => {
+            handed.push(tap.open().map_err(Error::io("open the tap"))?);
+            handed.last().map(|tap| tap.as_raw_fd())
+        }
+        None => None,
+    };
     // What it was given it may open again, each in its way.
     let mut files = vec![(1, landlock::READ_WRITE), (2, landlock::READ_WRITE)];
     let memory_private = matches!(start, Start::Load { .. });
@@ -92,14 +89,14 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
             };
             Beginning::Boot { kernel: kernel_path, initramfs, arguments }
         }
-        Start::Load { device } => {
+        Start::Load { device, .. } => {
             handed.push(open(&device, "open the device state")?.into());
             Beginning::Load { device: handed.last().expect("just pushed").as_raw_fd() }
         }
     };
     let opened = Opened { control, tap, disk: disk_path, memory: memory_path, what };
     let log = Log::new().map_err(Error::io("create the VMM's log"))?;
-    let complaints = log.file.try_clone().map_err(Error::io("create the VMM's log"))?;
+    let complaints = log.handle().map_err(Error::io("create the VMM's log"))?;
     let kvm = accelerator == Accelerator::Kvm;
     let files: Vec<_> = files.iter().map(|(index, rights)| (handed[*index].as_fd(), *rights)).collect();
     let rules = landlock::rules(&binary, &files, kvm).map_err(Error::io("make the VMM's file rules"))?;
@@ -124,12 +121,12 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
     let child = command.spawn().map_err(|cause| Error::Start { reason: format!("run {}", binary.display()), cause })?;
     drop(handed);
     let pid = i32::try_from(child.id()).expect("a pid fits");
-    let unborn = Unborn::of_child(pid).map_err(Error::io("hold the VMM's process"))?;
+    let unborn = Unborn::of(pid).map_err(Error::io("hold the VMM's process"))?;
     // A child that has ended already still has its entry until it is collected.
     let start_ticks = process::start_ticks(pid).map_err(Error::io("read the VMM's start time"))?;
     let boot_id = process::boot_id().map_err(Error::io("read the boot id"))?;
     let record = ProcessRecord {
-        driver: "qemu".to_owned(),
+        driver: super::NAME.to_owned(),
         vmm_version: version,
         pid,
         start_ticks,
@@ -140,30 +137,6 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
         memory_mib: shape.memory_mib,
     };
     Ok(Newborn { record, unborn, log })
-}
-
-/// The VMM's standard error: a piece of memory of fixed size. What does not fit is lost; it stays as long as the VMM has it open.
-pub struct Log {
-    file: File,
-}
-
-impl Log {
-    fn new() -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(rustix::fs::memfd_create("vmm-log", flags)?);
-        file.set_len(LOG_BYTES)?;
-        rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-        Ok(Self { file })
-    }
-
-    /// The last words, for people.
-    pub fn complaints(&self) -> String {
-        let mut text = vec![0; LOG_BYTES as usize];
-        let read = self.file.read_at(&mut text, 0).unwrap_or(0);
-        let end = text[..read].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let text = &text[end.saturating_sub(COMPLAINTS_MAX)..end];
-        String::from_utf8_lossy(text).trim().replace(|c: char| c.is_control() && c != '\n', "?").replace('\n', "; ")
-    }
 }
 
 fn open(path: &Path, what: &'static str) -> Result<File, Error> {
@@ -191,7 +164,7 @@ fn listen(dir: &Path, jail: &Jail) -> Result<UnixListener, Error> {
 
 /// What the child does to itself, with all memory prepared.
 struct Entrance {
-    cgroups: Vec<std::ffi::CString>,
+    session: Session,
     descriptors: Vec<RawFd>,
     rules: Option<RawFd>,
     /// The one group besides its own.
@@ -210,11 +183,8 @@ impl Entrance {
         group: Option<libc::gid_t>,
         file_bytes: u64,
     ) -> Result<Self, Error> {
-        let text = |path: &PathBuf| {
-            std::ffi::CString::new(path_text(path)).map_err(|e| Error::io("name a control group")(e.into()))
-        };
         Ok(Self {
-            cgroups: jail.cgroups.iter().map(text).collect::<Result<_, _>>()?,
+            session: Session::of(jail)?,
             descriptors,
             rules,
             group,
@@ -227,22 +197,9 @@ impl Entrance {
 
     /// Only async-signal-safe calls; each that matters is checked.
     fn enter(&self) -> io::Result<()> {
-        let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        self.session.enter()?;
         // SAFETY: plain system calls; every pointer is to memory of `self` or of this frame.
         unsafe {
-            for cgroup in &self.cgroups {
-                let fd = libc::open(cgroup.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-                check(fd)?;
-                check(libc::write(fd, c"0".as_ptr().cast(), 1) as libc::c_int)?;
-                libc::close(fd);
-            }
-            // Signals to the agent's group are not for the VMM; it outlives the agent.
-            check(libc::setsid())?;
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-            libc::umask(0o077);
-            check(libc::setrlimit(libc::RLIMIT_CORE, &NO_CORE))?;
             check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const self.descriptors_max))?;
             check(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const self.file_max))?;
             for fd in &self.descriptors {
