@@ -94,7 +94,7 @@ fn refusal(status: u16, code: &str, message: &str) -> Response {
 
 fn sandbox(id: &str, status: &str) -> Value {
     json!({"id": id, "status": status, "template": "minimal", "vcpus": 1, "memory_mb": 512, "disk_size_mb": 5120, "timeout_sec": 0,
-           "isolation": "emulation", "created_at": "2026-01-01T00:00:00Z", "last_updated": "2026-01-01T00:00:00Z"})
+           "isolation": "qemu/emulated", "created_at": "2026-01-01T00:00:00Z", "last_updated": "2026-01-01T00:00:00Z"})
 }
 
 async fn create(State(world): State<Shared>, headers: HeaderMap, Json(body): Json<Value>) -> Response {

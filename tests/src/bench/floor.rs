@@ -41,8 +41,8 @@ impl BareVmm {
     /// `burst`: how many are restored at the same time at the end of each life.
     pub fn start(dir: &Path, isolation: &str, memory_mib: u32, runs_max: usize, burst: usize) -> Result<Self> {
         let accelerator = match isolation {
-            "emulation" => "tcg",
-            "kvm" => "kvm",
+            "qemu/emulated" => "tcg",
+            "qemu/kvm" => "kvm",
             other => anyhow::bail!("there is no bare microVM for the isolation {other:?}"),
         };
         let (kernel, initramfs) = kernel(&dir.join("kernels"))?;

@@ -37,7 +37,7 @@ pub struct Host {
     pub address: Option<String>,
     /// pending (not registered yet), online, unreachable (silent for more than 90 s)
     pub status: String,
-    /// `kvm` or `emulation`: how sandboxes on it are isolated.
+    /// How new sandboxes on it are isolated: `firecracker/kvm`, `qemu/kvm` or `qemu/emulated`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

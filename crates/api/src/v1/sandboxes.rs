@@ -128,7 +128,8 @@ pub struct Sandbox {
     /// When its time is over; absent while none runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<DateTime<Utc>>,
-    /// What stands between this sandbox and its host: `kvm` (hardware virtualisation) or `emulation` (for development and trusted tenants).
+    /// What stands between this sandbox and its host: `firecracker/kvm`, `qemu/kvm` (hardware virtualisation) or `qemu/emulated` (for
+    /// development and trusted tenants).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -60,8 +60,8 @@ pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<Exi
         }
     };
     let isolation = match host.as_ref().and_then(|host| host["isolation"].as_str()) {
-        Some("kvm") => UNDER_KVM.to_owned(),
-        Some("emulation") => UNDER_EMULATION.to_owned(),
+        Some(level) if level.ends_with("/kvm") => format!("{level}: {UNDER_KVM}"),
+        Some(level) if level.ends_with("/emulated") => format!("{level}: {UNDER_EMULATION}"),
         Some(other) => other.to_owned(),
         None if Path::new("/dev/kvm").exists() => {
             format!(

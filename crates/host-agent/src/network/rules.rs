@@ -35,7 +35,7 @@ fn deny_set(more: &[String]) -> String {
 }
 
 /// In a slot's namespace. The guest sends as itself only, to the internet only; to it comes only what the agent sends to the slot's own
-/// address, and answers.
+/// address, and answers. A VMM that stands in here to open its tap has no network of its own, also when its guest has taken it over.
 pub fn slot(slot: SlotId, deny: &[String]) -> String {
     let (host_ip, deny) = (slot.host_ip(), deny_set(deny));
     format!(
@@ -71,7 +71,10 @@ pub fn slot(slot: SlotId, deny: &[String]) -> String {
     iifname \"tap0\" oifname \"up0\" ct state new ct count over {FLOWS_MAX} counter drop
     iifname \"tap0\" oifname \"up0\" accept
   }}
-  chain output {{ type filter hook output priority filter; policy accept; }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    meta skuid != 0 counter drop
+  }}
 }}
 "
     )
