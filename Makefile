@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 # Queries are checked against .sqlx, so that nothing needs a database to compile.
 export SQLX_OFFLINE := true
-# Slow things (kernel, images) live outside the checkout, under a hash of what they are made of.
+# Slow things (kernels, images) live outside the checkout, under a hash of what they are made of.
 export WRENN_CACHE := $(or $(WRENN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/wrenn)
 ARTIFACTS := $(WRENN_CACHE)/current
 # Without it, tests on real microVMs say that they are skipped.
@@ -37,7 +37,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd images up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
+.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,11 @@ build-envd: setup ## the static guest agent into builds/
 images: setup ## guest kernel, initramfs and images into the cache; IMAGES="minimal python node" says which
 	$(BUILD_DEV)
 	$(XTASK) images --out "$(ARTIFACTS)" $(addprefix --image ,$(IMAGES))
+
+kernel: ## compile the guest kernel of images/kernel into the cache (10 to 20 minutes); `make images` takes it from there
+	@scripts/setup build kernel
+	$(BUILD_DEV)
+	$(XTASK) kernel
 
 up: setup ## build, start the platform on this machine and keep it running (Ctrl-C ends it)
 	$(BUILD_DEV)

@@ -69,10 +69,25 @@ pub fn get(kind: &str, key: Key, build: impl FnOnce(&Path) -> Result<()>) -> Res
             prune(&kind_dir, &place)?;
         }
     }
-    // The time of the last use decides what is pruned.
-    let now = nix::sys::time::TimeSpec::UTIME_NOW;
-    let _ = nix::sys::stat::futimens(fs::File::open(&place)?.as_fd(), &now, &now);
+    used(&place)?;
     Ok(place)
+}
+
+/// The directory of the artifact, where it is made already.
+pub fn made(kind: &str, key: Key) -> Result<Option<PathBuf>> {
+    let place = cache()?.join(kind).join(key.finish());
+    if !place.exists() {
+        return Ok(None);
+    }
+    used(&place)?;
+    Ok(Some(place))
+}
+
+/// The time of the last use decides what is pruned.
+fn used(place: &Path) -> Result<()> {
+    let now = nix::sys::time::TimeSpec::UTIME_NOW;
+    let _ = nix::sys::stat::futimens(fs::File::open(place)?.as_fd(), &now, &now);
+    Ok(())
 }
 
 /// Says what is under way and how long it has taken, once in a while, so that a slow step is not taken for a hang.

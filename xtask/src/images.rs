@@ -53,10 +53,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => artifact::cache()?.join("current"),
     };
     if !arguments.rootfs_only {
-        let kernel = kernel::build()?;
-        for entry in std::fs::read_dir(&kernel)? {
-            let entry = entry?;
-            artifact::publish(&entry.path(), &out.join("kernels").join(entry.file_name()))?;
+        let publish = |folder: &Path| -> Result<Vec<PathBuf>> {
+            let mut published = Vec::new();
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                let to = out.join("kernels").join(entry.file_name());
+                artifact::publish(&entry.path(), &to)?;
+                published.push(to);
+            }
+            Ok(published)
+        };
+        publish(&kernel::build()?)?;
+        if let Some(own) = kernel::own::made(&out)? {
+            // What belongs to a kernel first: whoever sees the kernel boots with what there is.
+            for entry in std::fs::read_dir(&own)? {
+                publish(&kernel::own::initramfs(&entry?.path())?)?;
+            }
+            publish(&own)?;
         }
     }
     let is_wanted = |name: &str| arguments.images.is_empty() || arguments.images.iter().any(|image| image == name);

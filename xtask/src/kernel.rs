@@ -1,18 +1,20 @@
 //! The guest kernel: Debian's cloud kernel, unpacked to an uncompressed ELF, with an initramfs of the modules it needs.
 //!
-//! Nothing is compiled but the small init. The package is named by the meta package's dependency, so that one version is fetched and
-//! not all that are in the archive.
+//! Nothing is compiled but the small init. What is compiled, when somebody asks for it, is in `own.rs`.
+
+pub mod own;
+mod package;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::artifact::{self, Key};
-use crate::{initramfs, run};
+use crate::initramfs;
+use package::{Meta, Package, find};
 
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+const META: Meta = Meta { name: "linux-image-cloud-amd64", prefix: "linux-image-", kind: "kernel" };
 /// Raised when the recipe below changes what comes out.
 const RECIPE: &str = "kernel-3";
 
@@ -39,82 +41,12 @@ const NEEDED: [&str; 3] = ["virtio_mmio", "virtio_blk", "virtio_net"];
 
 /// Directory with `vmlinux-<semver>` and `initramfs-<semver>`.
 pub fn build() -> Result<PathBuf> {
-    let package = resolve().or_else(|error| {
-        refresh_index(&error)?;
-        resolve()
-    })?;
     let init = build_init()?;
-    cached(&package, &init).or_else(|error| {
-        // The archive drops a version soon after the next one is there: an older index then names what is gone.
-        refresh_index(&error)?;
-        let newer = resolve()?;
-        if newer == package { Err(error) } else { cached(&newer, &init) }
+    package::with(META, |package| {
+        let version = format!("{} {}", package.name, package.file_version);
+        let key = Key::default().text(RECIPE).text(&version).text(&MODULES.join(" ")).file(&init)?;
+        artifact::get(META.kind, key, |dir| make(package, &init, dir))
     })
-}
-
-fn cached(package: &Package, init: &Path) -> Result<PathBuf> {
-    let version = format!("{} {}", package.name, package.file_version);
-    let key = Key::default().text(RECIPE).text(&version).text(&MODULES.join(" ")).file(init)?;
-    artifact::get("kernel", key, |dir| make(package, init, dir))
-}
-
-fn refresh_index(why: &anyhow::Error) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("{why:#}\n(a package index that is missing or old is a usual cause: run `apt-get update` as root)");
-    }
-    eprintln!("{why:#}\nrefreshing the package index ...");
-    run::output(Command::new("apt-get").args(["-q", "update"]).env("LC_ALL", "C")).map(drop)
-}
-
-#[derive(PartialEq, Eq)]
-struct Package {
-    /// `linux-image-6.1.0-56-cloud-amd64`
-    name: String,
-    /// `6.1.192-2`
-    file_version: String,
-}
-
-impl Package {
-    /// `6.1.192`: what stands in the file names, of which the newest semver wins.
-    fn semver(&self) -> Result<String> {
-        let upstream = self.file_version.split(['-', '+', '~']).next().unwrap_or_default();
-        let parts: Vec<&str> = upstream.split('.').collect();
-        ensure!(
-            parts.len() == 3 && parts.iter().all(|part| part.parse::<u32>().is_ok()),
-            "no semver in {}",
-            self.file_version
-        );
-        Ok(upstream.to_owned())
-    }
-}
-
-/// What the machine's package index names; it asks nobody. Without an index, what it named last: once made, a kernel needs no archive.
-fn resolve() -> Result<Package> {
-    let memo = artifact::cache()?.join("kernel").join("meta-package");
-    match run::text(Command::new("apt-cache").args(["show", "--no-all-versions", META_PACKAGE])) {
-        Ok(shown) => {
-            let package =
-                parse_meta(&shown).with_context(|| format!("{META_PACKAGE} has no dependency that names a kernel"))?;
-            fs::create_dir_all(memo.parent().context("the memo lies in a folder")?)?;
-            if fs::read_to_string(&memo).ok().as_deref() != Some(&shown) {
-                artifact::write(&memo, shown.as_bytes())?;
-            }
-            Ok(package)
-        }
-        Err(error) => fs::read_to_string(&memo)
-            .ok()
-            .and_then(|shown| parse_meta(&shown))
-            .ok_or(error)
-            .context("look up the kernel package"),
-    }
-}
-
-/// From `Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)`.
-fn parse_meta(shown: &str) -> Option<Package> {
-    let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "))?;
-    let (name, rest) = depends.split(',').next()?.trim().split_once(" (= ")?;
-    let file_version = rest.strip_suffix(')')?;
-    name.starts_with("linux-image-").then(|| Package { name: name.to_owned(), file_version: file_version.to_owned() })
 }
 
 fn build_init() -> Result<PathBuf> {
@@ -123,17 +55,7 @@ fn build_init() -> Result<PathBuf> {
 
 fn make(package: &Package, init: &Path, out: &Path) -> Result<()> {
     let scratch = tempfile::tempdir_in(out)?;
-    // apt drops to a user of its own for the download, who must be able to write here.
-    run::output(Command::new("chmod").arg("777").arg(scratch.path()))?;
-    run::output(
-        Command::new("apt-get")
-            .args(["-q", "download"])
-            .arg(format!("{}={}", package.name, package.file_version))
-            .current_dir(scratch.path()),
-    )?;
-    let deb = find(scratch.path(), |name| name.ends_with(".deb"))?.context("apt-get left no package")?;
-    let tree = scratch.path().join("tree");
-    run::output(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&tree))?;
+    let tree = package.fetch(scratch.path())?;
     let version = package.semver()?;
 
     let image =
@@ -156,14 +78,6 @@ fn make(package: &Package, init: &Path, out: &Path) -> Result<()> {
     }
     fs::write(out.join(format!("initramfs-{version}")), initramfs::archive(&fs::read(init)?, &modules)?)?;
     Ok(())
-}
-
-fn find(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
-    Ok(entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted)))
 }
 
 fn collect(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
@@ -274,15 +188,5 @@ mod tests {
         let mut huge = whole.clone();
         huge[0x24c..0x250].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(unpack(&huge).is_err());
-    }
-
-    #[test]
-    fn reads_the_meta_package() {
-        let package = parse_meta("Package: x\nDepends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\n").unwrap();
-        assert_eq!(
-            (package.name.as_str(), package.semver().unwrap().as_str()),
-            ("linux-image-6.1.0-56-cloud-amd64", "6.1.192")
-        );
-        assert!(parse_meta("Package: x\nDepends: other\n").is_none());
     }
 }

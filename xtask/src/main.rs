@@ -23,6 +23,8 @@ struct Arguments {
 enum Chore {
     /// Make (or take from the cache) guest kernel, initramfs, envd and the minimal rootfs, and put them into a directory.
     Images(images::Arguments),
+    /// Compile (or take from the cache) the guest kernel of images/kernel, which `images` takes from there.
+    Kernel(kernel::own::Arguments),
     /// Make an image of a directory, as `scripts/rootfs-from-container.sh` does with what a container holds.
     ImageFromTree(images::FromTree),
     /// Check the tree: dependency arrows, docs, names.
@@ -36,6 +38,7 @@ enum Chore {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
         Chore::Images(arguments) => images::run(&arguments),
+        Chore::Kernel(arguments) => kernel::own::run(&arguments),
         Chore::ImageFromTree(arguments) => images::from_tree(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Sqlx(arguments) => sqlx::run(&arguments),

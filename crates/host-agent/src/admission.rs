@@ -78,8 +78,8 @@ impl Coming {
     }
 
     /// Its files are made. Of one that was restored the memory in the pool is shared: its own comes when it is paused.
-    fn after(need: Need, is_restored: bool) -> Self {
-        Self { memory: 0, pool: if is_restored { need.memory() } else { 0 } }
+    fn after(need: Need, is_unsaved: bool) -> Self {
+        Self { memory: 0, pool: if is_unsaved { need.memory() } else { 0 } }
     }
 }
 
@@ -132,14 +132,14 @@ impl Admission {
     }
 
     /// What was there before this start keeps its promise, whatever there is.
-    pub fn remember(&self, id: &SandboxId, need: Need, is_restored: bool) {
-        self.lock().insert(id.clone(), Promise { need, coming: Coming::after(need, is_restored) });
+    pub fn remember(&self, id: &SandboxId, need: Need, is_unsaved: bool) {
+        self.lock().insert(id.clone(), Promise { need, coming: Coming::after(need, is_unsaved) });
     }
 
-    /// The sandbox's files take their room from now on.
-    pub fn made(&self, id: &SandboxId, is_restored: bool) {
+    /// The sandbox's files take their room from now on. `is_unsaved`: its memory is in no file yet, and takes its room when it is saved.
+    pub fn made(&self, id: &SandboxId, is_unsaved: bool) {
         if let Some(promise) = self.lock().get_mut(id) {
-            promise.coming = Coming::after(promise.need, is_restored);
+            promise.coming = Coming::after(promise.need, is_unsaved);
         }
     }
 

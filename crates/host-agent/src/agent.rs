@@ -92,7 +92,7 @@ impl Agent {
 
     /// Of new sandboxes: `firecracker/kvm`, `qemu/kvm`, `qemu/emulated` or `fake`; empty while nobody knows.
     pub fn isolation(&self) -> String {
-        self.driver.borrow().as_ref().map(|driver| driver.level()).unwrap_or_default()
+        self.driver.borrow().as_ref().map(|driver| driver.stamp().level()).unwrap_or_default()
     }
 
     /// What makes new sandboxes: its name and version; empty while nobody knows.
@@ -129,11 +129,12 @@ impl Agent {
             Some(process) => (process.driver.clone(), process.vmm_version.clone()),
             None => self.vmm(),
         };
-        let level = |driver: &Arc<dyn Driver>| match &view.process {
-            Some(process) => driver.level_of(process),
-            None => driver.level(),
+        let isolation = match &view.process {
+            Some(process) => {
+                self.driver.borrow().as_ref().map(|driver| driver.stamp_of(process).level()).unwrap_or_default()
+            }
+            None => self.isolation(),
         };
-        let isolation = self.driver.borrow().as_ref().map(level).unwrap_or_default();
         versions.insert("vmm", vmm);
         versions.insert("vmm_version", vmm_version);
         versions.insert("agent_version", env!("CARGO_PKG_VERSION").to_owned());

@@ -100,7 +100,8 @@ pub trait Ground: Send + Sync + 'static {
         None
     }
     async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
-    async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
+    /// `is_filled`: the guest writes into it, so that all its room is taken at once.
+    async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32, is_filled: bool) -> Result<(), GroundError>;
 
     /// A new file with the same content, at no cost where the file system can share it, for this user alone.
     async fn clone_file(&self, from: &Path, to: &Path, uid: u32) -> Result<(), GroundError>;

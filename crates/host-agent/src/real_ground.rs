@@ -377,10 +377,10 @@ impl Ground for RealGround {
         made.map_err(|error| GroundError::new(disk_fault(&error), error))
     }
 
-    async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError> {
+    async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32, is_filled: bool) -> Result<(), GroundError> {
         let path = places.memory.clone();
         let bytes = u64::from(spec.memory_mib) << 20;
-        blocking(move || make_memory(&path, bytes, uid)).await.map_err(|error| match error.kind() {
+        blocking(move || make_memory(&path, bytes, uid, is_filled)).await.map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull => GroundError::new(FULL, error),
             _ => GroundError::new("the host could not make the sandbox's memory file", error),
         })
@@ -417,10 +417,14 @@ fn disk_fault(error: &DiskError) -> &'static str {
 
 /// Anew each time: what an interrupted create left in it must not be a guest's memory. Preallocated: a guest that first touches a page
 /// when the pool has become full would be killed.
-fn make_memory(path: &Path, bytes: u64, uid: u32) -> io::Result<()> {
+fn make_memory(path: &Path, bytes: u64, uid: u32, is_filled: bool) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     crate::durable::remove(path)?;
     let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+    if is_filled {
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+    } else {
+        file.set_len(bytes)?;
+    }
     std::os::unix::fs::fchown(&file, Some(uid), Some(uid))
 }

@@ -37,7 +37,7 @@ use crate::sandbox::steps::{Context, blocking};
 use crate::sandbox::template_generations::TemplateGenerations;
 use crate::standby::Standbys;
 use crate::vmm::{VmmError, Vmms};
-use crate::{durable, template};
+use crate::{durable, template, vmm};
 
 /// How long wishes under way may take when the agent ends; what is not done by then is undone at the next start.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -64,6 +64,8 @@ pub enum RunError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    #[error("end what Firecracker was tried with")]
+    Probe(#[source] io::Error),
     #[error("make {path}")]
     Directory {
         path: PathBuf,
@@ -127,6 +129,8 @@ impl Base {
         let lock = Lock::take(&dir).await?;
         let tag = identity::load_or_make(&dir, &identity::machine_id()?)?;
         let ground = Arc::new(RealGround::open(&config, &tag).await?);
+        let (pool, uid) = (ground.pool_dir(), tag.uid(0));
+        blocking(move || vmm::end_probe(&pool, uid)).await.map_err(RunError::Probe)?;
         Ok(Self { config, tag, ground, _lock: lock })
     }
 
@@ -188,7 +192,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let plan = Admittance::new(&config, known.as_ref())?;
     let base = Base::open(config).await?;
     // Outside of the users of slots.
-    let vmms = Vmms::find(&base.config, base.tag.uid(0)).await?;
+    let vmms = Vmms::find(&base.config, base.ground.pool_dir(), base.tag.uid(0)).await?;
     let known = match known {
         Some(known) if known.host.cp_url != plan.cp_url => {
             info!("the control plane is at {} now", plan.cp_url);
@@ -216,7 +220,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Some(token) => {
             settle_driver.await?;
             let mut facts = base.ground.hardware().await;
-            facts.isolation = driver.borrow().as_ref().map(|driver| driver.level()).unwrap_or_default();
+            facts.isolation = driver.borrow().as_ref().map(|driver| driver.stamp().level()).unwrap_or_default();
             facts.agent_version = env!("CARGO_PKG_VERSION").to_owned();
             facts.templates = template::names(&config.dir);
             let registration =
@@ -332,12 +336,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tasks.spawn(standbys.keep(sandboxes.context().clone(), task_stop.clone()).then_name("standbys"));
     }
     tasks.spawn(base.ground.clone().guard(task_stop.clone()).then_name("guard"));
+    let unsettled = Arc::<OnceLock<RunError>>::default();
     if let Some(settle) = driver_task {
         // Ends when it is done; only its failure is news.
-        let failed = stop.clone();
+        let (failed, why) = (stop.clone(), unsettled.clone());
         tokio::spawn(async move {
             if let Err(error) = settle.await {
                 error!("{error}");
+                let _ = why.set(error);
                 failed.cancel();
             }
         });
@@ -355,6 +361,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     task_stop.cancel();
     sandboxes.stop(SETTLE_TIME_MAX).await;
     let _ = tokio::time::timeout(SETTLE_TIME_MAX, async { while tasks.join_next().await.is_some() {} }).await;
+    if let Some(error) = Arc::into_inner(unsettled).and_then(OnceLock::into_inner) {
+        return Err(error);
+    }
     match died {
         Some(name) if !stop.is_cancelled() => Err(RunError::Died(name)),
         _ => Ok(()),

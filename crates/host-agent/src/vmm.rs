@@ -1,6 +1,7 @@
 //! How this host runs microVMs: by Firecracker where it is installed and KVM boots a guest, else by QEMU, with KVM where a real boot has
 //! proved it, else by emulation. A proof takes seconds, so it is kept until the machine boots again or something of it is another one.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,15 @@ use crate::{durable, sweep, template};
 /// In WRENN_DIR, each with a release beside its jailer: what saved states of before are loaded by.
 const OLDER: &str = "vmms";
 
+/// In the pool, while a guest is booted to find something out.
+const PROBE: &str = "firecracker-probe";
+
+/// Ends what an agent that was killed while it looked has left.
+pub fn end_probe(pool: &Path, uid: u32) -> io::Result<()> {
+    sweep::sweep(uid)?;
+    durable::remove_tree(&pool.join(PROBE))
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     #[error("no VMM: install Firecracker (WRENN_FIRECRACKER_BIN) or QEMU (Debian: apt-get install qemu-system-x86)")]
@@ -29,6 +39,8 @@ pub enum VmmError {
 /// What is installed here.
 pub struct Vmms {
     dir: PathBuf,
+    /// Where sandboxes lie, and so what is tried: a file system may forbid what another allows.
+    pool: PathBuf,
     choice: VmmChoice,
     /// Told by a sentence when it is installed and may not be used.
     firecracker: Result<Arc<Firecracker>, String>,
@@ -45,8 +57,8 @@ pub struct Settled {
 }
 
 impl Vmms {
-    /// `uid`: for guests that are booted to find something out.
-    pub async fn find(config: &Config, uid: u32) -> Result<Self, VmmError> {
+    /// `uid`: for guests that are booted to find something out, in `pool`.
+    pub async fn find(config: &Config, pool: PathBuf, uid: u32) -> Result<Self, VmmError> {
         let qemu = Qemu::new(None, Accelerator::Tcg).await;
         let firecracker = match config.vmm.choice {
             VmmChoice::Qemu => Err(String::new()),
@@ -63,7 +75,7 @@ impl Vmms {
             Err(error) if firecracker.is_err() => return Err(VmmError::None(error)),
             Err(_) => None,
         };
-        Ok(Self { dir: config.dir.clone(), choice: config.vmm.choice, firecracker, qemu, uid })
+        Ok(Self { dir: config.dir.clone(), pool, choice: config.vmm.choice, firecracker, qemu, uid })
     }
 
     /// Proves by a real boot what can be used here, and decides.
@@ -111,7 +123,7 @@ impl Vmms {
                     let begin = std::time::Instant::now();
                     let kvm = Qemu::probe(None, &kernel).await == Accelerator::Kvm;
                     info!(kvm, duration_ms = begin.elapsed().as_millis(), "looked whether KVM boots a guest here");
-                    keep(&self.dir, qemu, kvm, String::new()).await;
+                    keep(&self.dir, qemu, kvm).await;
                     kvm
                 }
                 None => false,
@@ -123,14 +135,11 @@ impl Vmms {
 
     /// A sentence where it is not.
     async fn proven_firecracker(&self, firecracker: &Arc<Firecracker>) -> Result<(), String> {
-        if let Some(proof) = proof(&self.dir, firecracker.as_ref()) {
-            return if proof.kvm { Ok(()) } else { Err(proof.why) };
+        if proof(&self.dir, firecracker.as_ref()).is_some_and(|proof| proof.kvm) {
+            return Ok(());
         }
         let kernel = kernel(&self.dir).ok_or("there is no guest kernel to try it with")?;
-        let place = self.dir.join("firecracker-probe");
-        let uid = self.uid;
-        // Of an agent that was killed while it looked.
-        blocking(move || sweep::sweep(uid)).await.map_err(|error| format!("an earlier try does not end: {error}"))?;
+        let place = self.pool.join(PROBE);
         let jail = Jail { uid: self.uid, gid: self.uid, cgroups: Vec::new() };
         let made = place.clone();
         let made = blocking(move || {
@@ -146,8 +155,10 @@ impl Vmms {
         if let Err(error) = blocking(move || durable::remove_tree(&place)).await {
             warn!("what Firecracker was tried with stays: {error}");
         }
-        let why = booted.as_ref().err().cloned().unwrap_or_default();
-        keep(&self.dir, firecracker.as_ref(), kvm, why).await;
+        // What has failed may be cured without a boot of the machine, so the next start tries again.
+        if kvm {
+            keep(&self.dir, firecracker.as_ref(), kvm).await;
+        }
         booted
     }
 }
@@ -187,21 +198,19 @@ struct Proof {
     boot_id: String,
     kernel: String,
     kvm: bool,
-    /// Why not.
-    why: String,
 }
 
 /// What an earlier look found, if nothing has changed since.
 fn proof(dir: &Path, driver: &dyn Driver) -> Option<Proof> {
     let wanted = wanted(dir, driver)?;
-    proofs(dir).into_iter().find(|proof| Proof { kvm: false, why: String::new(), ..proof.clone() } == wanted)
+    proofs(dir).into_iter().find(|proof| Proof { kvm: false, ..proof.clone() } == wanted)
 }
 
-async fn keep(dir: &Path, driver: &dyn Driver, kvm: bool, why: String) {
+async fn keep(dir: &Path, driver: &dyn Driver, kvm: bool) {
     let Some(wanted) = wanted(dir, driver) else { return };
     let mut all = proofs(dir);
     all.retain(|proof| proof.driver != driver.name());
-    all.push(Proof { kvm, why, ..wanted });
+    all.push(Proof { kvm, ..wanted });
     let bytes = serde_json::to_vec(&all).expect("proofs are plain data");
     let path = path(dir);
     if let Err(error) = blocking(move || durable::write(&path, &bytes, 0o644)).await {
@@ -216,7 +225,6 @@ fn wanted(dir: &Path, driver: &dyn Driver) -> Option<Proof> {
         boot_id: microvm::process::boot_id().ok()?,
         kernel: template::newest_kernel(dir)?.version,
         kvm: false,
-        why: String::new(),
     })
 }
 

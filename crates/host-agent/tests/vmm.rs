@@ -54,7 +54,7 @@ impl Stage {
         let dir = self.dir.path().to_str().unwrap();
         let all = ["wrenn-agent", "--dir", dir].into_iter().chain(arguments.iter().copied());
         let config = Config::try_from(Args::try_parse_from(all).unwrap()).unwrap();
-        Vmms::find(&config, self.uid).await?.settle().await
+        Vmms::find(&config, self.dir.path().to_owned(), self.uid).await?.settle().await
     }
 
     /// That live: one that has ended stays in the table until its parent asks.
@@ -72,7 +72,7 @@ async fn a_firecracker_that_boots_a_guest_is_taken_and_the_proof_is_kept() {
     let firecracker = stage.install("v1.17.0");
     let arguments = ["--firecracker-bin", firecracker.to_str().unwrap()];
     let settled = stage.settle(&arguments).await.unwrap();
-    assert_eq!(settled.driver.level(), "firecracker/kvm");
+    assert_eq!(settled.driver.stamp().level(), "firecracker/kvm");
     assert_eq!((settled.driver.name(), settled.driver.version()), ("firecracker", "1.17.0"));
     assert!(settled.notes.is_empty(), "{:?}", settled.notes);
     // What QEMU had saved before is still loaded.
@@ -85,7 +85,7 @@ async fn a_firecracker_that_boots_a_guest_is_taken_and_the_proof_is_kept() {
     assert!(!stage.dir.path().join("firecracker-probe").exists());
     // A kernel that boots nowhere, of the same name: nobody looks again.
     stage.kernel(b"junk");
-    assert_eq!(stage.settle(&arguments).await.unwrap().driver.level(), "firecracker/kvm");
+    assert_eq!(stage.settle(&arguments).await.unwrap().driver.stamp().level(), "firecracker/kvm");
     // Another release is looked at anew.
     let other = stage.install("v1.17.1");
     let settled = stage.settle(&["--firecracker-bin", other.to_str().unwrap()]).await.unwrap();

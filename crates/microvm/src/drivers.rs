@@ -45,16 +45,12 @@ impl Driver for Drivers {
         self.first().stamp()
     }
 
-    fn stamp_of(&self, record: &ProcessRecord) -> Stamp {
-        self.named(&record.driver).unwrap_or_else(|| self.first()).stamp_of(record)
+    fn boots_into_its_file(&self) -> bool {
+        self.first().boots_into_its_file()
     }
 
     fn loads(&self, saved: &Stamp) -> Result<(), String> {
         self.named(&saved.driver).unwrap_or_else(|| self.first()).loads(saved)
-    }
-
-    fn level_of(&self, record: &ProcessRecord) -> String {
-        self.named(&record.driver).unwrap_or_else(|| self.first()).level_of(record)
     }
 
     async fn start(&self, launch: Launch, start: Start) -> Result<Arc<dyn Microvm>, Error> {

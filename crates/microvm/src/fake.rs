@@ -97,6 +97,7 @@ impl Driver for Fake {
             memory: launch.memory,
             memory_private: matches!(start, Start::Load { .. }),
             memory_mib: launch.shape.memory_mib,
+            made_by: Some(self.stamp()),
         };
         unborn.disarm();
         Ok(Arc::new(FakeVm { record, process }))

@@ -162,6 +162,15 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// What stands between a guest and its host: `firecracker/kvm`, `qemu/kvm`, `qemu/emulated`, `fake`.
+    pub fn level(&self) -> String {
+        match self.isolation.as_str() {
+            "emulation" => format!("{}/emulated", self.driver),
+            "fake" => "fake".to_owned(),
+            other => format!("{}/{other}", self.driver),
+        }
+    }
+
     fn of(driver: &dyn Driver) -> Self {
         Self {
             driver: driver.name().to_owned(),
@@ -253,23 +262,15 @@ pub trait Driver: Send + Sync + 'static {
     /// What saved states of this driver are made by.
     fn stamp(&self) -> Stamp;
 
-    /// What a saved state of that microVM is made by, which may be older than what makes new ones.
+    /// What a saved state of that microVM is made by, which may be another one than what makes new ones.
     fn stamp_of(&self, record: &ProcessRecord) -> Stamp {
-        Stamp { version: record.vmm_version.clone(), ..self.stamp() }
+        // Without it an earlier version of this program has started it, which knew one driver.
+        record.made_by.clone().unwrap_or_else(|| Stamp { version: record.vmm_version.clone(), ..self.stamp() })
     }
 
-    /// What stands between new guests and this host: `firecracker/kvm`, `qemu/kvm`, `qemu/emulated`, `fake`.
-    fn level(&self) -> String {
-        match self.isolation() {
-            Isolation::Kvm => format!("{}/kvm", self.name()),
-            Isolation::Emulation => format!("{}/emulated", self.name()),
-            Isolation::Fake => Isolation::Fake.to_string(),
-        }
-    }
-
-    /// The same of a microVM that runs.
-    fn level_of(&self, _record: &ProcessRecord) -> String {
-        self.level()
+    /// Whether a boot fills [`Launch::memory`], so that its room has to be there before.
+    fn boots_into_its_file(&self) -> bool {
+        true
     }
 
     /// Whether this driver loads what `saved` has made; a sentence when it does not.
@@ -307,6 +308,11 @@ pub trait Microvm: Send + Sync + 'static {
 
     /// Waits for the end of the process, which is noticed at once.
     async fn exited(&self) -> ExitCause;
+
+    /// Whether the guest goes on writing into [`ProcessRecord::memory`], with which what it saves may share blocks.
+    fn writes_into_its_file(&self) -> bool {
+        !self.record().memory_private
+    }
 
     /// What the guest reads from its metadata service, where the VMM has one. Not kept in a saved state.
     async fn set_metadata(&self, _metadata: &serde_json::Value) -> Result<(), Error> {

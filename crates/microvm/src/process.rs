@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::{Error, Stats};
+use crate::{Error, Stamp, Stats};
 
 /// A killed process is gone when the kernel has freed its memory: for a large guest on a busy machine seconds.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
@@ -34,6 +34,9 @@ pub struct ProcessRecord {
     pub memory: PathBuf,
     pub memory_private: bool,
     pub memory_mib: u32,
+    /// What its saved states are made by; none where an earlier program has written this.
+    #[serde(default)]
+    pub made_by: Option<Stamp>,
 }
 
 /// How a process ended, as far as can be known: one that was adopted is no child, and its status went to another.
@@ -241,6 +244,7 @@ mod tests {
             memory: "/".into(),
             memory_private: false,
             memory_mib: 1,
+            made_by: None,
         };
         assert!(Process::of_record(&record).is_ok());
         for other in [

@@ -3,6 +3,8 @@
 //!
 //! Everything happens in a namespace of the test's own, from whose inside the guest is asked, so that no address of the machine is used.
 
+mod artifacts;
+
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -32,29 +34,10 @@ struct Stage {
 
 impl Stage {
     fn new() -> Option<Self> {
-        // SAFETY: geteuid has no effects.
-        if unsafe { libc::geteuid() } != 0 {
-            println!("SKIPPED: real microVMs need root");
-            return None;
-        }
-        let cache = std::env::var_os("WRENN_CACHE")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/wrenn")))?;
-        let artifacts = std::env::var_os("WRENN_TEST_ARTIFACTS").map_or_else(|| cache.join("current"), PathBuf::from);
-        let find = |prefix: &str| {
-            let entries = fs::read_dir(artifacts.join("kernels")).ok()?;
-            entries.flatten().map(|entry| entry.path()).find(|path| {
-                let name = path.file_name().unwrap().to_string_lossy();
-                name.starts_with(prefix) && !name.ends_with(".tmp")
-            })
-        };
-        let (rootfs, Some(vmlinux)) = (artifacts.join("images/minimal/rootfs.ext4"), find("vmlinux-")) else {
-            println!("SKIPPED: no guest kernel in {}", artifacts.display());
-            return None;
-        };
+        let artifacts::Artifacts { kernel, rootfs } = artifacts::find()?;
         let netns = format!("microvm-test-{}", std::process::id());
         let dir = tempfile::Builder::new().prefix("microvm-answers-").tempdir_in("/var/tmp").unwrap();
-        let stage = Self { netns, dir, kernel: KernelImage { vmlinux, initramfs: find("initramfs-") } };
+        let stage = Self { netns, dir, kernel };
         let (netns, at) = (&stage.netns, stage.dir.path().display());
         sh(&format!(
             "truncate -s 3G {at}/xfs; mkfs.xfs -q -m reflink=1 {at}/xfs; mkdir {at}/pool; mount -o loop {at}/xfs {at}/pool

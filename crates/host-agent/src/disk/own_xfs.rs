@@ -40,6 +40,10 @@ pub struct OwnXfs {
     pub point: PathBuf,
 }
 
+/// Programs and devices work in it: the jails of VMMs that have a jailer lie beside the sandboxes' disks, so that files can have names in
+/// both. Nothing that a guest writes is a file of this file system.
+const FLAGS: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_NOSUID);
+
 impl OwnXfs {
     /// Both paths free of symbolic links, as the kernel will name them.
     pub fn new(dir: &Path) -> Self {
@@ -103,7 +107,10 @@ impl OwnXfs {
         std::fs::create_dir_all(&self.point).map_err(failed)?;
         if let Some(present) = mounts::at(&self.point).map_err(failed)? {
             if mounts::backing_file(&present.device).as_deref() == Some(&*self.image) {
-                return Ok(());
+                // An agent of before has mounted it its own way.
+                let again = MsFlags::MS_REMOUNT | FLAGS;
+                return mount(None::<&str>, &self.point, None::<&str>, again, None::<&str>)
+                    .map_err(|errno| failed(errno.into()));
             }
             return Err(PoolError::Occupied { point: self.point.clone(), kind: present.kind });
         }
@@ -113,8 +120,7 @@ impl OwnXfs {
             return Err(PoolError::InTheWay { point: self.point.clone() });
         }
         let device = attach(&self.image).map_err(failed)?;
-        let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        mount(Some(&device.path), &self.point, Some("xfs"), flags, None::<&str>).map_err(|errno| failed(errno.into()))
+        mount(Some(&device.path), &self.point, Some("xfs"), FLAGS, None::<&str>).map_err(|errno| failed(errno.into()))
     }
 
     /// Unmounts and waits until the loop device has let go of the file. Also of what is not mounted.

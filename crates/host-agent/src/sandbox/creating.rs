@@ -27,6 +27,8 @@ use crate::machines::{MachineError, Order};
 const WARM_MIB_MAX: usize = 128;
 /// Between looks at the console of a guest that is coming up: it may end at any moment.
 const BOOT_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// It answers within milliseconds, and no guest depends on it.
+const METADATA_TIME_MAX: Duration = Duration::from_secs(1);
 
 impl Body {
     pub(super) async fn create(
@@ -57,11 +59,18 @@ impl Body {
                 }
             },
             Create::Memory => {
-                match self.origin(&run).filter(|_| run.is_restored()) {
-                    Some(from) => ground.clone_file(&from.files().memory(), &places.memory, run.uid).await?,
-                    None => ground.make_memory(&wish.spec, &places, run.uid).await?,
-                }
-                self.context.admission.made(&self.id, run.is_restored());
+                let is_filled = match self.origin(&run).filter(|_| run.is_restored()) {
+                    Some(from) => {
+                        ground.clone_file(&from.files().memory(), &places.memory, run.uid).await?;
+                        false
+                    }
+                    None => {
+                        let is_filled = self.context.machines.driver().await?.boots_into_its_file();
+                        ground.make_memory(&wish.spec, &places, run.uid, is_filled).await?;
+                        is_filled
+                    }
+                };
+                self.context.admission.made(&self.id, !is_filled);
             }
             Create::Start => {
                 let directory = places.run.clone();
@@ -116,8 +125,8 @@ impl Body {
             Create::Init => {
                 let guest = self.guest.clone().ok_or(StepError::NoRun)?;
                 let init = self.init(wish, &run)?;
-                self.describe_to_guest(wish).await;
                 let envd_version = self.unless_ended(self.introduce(&guest, &init), give_up_at, stop).await?;
+                self.describe_to_guest(wish).await;
                 self.run = Some(Run { envd_version, ..run });
             }
             Create::Commit => match self.settling.take().filter(|_| run.standby.is_some()) {
@@ -265,8 +274,12 @@ impl Body {
         let Some(microvm) = &self.microvm else { return };
         let metadata =
             serde_json::json!({ "instanceID": self.id.to_string(), "envID": wish.spec.template.to_string() });
-        if let Err(error) = microvm.set_metadata(&metadata).await {
-            tracing::warn!(sandbox.id = %self.id, "the metadata service of the guest was not told: {error}");
+        match tokio::time::timeout(METADATA_TIME_MAX, microvm.set_metadata(&metadata)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(sandbox.id = %self.id, "the metadata service of the guest was not told: {error}");
+            }
+            Err(_) => tracing::warn!(sandbox.id = %self.id, "the metadata service of the guest does not answer"),
         }
     }
 

@@ -62,8 +62,9 @@ impl Body {
                 let before = self.before(wish, &run).await;
                 let files = generation::sealed_files(&place, GENERATION);
                 let is_quiet = self.is_quiet;
+                let is_shared = microvm.writes_into_its_file();
                 blocking(move || {
-                    if !run.is_restored() {
+                    if is_shared {
                         // The guest goes on writing into the file that this one is shared with.
                         let memory = generation::begun_files(&place, GENERATION).memory();
                         dig(&memory).map_err(GenerationError::Make)?;

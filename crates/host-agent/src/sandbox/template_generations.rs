@@ -88,7 +88,7 @@ impl TemplateGenerations {
     /// One that a create can be restored from, as far as that is known before it is tried. One that cannot is removed.
     fn find(&self, key: &str, spec: &Spec, vmm: &dyn Driver) -> Option<Lease> {
         let lease = self.shelf.lease(key)?;
-        if let Err(error) = generation::verified(lease.place(), GENERATION, spec, &|saved| vmm.loads(saved)) {
+        if let Err(error) = generation::verified(lease.place(), GENERATION, spec, &|saved| makes(vmm, saved)) {
             warn!("a template's booted state is of no use any more and is removed: {error}");
             self.remove(key);
             return None;
@@ -189,9 +189,10 @@ impl Body {
         let spec = wish.spec.clone();
         let before = Before::of_base(self.context.ground.open_base(&spec).await);
         let queue = self.context.digests.clone();
+        let is_shared = microvm.writes_into_its_file();
         // The create goes on meanwhile. An agent that ends before leaves half of it, which the next one removes.
         tokio::task::spawn_blocking(move || {
-            let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm)?));
+            let sealed = saved.and_then(|vmm| Ok(seal(&making, &spec, vmm, is_shared)?));
             if let Err(error) = sealed {
                 warn!("the booted state of template {} is not kept: {error}: {}", spec.template, error.causes());
                 making.abandon();
@@ -226,10 +227,17 @@ impl Body {
     }
 }
 
-fn seal(making: &Making, spec: &Spec, vmm: Stamp) -> Result<(), GenerationError> {
+/// Whether new sandboxes may begin with it: made by what makes new ones, not by something older that is still there for what it has saved.
+pub fn makes(vmm: &dyn Driver, saved: &Stamp) -> Result<(), String> {
+    vmm.stamp().loads(saved)
+}
+
+fn seal(making: &Making, spec: &Spec, vmm: Stamp, is_shared: bool) -> Result<(), GenerationError> {
     let about =
         About { kept: Kept::Memory, is_quiet: false, parent: None, vmm, spec, envd_version: "", control_token: "" };
-    dig(&generation::begun_files(making.place(), GENERATION).memory()).map_err(GenerationError::Make)?;
+    if is_shared {
+        dig(&generation::begun_files(making.place(), GENERATION).memory()).map_err(GenerationError::Make)?;
+    }
     generation::seal(making.place(), GENERATION, &about)
 }
 

@@ -21,6 +21,7 @@ use crate::sandbox::generation::{GenerationError, verified};
 use crate::sandbox::shelf::{GENERATION, Lease};
 use crate::sandbox::state::Spec;
 use crate::sandbox::steps::{Context, StepError, blocking, token};
+use crate::sandbox::template_generations::makes;
 
 /// The second goes ways that the first does not: then there is an identity before it.
 const REHEARSALS: usize = 2;
@@ -97,8 +98,13 @@ async fn fill(
     });
     made.await.map_err(StepError::Files)?;
     let vmm = context.machines.driver().await?;
-    let (origin, shape) = (lease.place().to_owned(), spec.clone());
-    let (files, manifest) = blocking(move || verified(&origin, GENERATION, &shape, &|saved| vmm.loads(saved))).await?;
+    let (origin, shape, of_template) = (lease.place().to_owned(), spec.clone(), spec.snapshot.is_none());
+    let (files, manifest) = blocking(move || {
+        verified(&origin, GENERATION, &shape, &|saved| {
+            if of_template { makes(vmm.as_ref(), saved) } else { vmm.loads(saved) }
+        })
+    })
+    .await?;
     if spec.snapshot.is_some() && !manifest.is_quiet {
         return Err(StepError::Generation(GenerationError::Incompatible("what runs in it would run on".to_owned())));
     }

@@ -357,7 +357,7 @@ impl Ground for FileGround {
         std::fs::write(&places.disk, "disk").map_err(failed)
     }
 
-    async fn make_memory(&self, _: &Spec, places: &Places, _: u32) -> Result<(), GroundError> {
+    async fn make_memory(&self, _: &Spec, places: &Places, _: u32, _: bool) -> Result<(), GroundError> {
         std::fs::create_dir_all(&places.run).map_err(failed)?;
         std::fs::write(&places.memory, "memory").map_err(failed)
     }

@@ -11,20 +11,21 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, fchown, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, SFlag, mknod};
+use rustix::fs::OFlags;
 
 use super::api;
 use super::versions::Release;
 use crate::log::Log;
 use crate::process::{self, ProcessRecord, Unborn};
 use crate::session::{Session, check};
-use crate::{Error, Jail, KernelImage, Launch, Start, path_text, reflink};
+use crate::{Error, Jail, KernelImage, Launch, Start, path_text, reflink, socket};
 
 /// In the launch directory.
 pub const LINK: &str = "jail";
@@ -110,6 +111,7 @@ pub fn spawn(release: &Release, launch: &Launch, start: &Start) -> Result<Newbor
         memory: launch.memory.clone(),
         memory_private: matches!(start, Start::Load { .. }),
         memory_mib: launch.shape.memory_mib,
+        made_by: None,
     };
     Ok(Newborn { record, unborn, log })
 }
@@ -117,7 +119,11 @@ pub fn spawn(release: &Release, launch: &Launch, start: &Start) -> Result<Newbor
 /// Puts everything into the root that the VMM is to find there. Answers how large the largest file is that it may write.
 fn furnish(root: &Path, launch: &Launch, start: &Start) -> Result<u64, Error> {
     let Jail { uid, gid, .. } = launch.jail;
-    fs::create_dir_all(root).map_err(Error::io("make the jail"))?;
+    // Each by itself: a launch directory that was taken away meanwhile is not made again.
+    let levels = [root.ancestors().nth(2), root.parent(), Some(root)];
+    for level in levels.into_iter().flatten() {
+        fs::create_dir(level).map_err(Error::io("make the jail"))?;
+    }
     let put =
         |file: &Path, name: &str, what: &'static str| give(file, &root.join(name), uid, gid).map_err(Error::io(what));
     put(&launch.disk, name::DISK, "open the disk")?;
@@ -257,7 +263,8 @@ fn find(root: &Path, program: &std::ffi::OsStr, uid: u32) -> Result<(i32, Unborn
     }
     let deadline = Instant::now() + JAILER_LIMIT;
     // The child drops its rights after the jailer has ended.
-    while fs::metadata(format!("/proc/{pid}")).map_err(|_| gone())?.uid() != uid {
+    let line = format!("Uid:\t{uid}\t{uid}\t");
+    while !fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone())?.contains(&line) {
         if Instant::now() > deadline {
             return Err(Error::Stillborn("the VMM does not run as its own user".to_owned()));
         }
@@ -279,6 +286,19 @@ fn end_all_within(root: &Path) {
             held.disarm();
         }
     }
+}
+
+/// Takes the jail's directories from the VMM: it finds what is there, and makes nothing beside it.
+pub fn close(root: &Path) -> io::Result<()> {
+    for dir in [".", "dev", "dev/net", "run"] {
+        let dir = match socket::within(root, dir, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            dir => File::from(dir?),
+        };
+        fchown(&dir, Some(0), Some(0))?;
+        dir.set_permissions(fs::Permissions::from_mode(0o711))?;
+    }
+    Ok(())
 }
 
 /// The jail's root of a running microVM.

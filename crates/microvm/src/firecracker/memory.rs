@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use super::{Vm, api};
+use super::{Control, api};
 use crate::{Error, SaveTarget, reflink, socket};
 
 const BASE: &str = "base";
 const SAVING: &str = "saving";
+const BEGIN: &str = "begin";
 const DEVICE_OUT: &str = "device-out";
 /// Of a save, beside what its memory takes.
 const SAVE_LIMIT: Duration = Duration::from_secs(30);
@@ -30,7 +31,7 @@ const MIB_PER_SECOND_MIN: u32 = 20;
 const DEVICE_BYTES_MAX: u64 = 64 << 20;
 
 /// Bytes that had to be written. The vCPUs stand still, and nobody else saves.
-pub async fn save(vm: &Vm, target: &SaveTarget) -> Result<u64, Error> {
+pub async fn save(vm: &Control, target: &SaveTarget) -> Result<u64, Error> {
     let plan = Plan { root: vm.root(), memory: vm.record.memory.clone(), is_loaded: vm.record.memory_private };
     let bytes = u64::from(vm.record.memory_mib) << 20;
     let (plan, kind) = blocking(move || plan.prepare(bytes).map(|kind| (plan, kind))).await?;
@@ -60,10 +61,12 @@ impl Plan {
     fn prepare(&self, bytes: u64) -> Result<&'static str, Error> {
         let failed = Error::io("prepare the saved memory");
         let prepare = || {
+            // The jail's root is not the VMM's to make files in.
             remove(&self.path(DEVICE_OUT))?;
+            self.hand_over(DEVICE_OUT)?;
             if exists(&self.path(SAVING))? {
-                // What it holds is not certain, and neither is which pages the VMM still counts as dirty.
-                remove(&self.path(SAVING))?;
+                // What it holds is not certain, and neither is which pages the VMM still counts as dirty. It stays until it is whole, or a
+                // save that is given up now would be forgotten.
                 remove(&self.path(BASE))?;
                 return Ok("Full");
             }
@@ -79,19 +82,23 @@ impl Plan {
 
     /// Before the first save: what it was loaded from; of a boot nothing, because all that is not zero was dirtied.
     fn begin(&self, bytes: u64) -> io::Result<()> {
-        let owner = fs::metadata(&self.memory)?;
         // Under another name until it is whole.
-        let new = self.path("begin");
-        remove(&new)?;
-        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&new)?;
+        remove(&self.path(BEGIN))?;
+        let file = self.hand_over(BEGIN)?;
         if self.is_loaded {
             reflink::clone(&File::open(&self.memory)?, &file)?;
         } else {
             file.set_len(bytes)?;
         }
-        // By the handle: the jail's user may put a link there.
+        fs::rename(self.path(BEGIN), self.path(SAVING))
+    }
+
+    /// A new file that is the VMM's to write.
+    fn hand_over(&self, name: &str) -> io::Result<File> {
+        let owner = fs::metadata(&self.memory)?;
+        let file = create(&self.path(name))?;
         fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-        fs::rename(&new, self.path(SAVING))
+        Ok(file)
     }
 
     fn hand_out(&self, target: &SaveTarget, bytes: u64) -> Result<(), Error> {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use api::HugePages;
 use api::{Call, TokenBucket};
@@ -29,7 +29,7 @@ use jail::name;
 use pipes::Tail;
 pub use versions::{Release, Version};
 
-use crate::process::{ExitCause, Process, ProcessRecord};
+use crate::process::{ExitCause, Process, ProcessRecord, Unborn};
 use crate::{
     Driver, Error, GUEST_MAC, Isolation, Jail, KernelImage, Launch, Microvm, SaveTarget, Saved, Shape, Stamp, Start,
     Stats, cpu,
@@ -98,6 +98,8 @@ impl Firecracker {
         let launch = Launch { dir, shape, disk, memory, tap: None, jail };
         let start = Start::Boot { kernel: kernel.clone(), arguments: String::new() };
         let vm = self.start(launch, start).await.map_err(|e| e.to_string())?;
+        // Given up half way, it leaves no guest.
+        let held = Unborn::of(vm.record().pid).map_err(|e| e.to_string())?;
         let deadline = Instant::now() + PROBE_LIMIT;
         let seen = loop {
             let console = vm.console_tail(usize::MAX).await.unwrap_or_default();
@@ -112,6 +114,7 @@ impl Firecracker {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         vm.kill().await.map_err(|e| e.to_string())?;
+        held.disarm();
         seen
     }
 
@@ -150,6 +153,10 @@ impl Driver for Firecracker {
         Stamp { version, ..self.stamp() }.loads(saved)
     }
 
+    fn boots_into_its_file(&self) -> bool {
+        false
+    }
+
     async fn start(&self, launch: Launch, start: Start) -> Result<Arc<dyn Microvm>, Error> {
         let version = match &start {
             Start::Boot { .. } => None,
@@ -164,23 +171,24 @@ impl Driver for Firecracker {
         .await
         .map_err(|e| Error::io("spawn")(std::io::Error::other(e)))??;
         let jail::Newborn { record, unborn, log } = newborn;
+        let made_by = Stamp { version: record.vmm_version.clone(), ..self.stamp() };
+        let record = ProcessRecord { made_by: Some(made_by), ..record };
         let root = jail::root(&record.dir);
         let tail = |name| Tail::open(&root, name).map_err(Error::io("open the VMM's pipes"));
         let vm = Vm {
-            process: Process::of_record(&record)?,
             console: tail(name::SERIAL)?,
             counters: tail(name::METRICS)?,
-            turn: Mutex::default(),
-            record,
+            turn: Arc::default(),
+            control: Arc::new(Control { process: Process::of_record(&record)?, record }),
         };
         let outcome = tokio::select! {
             biased;
-            outcome = self.set_up(&vm, &launch, &start) => outcome,
+            outcome = self.set_up(&vm.control, &launch, &start) => outcome,
             cause = vm.exited() => Err(Error::Stillborn(format!("{cause}: {}", log.complaints()))),
         };
         if let Err(error) = outcome {
             // After a load that failed it ends by itself; collected here, so that nothing of it is left when the error is seen.
-            vm.process.kill().await?;
+            vm.control.process.kill().await?;
             let said = log.complaints();
             return Err(match error {
                 Error::Control { .. } | Error::Silent { .. } | Error::Gone if !said.is_empty() => {
@@ -202,18 +210,21 @@ impl Driver for Firecracker {
 pub fn adopt(record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error> {
     let root = jail::root(&record.dir);
     Ok(Arc::new(Vm {
-        process: Process::of_record(record)?,
         console: Tail::follow(&root, name::SERIAL),
         counters: Tail::follow(&root, name::METRICS),
-        turn: Mutex::default(),
-        record: record.clone(),
+        turn: Arc::default(),
+        control: Arc::new(Control { process: Process::of_record(record)?, record: record.clone() }),
     }))
 }
 
 impl Firecracker {
     /// From the first answer to a guest that runs, or stands still where it was saved.
-    async fn set_up(&self, vm: &Vm, launch: &Launch, start: &Start) -> Result<(), Error> {
+    async fn set_up(&self, vm: &Control, launch: &Launch, start: &Start) -> Result<(), Error> {
         vm.wait_ready().await?;
+        // It has made its socket, the last file that is its own to make.
+        let root = vm.root();
+        let closed = tokio::task::spawn_blocking(move || jail::close(&root)).await;
+        closed.map_err(std::io::Error::other).and_then(|closed| closed).map_err(Error::io("close the jail"))?;
         // Not in a saved state, and refused after a load.
         let metrics = api::Metrics { metrics_path: name::METRICS };
         vm.put("/metrics", &metrics).await?;
@@ -236,12 +247,25 @@ impl Firecracker {
                         .map(|tap| api::NetworkOverride { iface_id: CARD, host_dev_name: &tap.name })
                         .collect(),
                 };
-                vm.put_within("/snapshot/load", &load, LOAD_LIMIT).await
+                vm.put_within("/snapshot/load", &load, LOAD_LIMIT).await?;
+                self.limit(vm, launch).await
             }
         }
     }
 
-    async fn boot(&self, vm: &Vm, launch: &Launch, kernel: &KernelImage, arguments: &str) -> Result<(), Error> {
+    /// The present limits upon a machine that was saved with others.
+    async fn limit(&self, vm: &Control, launch: &Launch) -> Result<(), Error> {
+        if let Some(rate_limiter) = limiter(self.options.disk_bytes_per_second) {
+            vm.patch("/drives/disk", &json!({ "drive_id": name::DISK, "rate_limiter": rate_limiter })).await?;
+        }
+        if let (Some(limiter), Some(_)) = (limiter(self.options.network_bytes_per_second), &launch.tap) {
+            let card = json!({ "iface_id": CARD, "rx_rate_limiter": limiter, "tx_rate_limiter": limiter });
+            vm.patch("/network-interfaces/eth0", &card).await?;
+        }
+        Ok(())
+    }
+
+    async fn boot(&self, vm: &Control, launch: &Launch, kernel: &KernelImage, arguments: &str) -> Result<(), Error> {
         let Shape { vcpus, memory_mib } = launch.shape;
         let machine = api::MachineConfig {
             vcpu_count: vcpus,
@@ -259,8 +283,6 @@ impl Firecracker {
             initrd_path: kernel.initramfs.as_ref().map(|_| name::INITRAMFS),
         };
         vm.put("/boot-source", &source).await?;
-        let limit =
-            |bytes: Option<u64>| bytes.map(|bytes| api::RateLimiter { bandwidth: TokenBucket::per_second(bytes) });
         let drive = api::Drive {
             drive_id: name::DISK,
             path_on_host: name::DISK,
@@ -268,11 +290,11 @@ impl Firecracker {
             is_read_only: false,
             cache_type: "Writeback",
             io_engine: "Sync",
-            rate_limiter: limit(self.options.disk_bytes_per_second),
+            rate_limiter: limiter(self.options.disk_bytes_per_second),
         };
         vm.put("/drives/disk", &drive).await?;
         if let Some(tap) = &launch.tap {
-            let limiter = limit(self.options.network_bytes_per_second);
+            let limiter = limiter(self.options.network_bytes_per_second);
             let card = api::NetworkInterface {
                 iface_id: CARD,
                 guest_mac: GUEST_MAC,
@@ -295,6 +317,10 @@ impl Firecracker {
     }
 }
 
+fn limiter(bytes_per_second: Option<u64>) -> Option<api::RateLimiter> {
+    bytes_per_second.map(|bytes| api::RateLimiter { bandwidth: TokenBucket::per_second(bytes) })
+}
+
 /// The console is the first serial port; without `pci=off` the kernel looks for a bus that is not there.
 fn kernel_line(more: &str) -> String {
     let common = "console=ttyS0 reboot=k panic=-1 pci=off root=/dev/vda rw rootfstype=ext4 random.trust_cpu=on 8250.nr_uarts=1 quiet";
@@ -302,15 +328,20 @@ fn kernel_line(more: &str) -> String {
 }
 
 struct Vm {
-    record: ProcessRecord,
-    process: Process,
+    control: Arc<Control>,
     console: Tail,
     counters: Tail,
     /// One request at a time; and while a save has it, nobody can make the vCPUs run on.
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
 
-impl Vm {
+/// What it takes to speak with a VMM.
+struct Control {
+    record: ProcessRecord,
+    process: Process,
+}
+
+impl Control {
     fn root(&self) -> PathBuf {
         jail::root(&self.record.dir)
     }
@@ -343,6 +374,10 @@ impl Vm {
         self.told(done)
     }
 
+    async fn patch(&self, path: &'static str, body: &impl serde::Serialize) -> Result<(), Error> {
+        self.told(api::patch(&self.root(), self.record.pid, Call { path, limit: COMMAND_LIMIT }, body).await)
+    }
+
     async fn set_state(&self, state: &'static str) -> Result<(), Error> {
         let call = Call { path: "/vm", limit: COMMAND_LIMIT };
         self.told(api::patch(&self.root(), self.record.pid, call, &api::VmState { state }).await)
@@ -355,12 +390,14 @@ impl Vm {
             other => other,
         }
     }
+}
 
-    async fn my_turn(&self, command: &'static str) -> Result<tokio::sync::MutexGuard<'_, ()>, Error> {
-        if self.process.has_ended() {
+impl Vm {
+    async fn my_turn(&self, command: &'static str) -> Result<OwnedMutexGuard<()>, Error> {
+        if self.control.process.has_ended() {
             return Err(Error::Gone);
         }
-        let turn = tokio::time::timeout(COMMAND_LIMIT, self.turn.lock()).await;
+        let turn = tokio::time::timeout(COMMAND_LIMIT, self.turn.clone().lock_owned()).await;
         turn.map_err(|_| Error::Silent { command, limit: COMMAND_LIMIT })
     }
 }
@@ -368,37 +405,43 @@ impl Vm {
 #[async_trait]
 impl Microvm for Vm {
     fn record(&self) -> &ProcessRecord {
-        &self.record
+        &self.control.record
     }
 
     async fn stop_vcpus(&self) -> Result<(), Error> {
         let _turn = self.my_turn("/vm").await?;
-        self.set_state("Paused").await
+        self.control.set_state("Paused").await
     }
 
     async fn continue_vcpus(&self) -> Result<(), Error> {
         let _turn = self.my_turn("/vm").await?;
-        self.set_state("Resumed").await
+        self.control.set_state("Resumed").await
     }
 
     async fn save(&self, target: &SaveTarget) -> Result<Saved, Error> {
         target.refuse_existing().await?;
-        let _turn = self.my_turn("/snapshot/create").await?;
-        let began = Instant::now();
-        self.set_state("Paused").await?;
-        let saved = memory::save(self, target).await;
-        if saved.is_err() {
-            target.remove().await;
-        }
-        Ok(Saved { copied_bytes: saved?, stopped: began.elapsed() })
+        let turn = self.my_turn("/snapshot/create").await?;
+        let (vm, target) = (self.control.clone(), target.clone());
+        // A task: whoever gives this up must not leave half a save behind into which the next one is made.
+        let saving = tokio::spawn(async move {
+            let _turn = turn;
+            let began = Instant::now();
+            vm.set_state("Paused").await?;
+            let saved = memory::save(&vm, &target).await;
+            if saved.is_err() {
+                target.remove().await;
+            }
+            Ok(Saved { copied_bytes: saved?, stopped: began.elapsed() })
+        });
+        saving.await.map_err(|e| Error::io("save")(std::io::Error::other(e)))?
     }
 
     async fn kill(&self) -> Result<(), Error> {
-        self.process.kill().await
+        self.control.process.kill().await
     }
 
     async fn stats(&self) -> Result<Stats, Error> {
-        self.process.stats()
+        self.control.process.stats()
     }
 
     async fn console_tail(&self, bytes: usize) -> Result<Vec<u8>, Error> {
@@ -406,19 +449,23 @@ impl Microvm for Vm {
     }
 
     async fn exited(&self) -> ExitCause {
-        self.process.exited().await
+        self.control.process.exited().await
+    }
+
+    fn writes_into_its_file(&self) -> bool {
+        false
     }
 
     async fn set_metadata(&self, metadata: &Value) -> Result<(), Error> {
         let _turn = self.my_turn("/mmds").await?;
-        self.put("/mmds", metadata).await
+        self.control.put("/mmds", metadata).await
     }
 
     async fn counters(&self) -> Result<Option<Value>, Error> {
         let before = self.counters.count();
         {
             let _turn = self.my_turn("/actions").await?;
-            self.put("/actions", &api::Action { action_type: "FlushMetrics" }).await?;
+            self.control.put("/actions", &api::Action { action_type: "FlushMetrics" }).await?;
         }
         let deadline = Instant::now() + COUNTERS_LIMIT;
         while Instant::now() < deadline {

@@ -205,6 +205,7 @@ mod tests {
             memory: parent.clone(),
             memory_private: true,
             memory_mib: 1,
+            made_by: None,
         };
         let copied = write(&record, &saved).unwrap();
         assert_eq!(copied, 2 * PAGE);

@@ -117,6 +117,7 @@ impl Driver for Qemu {
             .await
             .map_err(|e| Error::io("spawn")(std::io::Error::other(e)))??;
         let spawn::Newborn { record, unborn, log } = newborn;
+        let record = ProcessRecord { made_by: Some(self.stamp()), ..record };
         let process = Process::of_child(record.pid).map_err(Error::io("hold the VMM's process"))?;
         let vm = Vm { process, turn: Mutex::default(), console: Mutex::default(), record };
         let ready = async {

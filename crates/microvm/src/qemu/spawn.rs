@@ -135,6 +135,7 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
         memory,
         memory_private,
         memory_mib: shape.memory_mib,
+        made_by: None,
     };
     Ok(Newborn { record, unborn, log })
 }

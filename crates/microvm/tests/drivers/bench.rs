@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use microvm::{Jail, KernelImage, Launch, Shape, Start};
 
+use crate::artifacts;
+
 /// A user of each bench's own, so that tests at the same time do not count each other's processes.
 static NEXT_UID: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0x3fff_ff00);
 
@@ -28,21 +30,10 @@ impl Bench {
     }
 
     pub fn real() -> Option<Self> {
-        let artifacts = artifacts()?;
-        let find = |prefix: &str| {
-            let entries = fs::read_dir(artifacts.join("kernels")).ok()?;
-            entries
-                .flatten()
-                .map(|entry| entry.path())
-                .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix))
-        };
-        let (Some(vmlinux), rootfs) = (find("vmlinux-"), artifacts.join("images/minimal/rootfs.ext4")) else {
-            println!("SKIPPED: no guest kernel in {}", artifacts.display());
-            return None;
-        };
+        let found = artifacts::find()?;
         let mut bench = Self::plain();
-        bench.kernel = KernelImage { vmlinux, initramfs: find("initramfs-") };
-        bench.rootfs = Some(rootfs);
+        bench.kernel = found.kernel;
+        bench.rootfs = Some(found.rootfs);
         Some(bench)
     }
 
@@ -86,21 +77,4 @@ impl Bench {
     pub fn boot(&self) -> Start {
         Start::Boot { kernel: self.kernel.clone(), arguments: "loglevel=7 ignore_loglevel".to_owned() }
     }
-}
-
-fn artifacts() -> Option<PathBuf> {
-    // SAFETY: geteuid has no effects.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("SKIPPED: real microVMs need root");
-        return None;
-    }
-    let cache = std::env::var_os("WRENN_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/wrenn")))?;
-    let place = std::env::var_os("WRENN_TEST_ARTIFACTS").map_or_else(|| cache.join("current"), PathBuf::from);
-    if place.join("images/minimal/rootfs.ext4").exists() {
-        return Some(place);
-    }
-    println!("SKIPPED: no artifacts in {}: run `make images`", place.display());
-    None
 }

@@ -4,6 +4,8 @@
 //! All but the fake need root; QEMU needs the artifacts of `make images` too (in `WRENN_TEST_ARTIFACTS`, else `current` in the cache). Where
 //! something is missing the test says so and does not count as a pass of anything.
 
+#[path = "../artifacts/mod.rs"]
+mod artifacts;
 mod bench;
 mod firecracker;
 mod promises;
