@@ -10,16 +10,17 @@ use serde_json::Value;
 use crate::run;
 
 /// Which of our crates each may use. Arrows run from programs to promises to nouns; two programs never depend on each other.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("model", &[]),
     ("api", &["model"]),
     ("crashpoint", &[]),
+    ("supervision", &[]),
     ("microvm", &[]),
     ("store", &["model"]),
     ("envd", &["api"]),
     ("cli", &["api"]),
-    ("control-plane", &["api", "model", "store", "crashpoint"]),
-    ("host-agent", &["api", "model", "microvm", "crashpoint"]),
+    ("control-plane", &["api", "model", "store", "crashpoint", "supervision"]),
+    ("host-agent", &["api", "model", "microvm", "crashpoint", "supervision"]),
     ("initramfs", &[]),
     ("testkit", &["api", "model", "store", "microvm", "crashpoint", "control-plane", "host-agent"]),
     ("vmm-simulator", &[]),

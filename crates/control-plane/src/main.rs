@@ -82,11 +82,15 @@ async fn execute(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let serving = run::start(config).await?;
+    supervision::ready();
+    let alive = tokio::spawn(supervision::keep_alive());
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    supervision::ending();
     serving.stop().await;
+    alive.abort();
     if let Some(path) = &config.ready_file {
         let _ = std::fs::remove_file(path);
     }

@@ -98,13 +98,13 @@ impl RunError {
         match self {
             Self::Ground(error) => return error.is_config(),
             Self::Journal(error) => return error.is_config(),
+            Self::Vmm(error) => return error.is_config(),
             _ => {}
         }
         matches!(
             self,
             Self::Missing(_)
                 | Self::Setting(_)
-                | Self::Vmm(_)
                 | Self::Identity(IdentityError::OtherMachine { .. } | IdentityError::Damaged { .. })
                 | Self::Credentials(CredentialsError::Damaged { .. })
                 | Self::Register(RegisterError::TokenRefused { .. } | RegisterError::Refused { .. })
@@ -351,6 +351,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     if let Some(path) = &config.ready_file {
         announce(path.clone(), address).await?;
     }
+    supervision::ready();
+    let alive = tokio::spawn(supervision::keep_alive());
     info!(%address, host.id = %agent.credentials.borrow().host.host_id, "serving on {address}");
 
     let died = tokio::select! {
@@ -358,9 +360,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         ended = tasks.join_next() => Some(ended.and_then(Result::ok).unwrap_or("of the agent")),
     };
     info!("ending; sandboxes go on");
+    supervision::ending();
     task_stop.cancel();
     sandboxes.stop(SETTLE_TIME_MAX).await;
     let _ = tokio::time::timeout(SETTLE_TIME_MAX, async { while tasks.join_next().await.is_some() {} }).await;
+    alive.abort();
     if let Some(error) = Arc::into_inner(unsettled).and_then(OnceLock::into_inner) {
         return Err(error);
     }

@@ -34,6 +34,16 @@ pub enum VmmError {
     None(#[source] microvm::Error),
     #[error(transparent)]
     Setting(#[from] BadSetting),
+    /// It may boot one at the next try: a machine that has just started is busy, and its modules may still be on their way.
+    #[error("no guest boots here: {0}")]
+    NotProven(String),
+}
+
+impl VmmError {
+    /// Starting again does not help: somebody has to change something first.
+    pub fn is_config(&self) -> bool {
+        !matches!(self, Self::NotProven(_))
+    }
 }
 
 /// What is installed here.
@@ -97,10 +107,9 @@ impl Vmms {
             (Ok(()), Err(why)) => why.clone(),
         };
         match (self.choice, qemu) {
-            (VmmChoice::Firecracker, _) => {
-                let cure = "see what `wrenn doctor` says of KVM, or set WRENN_VMM=auto";
-                Err(bad("WRENN_VMM", format!("is firecracker, which does not boot a guest here: {why}"), cure).into())
-            }
+            (VmmChoice::Firecracker, _) => Err(VmmError::NotProven(format!(
+                "WRENN_VMM is firecracker, which does not boot a guest here: {why}; see what `wrenn doctor` says of KVM, or set WRENN_VMM=auto"
+            ))),
             (_, Some(qemu)) => {
                 let notes = Some(format!("Firecracker is not used: {why}.")).filter(|_| !why.is_empty());
                 // What it had saved before is still its own, should KVM come back.
@@ -108,10 +117,9 @@ impl Vmms {
                 let driver = Arc::new(Drivers::new(qemu, others.collect()));
                 Ok(Settled { driver, notes: notes.into_iter().collect() })
             }
-            (_, None) => {
-                let cure = "install QEMU (Debian: apt-get install qemu-system-x86), or give the host KVM";
-                Err(bad("WRENN_VMM", format!("leaves nothing to run sandboxes with: {why}"), cure).into())
-            }
+            (_, None) => Err(VmmError::NotProven(format!(
+                "{why}; give the host KVM, or install QEMU (Debian: apt-get install qemu-system-x86)"
+            ))),
         }
     }
 

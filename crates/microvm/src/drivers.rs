@@ -45,6 +45,10 @@ impl Driver for Drivers {
         self.first().stamp()
     }
 
+    fn stamp_of(&self, record: &ProcessRecord) -> Stamp {
+        self.named(&record.driver).unwrap_or_else(|| self.first()).stamp_of(record)
+    }
+
     fn boots_into_its_file(&self) -> bool {
         self.first().boots_into_its_file()
     }

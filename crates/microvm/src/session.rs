@@ -30,6 +30,12 @@ impl Session {
                 check(libc::write(fd, c"0".as_ptr().cast(), 1) as libc::c_int)?;
                 libc::close(fd);
             }
+            // The caller may be spared where memory is short; a guest is not. Where it cannot be said, it is as it was.
+            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd >= 0 {
+                libc::write(fd, c"0".as_ptr().cast(), 1);
+                libc::close(fd);
+            }
             // Signals to the agent's group are not for the VMM; it outlives the agent.
             check(libc::setsid())?;
             let mut none: libc::sigset_t = std::mem::zeroed();

@@ -8,13 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::host;
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
 use crate::output::{Format, show};
 use crate::platform::preflight::{self, Finding, Grade};
 use crate::platform::state::UpState;
-use crate::platform::{artifacts, objects};
+use crate::platform::{advice, artifacts, objects};
 
 const ASK_MAX: Duration = Duration::from_secs(10);
 /// Below this a platform does not get its smallest pool and a database.
@@ -39,15 +40,17 @@ struct Report {
 }
 
 pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
-    let dir = options.dir()?;
+    // A host that was installed says itself where it lies.
+    let installed = host::install::installed_dir().filter(|_| options.dir.is_none());
+    let dir = installed.map_or_else(|| options.dir(), Ok)?;
     let mut findings = preflight::host();
-    findings.extend(preflight::platform(&dir, true));
-    findings.push(kvm_node());
-    findings.push(cgroups());
-    findings.push(reflink(&dir));
-    findings.push(disk(&dir));
-    findings.push(memory());
+    // One that has joined a control plane elsewhere needs none here.
+    if !dir.join("host-token").exists() || UpState::read(&dir).running().is_some() {
+        findings.extend(preflight::platform(&dir, true));
+    }
+    findings.extend(of_machine(&dir));
     findings.push(images(&dir));
+    findings.extend(advice::all());
     let host = match asked(&dir, options).await {
         Ok(host) => host,
         Err(failure) => {
@@ -79,9 +82,14 @@ pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<Exi
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn in_words(report: &Report) -> String {
+/// What this machine is, as a host with that directory.
+pub fn of_machine(dir: &Path) -> Vec<Finding> {
+    vec![kvm_node(), cgroups(), reflink(dir), disk(dir), memory()]
+}
+
+pub fn lines(findings: &[Finding]) -> Vec<String> {
     let mut lines = Vec::new();
-    for finding in &report.findings {
+    for finding in findings {
         let grade = match finding.grade {
             Grade::Ok => "ok  ",
             Grade::Warn => "warn",
@@ -92,6 +100,11 @@ fn in_words(report: &Report) -> String {
             lines.push(format!("      -> {}", finding.cure));
         }
     }
+    lines
+}
+
+fn in_words(report: &Report) -> String {
+    let mut lines = lines(&report.findings);
     let notes = report.host.as_ref().and_then(|host| host["notes"].as_array());
     lines.extend(notes.into_iter().flatten().filter_map(Value::as_str).map(|note| format!("note  {note}")));
     lines.push(String::new());

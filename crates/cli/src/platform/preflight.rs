@@ -39,8 +39,7 @@ impl Finding {
 }
 
 /// What a host needs from the system, and in which Debian package it is.
-const TOOLS: [(&str, &str); 8] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("losetup", "mount"),
@@ -64,6 +63,7 @@ pub fn host() -> Vec<Finding> {
             format!("run scripts/setup, or apt-get install {}", packages.join(" ")),
         )
     });
+    findings.push(vmm());
     findings.push(device(
         "/dev/net/tun",
         "tap devices",
@@ -92,6 +92,22 @@ pub fn platform(dir: &Path, agent: bool) -> Vec<Finding> {
         (false, Err(failure)) => Finding::fail("PostgreSQL", failure.message(), "run scripts/setup"),
     });
     findings
+}
+
+/// Either will do; the agent finds out which works.
+fn vmm() -> Finding {
+    let named = std::env::var_os("WRENN_FIRECRACKER_BIN").filter(|path| !path.is_empty());
+    let firecracker = std::path::PathBuf::from(named.unwrap_or_else(|| "/usr/local/bin/firecracker".into()));
+    let found = [Some(firecracker).filter(|path| path.exists()), layout::system_program("qemu-system-x86_64")];
+    let found: Vec<String> = found.into_iter().flatten().map(|path| path.display().to_string()).collect();
+    if found.is_empty() {
+        return Finding::fail(
+            "VMM",
+            "neither Firecracker nor QEMU",
+            "apt-get install qemu-system-x86, or install Firecracker (docs/how-to/firecracker.md)",
+        );
+    }
+    Finding::ok("VMM", found.join(", "))
 }
 
 fn architecture() -> Finding {

@@ -25,7 +25,7 @@ use super::actor::CREATE_TIME_MAX;
 use super::generation;
 use super::journal::{Found, JournalError, Unreadable};
 use super::plan::{Create, Progress, Undone};
-use super::state::{Cause, Failure, FailureKind, Phase, Record};
+use super::state::{Cause, Failure, FailureKind, Phase, Record, Run};
 use super::steps::{Body, blocking};
 use super::{Sandboxes, wish_of};
 
@@ -94,7 +94,7 @@ impl Sandboxes {
         let record_of = record.clone();
         let progress = match record.phase {
             Phase::Making { run } if run.standby.is_some() => {
-                self.context.admission.remember(&id, record.spec.need(), run.is_restored());
+                self.context.admission.remember(&id, record.spec.need(), is_unsaved(&run));
                 // The agent that claimed it may have died before the disk had heard of it.
                 let (journal, claimed) = (self.context.journal.clone(), id.clone());
                 if let Err(error) = blocking(move || journal.settle(&claimed)).await {
@@ -129,7 +129,7 @@ impl Sandboxes {
                 }
             }
             Phase::Pausing { run, to } => {
-                self.context.admission.remember(&id, record.spec.need(), run.is_restored());
+                self.context.admission.remember(&id, record.spec.need(), is_unsaved(&run));
                 let directory = self.context.journal.directory(&id);
                 if blocking(move || generation::is_sealed(&directory, to)).await.unwrap_or(false) {
                     body.take_run(run);
@@ -162,7 +162,7 @@ impl Sandboxes {
             phase @ (Phase::Running { .. } | Phase::Snapshotting { .. }) => {
                 let stands_still = matches!(phase, Phase::Snapshotting { .. });
                 let run = phase.run().cloned().expect("it has one while it runs");
-                self.context.admission.remember(&id, record.spec.need(), run.is_restored());
+                self.context.admission.remember(&id, record.spec.need(), is_unsaved(&run));
                 match body.adopt(run).await {
                     Ok(()) if stands_still => Progress::Reverting { what: Undone::Snapshot, done: None },
                     Ok(()) => Progress::Running,
@@ -213,4 +213,9 @@ impl Sandboxes {
 
 fn failure(kind: FailureKind, reason: &str) -> Failure {
     Failure { kind, reason: reason.to_owned(), cause: Cause::Other }
+}
+
+/// Whether its memory is in no file yet that holds room for it.
+fn is_unsaved(run: &Run) -> bool {
+    run.is_restored() || run.process.as_ref().is_some_and(|process| process.driver == microvm::firecracker::NAME)
 }

@@ -85,6 +85,8 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
+    pub const NONE: Self = Self { size: 0, refill_time: 0 };
+
     pub fn per_second(bytes: u64) -> Self {
         Self { size: bytes, refill_time: 1000 }
     }

@@ -253,12 +253,13 @@ impl Firecracker {
         }
     }
 
-    /// The present limits upon a machine that was saved with others.
+    /// The present limits upon a machine that was saved with others; a bucket of no size is no limit.
     async fn limit(&self, vm: &Control, launch: &Launch) -> Result<(), Error> {
-        if let Some(rate_limiter) = limiter(self.options.disk_bytes_per_second) {
-            vm.patch("/drives/disk", &json!({ "drive_id": name::DISK, "rate_limiter": rate_limiter })).await?;
-        }
-        if let (Some(limiter), Some(_)) = (limiter(self.options.network_bytes_per_second), &launch.tap) {
+        let now = |bytes: Option<u64>| limiter(bytes).unwrap_or(api::RateLimiter { bandwidth: TokenBucket::NONE });
+        let rate_limiter = now(self.options.disk_bytes_per_second);
+        vm.patch("/drives/disk", &json!({ "drive_id": name::DISK, "rate_limiter": rate_limiter })).await?;
+        if launch.tap.is_some() {
+            let limiter = now(self.options.network_bytes_per_second);
             let card = json!({ "iface_id": CARD, "rx_rate_limiter": limiter, "tx_rate_limiter": limiter });
             vm.patch("/network-interfaces/eth0", &card).await?;
         }

@@ -1,5 +1,7 @@
 //! `wrenn host`: the machines that run sandboxes. For administrators.
 
+pub mod install;
+
 use std::process::ExitCode;
 
 use api::v1::hosts::{CreateHost, Host, HostWithToken};
@@ -24,13 +26,20 @@ pub enum Command {
     List,
     /// Remove a host. Its credentials stop working at once.
     Rm { id: String },
+    /// Make this machine a host: look whether it can be one, put the service into place, join by a registration token.
+    Install(Box<install::Arguments>),
     /// What the host agent itself says: VMM, templates, what it holds in the kernel.
     Inspect { id: String },
 }
 
 pub async fn run(command: Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    if let Command::Install(arguments) = command {
+        // Of this machine, and nobody is asked.
+        return install::run(&arguments, options, format).await;
+    }
     let client = Client::of_administrator(options).await?;
     match command {
+        Command::Install(_) => {}
         Command::Add { provider, availability_zone } => {
             let wanted = CreateHost { kind: "regular".to_owned(), provider, availability_zone };
             let made: HostWithToken = client.post(client.url(&["v1", "hosts"]), &wanted).await?;
@@ -65,7 +74,7 @@ fn how_to_register(client: &Client, made: &HostWithToken) -> String {
     };
     format!(
         "host {}\n\nOn the new machine, within the hour (the token works once):\n\n  \
-         WRENN_CP_URL={url} WRENN_REGISTRATION_TOKEN={} \\\n    wrenn-agent --address ADDRESS-OF-THAT-MACHINE:50051",
+         WRENN_CP_URL={url} WRENN_REGISTRATION_TOKEN={} \\\n    wrenn host install --address ADDRESS-OF-THAT-MACHINE:50051",
         made.host.id, made.registration_token
     )
 }

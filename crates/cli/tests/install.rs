@@ -1,0 +1,134 @@
+//! What `wrenn host install` puts into place, below a directory that stands for a machine.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const UNIT: &str = "etc/systemd/system/wrenn-agent.service";
+
+fn install(root: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wrenn"))
+        .args(["host", "install", "--json", "--root"])
+        .arg(root)
+        .args(arguments)
+        .env_remove("WRENN_REGISTRATION_TOKEN")
+        .env_remove("WRENN_CP_URL")
+        .env_remove("WRENN_DIR")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn words(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+const FIRST: [&str; 6] = ["--cp-url", "http://10.0.0.1:8000", "--address", "10.0.0.5:50051", "--register", "token-1"];
+
+#[test]
+fn settings_service_and_token_are_put_into_place_and_kept_when_it_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let data = root.join("data");
+    let at = format!("WRENN_DIR={}", data.display());
+    let more = ["--set", &at, "--set", "WRENN_VMM=qemu", "--set", "WRENN_NOTE=two words \"quoted\""];
+    let done = install(root, &[&FIRST[..], &more].concat());
+    assert!(done.status.success(), "{}", words(&done));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(report["running"], false);
+    assert!(report["next"].as_str().unwrap().contains("systemctl enable --now wrenn-agent.service"), "{report}");
+    for file in report["files"].as_array().unwrap() {
+        assert!(root.join(file.as_str().unwrap().trim_start_matches('/')).is_file(), "{file}");
+    }
+    let settings = fs::read_to_string(root.join("etc/wrenn/agent.env")).unwrap();
+    for line in [
+        "WRENN_CP_URL=\"http://10.0.0.1:8000\"",
+        "WRENN_HOST_ADDRESS=\"10.0.0.5:50051\"",
+        "WRENN_NOTE=\"two words \\\"quoted\\\"\"",
+        "WRENN_VMM=\"qemu\"",
+    ] {
+        assert!(settings.lines().any(|it| it == line), "{line} is not in\n{settings}");
+    }
+    let token = root.join("etc/wrenn/registration.env");
+    assert_eq!(fs::read_to_string(&token).unwrap(), "WRENN_REGISTRATION_TOKEN=token-1\n");
+    for secret in ["etc/wrenn/agent.env", "etc/wrenn/registration.env"] {
+        assert_eq!(mode(&root.join(secret)), 0o600, "{secret}");
+    }
+    assert_eq!(mode(&root.join("usr/local/bin/wrenn-agent")), 0o755);
+    let unit = fs::read_to_string(root.join(UNIT)).unwrap();
+    assert!(unit.contains("ExecStart=/usr/local/bin/wrenn-agent --address ${WRENN_HOST_ADDRESS}"), "{unit}");
+    assert!(unit.contains("KillMode=process") && unit.contains("WatchdogSec=30"));
+
+    assert!(settings.contains(&format!("WRENN_DIR=\"{}\"", data.display())), "{settings}");
+
+    // Another VMM: all else stays, also the directory and a token that nobody has used yet.
+    let again = install(root, &["--set", "WRENN_VMM=firecracker"]);
+    assert!(again.status.success(), "{}", words(&again));
+    let changed = fs::read_to_string(root.join("etc/wrenn/agent.env")).unwrap();
+    assert_eq!(changed, settings.replace("WRENN_VMM=\"qemu\"", "WRENN_VMM=\"firecracker\""));
+    assert!(token.exists());
+    // Of a host that has joined the token is spent.
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("host-token"), "").unwrap();
+    assert!(install(root, &[]).status.success());
+    assert!(!token.exists());
+    assert_eq!(fs::read_to_string(root.join("etc/wrenn/agent.env")).unwrap(), changed);
+}
+
+#[test]
+fn without_another_word_a_host_lies_where_its_manual_says() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(install(dir.path(), &FIRST).status.success());
+    let settings = fs::read_to_string(dir.path().join("etc/wrenn/agent.env")).unwrap();
+    assert!(settings.contains("WRENN_DIR=\"/var/lib/wrenn\""), "{settings}");
+}
+
+#[test]
+fn wrong_usage_is_told_and_changes_nothing() {
+    let with = |arguments: &[&'static str]| [&FIRST[..4], arguments].concat();
+    for (arguments, told) in [
+        (vec![], "--cp-url and --address"),
+        (vec!["--address", "10.0.0.5:50051"], "--cp-url is missing"),
+        (vec!["--cp-url", "10.0.0.1:8000", "--address", "10.0.0.5:50051"], "no http or https URL"),
+        (vec!["--cp-url", "http://10.0.0.1", "--address", "10.0.0.5"], "HOST:PORT"),
+        (vec!["--cp-url", "http://10.0.0.1", "--address", ":50051"], "HOST:PORT"),
+        (with(&["--set", "PATH=/tmp"]), "begins with WRENN_"),
+        (with(&["--set", "WRENN_DIR=data"]), "no absolute path"),
+        (with(&["--set", "WRENN_VMM"]), "NAME=VALUE"),
+        (with(&["--set", "WRENN_VMM=qemu\nLD_PRELOAD=x"]), "control characters"),
+        (with(&["--register", "a'; rm -rf /'"]), "registration token"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = install(dir.path(), &arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", words(&refused));
+        assert!(words(&refused).contains(told), "{arguments:?}: {}", words(&refused));
+        assert!(!dir.path().join("etc/wrenn/agent.env").exists(), "{arguments:?}");
+    }
+}
+
+/// systemd reads the units as they are meant: a name that it does not know would be a line that does nothing.
+#[test]
+fn systemd_understands_the_units() {
+    if !Path::new("/usr/bin/systemd-analyze").exists() {
+        println!("SKIPPED: there is no systemd-analyze here");
+        return;
+    }
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["wrenn-agent.service", "wrenn-cp.service"] {
+        let unit = fs::read_to_string(deploy.join(name)).unwrap();
+        // The programs are not installed where this runs.
+        let unit = unit.replace("/usr/bin/wrenn-agent", "/bin/true").replace("/usr/bin/wrenn-cp", "/bin/true");
+        let at = dir.path().join(name);
+        fs::write(&at, unit).unwrap();
+        let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&at).output().unwrap();
+        let said: Vec<String> =
+            words(&verified).lines().filter(|line| line.contains(name)).map(str::to_owned).collect();
+        assert!(said.is_empty(), "{said:?}");
+    }
+}

@@ -1,0 +1,39 @@
+//! What a program tells the service manager that has started it (systemd's protocol): that it serves, that it lives, that it ends. Where
+//! nobody has asked, nothing is said. Used by control plane and host agent.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tracing::warn;
+
+/// It serves.
+pub fn ready() {
+    say(NotifyState::Ready);
+}
+
+/// It has begun to end.
+pub fn ending() {
+    say(NotifyState::Stopping);
+}
+
+/// Says again and again that this program's runtime still runs its tasks, for as long as it does: a runtime whose threads are all blocked
+/// runs this one no more, and the manager ends and starts the program. Never returns where that is wished, else at once.
+pub async fn keep_alive() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut every = tokio::time::interval(pace(limit));
+    loop {
+        every.tick().await;
+        say(NotifyState::Watchdog);
+    }
+}
+
+/// Twice would do; a machine that is far overloaded gets another chance.
+fn pace(limit: Duration) -> Duration {
+    (limit / 3).max(Duration::from_millis(1))
+}
+
+fn say(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("the service manager was not told: {error}");
+    }
+}
