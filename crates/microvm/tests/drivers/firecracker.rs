@@ -226,7 +226,7 @@ async fn after_a_save_that_failed_the_next_one_is_full() {
     vm.continue_vcpus().await.unwrap();
     runs(&vm).await;
     let hook = root(vm.as_ref()).join("simulate");
-    fs::write(&hook, "fail-at=/snapshot/create:No space left on device (os error 28)\n").unwrap();
+    fs::write(&hook, "lose-at=/snapshot/create:No space left on device (os error 28)\n").unwrap();
     let at = |name: &str| stage.bench.dir.path().join(name);
     let target = SaveTarget { memory: at("failed.memory"), device: at("failed.device") };
     let refused = vm.save(&target).await.unwrap_err();
@@ -264,7 +264,7 @@ async fn two_saves_that_failed_are_not_forgotten() {
     for number in 0..2 {
         vm.continue_vcpus().await.unwrap();
         runs(&vm).await;
-        fs::write(&hook, "fail-at=/snapshot/create:Input/output error (os error 5)\n").unwrap();
+        fs::write(&hook, "lose-at=/snapshot/create:Input/output error (os error 5)\n").unwrap();
         let at = |name: &str| stage.bench.dir.path().join(format!("{name}-{number}"));
         let target = SaveTarget { memory: at("twice-memory"), device: at("twice-device") };
         assert!(vm.save(&target).await.is_err());

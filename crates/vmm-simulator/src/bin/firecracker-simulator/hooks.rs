@@ -7,6 +7,7 @@
 //! silent-at=/vm                               it never answers
 //! slow-at=/snapshot/load:500                  it waits so many milliseconds first
 //! fail-at=/snapshot/create:no space left      it refuses with this text and does nothing
+//! lose-at=/snapshot/create:no space left      it refuses a save so, and does not know any more which pages were changed
 //! ```
 
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub enum Hook {
     Silent,
     Slow(Duration),
     Fail(String),
+    Lose(String),
 }
 
 /// Those for one path, in the order of the file. A line that is not understood is for nobody.
@@ -38,6 +40,7 @@ fn parse(line: &str, path: &str) -> Option<Hook> {
         "silent-at" => Some(Hook::Silent),
         "slow-at" => value.parse().ok().map(Duration::from_millis).map(Hook::Slow),
         "fail-at" => Some(Hook::Fail(value.to_owned())),
+        "lose-at" => Some(Hook::Lose(value.to_owned())),
         _ => None,
     }
 }

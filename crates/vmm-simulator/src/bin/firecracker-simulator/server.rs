@@ -124,6 +124,8 @@ impl Api {
                 Hook::Slow(time) => tokio::time::sleep(time).await,
                 Hook::Silent => std::future::pending().await,
                 Hook::Fail(message) => return Some(message),
+                // Of the save itself.
+                Hook::Lose(_) => {}
                 Hook::Exit => {
                     self.end.send_replace(Some(End::AtOnce(1)));
                     std::future::pending().await

@@ -12,6 +12,7 @@ use crate::config::{Configuration, HugePages};
 use crate::devices::Devices;
 use crate::fault::{Fault, os_text};
 use crate::guest::Guest;
+use crate::hooks::{self, Hook};
 use crate::machine::{Machine, bytes_of};
 use crate::memory::{Memory, PAGE};
 use crate::state_file::{self, DeviceState, Unwritable};
@@ -42,6 +43,14 @@ impl Machine {
                 _ => e.to_string(),
             })
         })?;
+        let lost = hooks::for_path("/snapshot/create").into_iter().find_map(|hook| match hook {
+            Hook::Lose(text) => Some(text),
+            _ => None,
+        });
+        if let Some(text) = lost {
+            guest.memory.forget_changes();
+            return Err(refused(text));
+        }
         write_memory(&guest.memory, &request.mem_file_path, request.snapshot_type).map_err(|(what, cause)| {
             refused(format!(
                 "Cannot write memory file: Cannot perform {what} on the memory backing file: {}",
