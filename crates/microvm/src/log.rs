@@ -6,6 +6,9 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::Error;
+use crate::process::Process;
+
 /// Kept in memory that cannot grow: a guest may be able to make its VMM complain without end.
 const LOG_BYTES: u64 = 64 * 1024;
 /// Of them in the error of a start that failed.
@@ -37,5 +40,18 @@ impl Log {
         let end = text[..read].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let text = &text[end.saturating_sub(COMPLAINTS_MAX)..end];
         String::from_utf8_lossy(text).trim().replace(|c: char| c.is_control() && c != '\n', "?").replace('\n', "; ")
+    }
+
+    /// Ends what there is of a start that failed, so that nothing of it is left when the error is seen; and says why in the VMM's own words
+    /// where it has any.
+    pub async fn end_of(&self, process: &Process, error: Error) -> Error {
+        if let Err(error) = process.kill().await {
+            return error;
+        }
+        let said = self.complaints();
+        match error {
+            Error::Control { .. } | Error::Silent { .. } | Error::Gone if !said.is_empty() => Error::Stillborn(said),
+            other => other,
+        }
     }
 }

@@ -32,7 +32,7 @@ pub use versions::{Release, Version};
 use crate::process::{ExitCause, Process, ProcessRecord, Unborn};
 use crate::{
     Driver, Error, GUEST_MAC, Isolation, Jail, KernelImage, Launch, Microvm, SaveTarget, Saved, Shape, Stamp, Start,
-    Stats, cpu,
+    Stats, cpu, proof,
 };
 
 pub const NAME: &str = "firecracker";
@@ -51,11 +51,6 @@ const CONSOLE_BYTES_PER_SECOND: u64 = 256 * 1024;
 const BALLOON_STATS_SEC: u16 = 5;
 /// Of counters that were asked for.
 const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
-/// With KVM a kernel gets to its end without a root disk within a second.
-const PROBE_LIMIT: Duration = Duration::from_secs(6);
-/// What the kernel says when it has come as far as looking for its root disk, or the initramfs when it has not found one.
-const PROBE_MARKERS: [&str; 3] = ["Unable to mount root fs", "initramfs:", "Run /init as init process"];
-
 /// What an operator may choose.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -100,16 +95,17 @@ impl Firecracker {
         let vm = self.start(launch, start).await.map_err(|e| e.to_string())?;
         // Given up half way, it leaves no guest.
         let held = Unborn::of(vm.record().pid).map_err(|e| e.to_string())?;
-        let deadline = Instant::now() + PROBE_LIMIT;
+        let deadline = Instant::now() + proof::BOOT_LIMIT;
         let seen = loop {
             let console = vm.console_tail(usize::MAX).await.unwrap_or_default();
             let text = String::from_utf8_lossy(&console).into_owned();
-            if PROBE_MARKERS.iter().any(|marker| text.contains(marker)) {
+            if proof::is_booted(&text) {
                 break Ok(());
             }
             if Instant::now() > deadline {
+                let limit = proof::BOOT_LIMIT;
                 let last = text.trim_end().rsplit('\n').next().unwrap_or_default();
-                break Err(format!("a guest kernel did not get to its end in {PROBE_LIMIT:?}; it said last: {last:?}"));
+                break Err(format!("a guest kernel did not get to its end in {limit:?}; it said last: {last:?}"));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
@@ -146,11 +142,8 @@ impl Driver for Firecracker {
     }
 
     fn loads(&self, saved: &Stamp) -> Result<(), String> {
-        let version = match self.release(Some(&saved.version)) {
-            Ok(release) => release.version.to_string(),
-            Err(_) => self.version.clone(),
-        };
-        Stamp { version, ..self.stamp() }.loads(saved)
+        let version = if self.release(Some(&saved.version)).is_ok() { &saved.version } else { &self.version };
+        Stamp { version: version.clone(), ..self.stamp() }.loads(saved)
     }
 
     fn boots_into_its_file(&self) -> bool {
@@ -187,15 +180,7 @@ impl Driver for Firecracker {
             cause = vm.exited() => Err(Error::Stillborn(format!("{cause}: {}", log.complaints()))),
         };
         if let Err(error) = outcome {
-            // After a load that failed it ends by itself; collected here, so that nothing of it is left when the error is seen.
-            vm.control.process.kill().await?;
-            let said = log.complaints();
-            return Err(match error {
-                Error::Control { .. } | Error::Silent { .. } | Error::Gone if !said.is_empty() => {
-                    Error::Stillborn(said)
-                }
-                other => other,
-            });
+            return Err(log.end_of(&vm.control.process, error).await);
         }
         unborn.disarm();
         Ok(Arc::new(vm))

@@ -129,16 +129,8 @@ impl Driver for Qemu {
             outcome = ready => outcome,
             cause = vm.exited() => Err(Error::Stillborn(format!("{cause}: {}", log.complaints()))),
         };
-        if let Err(e) = outcome {
-            // Collected here, so that nothing of it is left when the error is seen.
-            vm.process.kill().await?;
-            let said = log.complaints();
-            return Err(match e {
-                Error::Control { .. } | Error::Silent { .. } | Error::Gone if !said.is_empty() => {
-                    Error::Stillborn(said)
-                }
-                other => other,
-            });
+        if let Err(error) = outcome {
+            return Err(log.end_of(&vm.process, error).await);
         }
         unborn.disarm();
         Ok(Arc::new(vm))

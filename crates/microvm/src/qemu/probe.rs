@@ -12,16 +12,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::command::Accelerator;
 use super::landlock;
-use crate::{Error, KernelImage};
+use crate::{Error, KernelImage, proof};
 
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
-/// With KVM a kernel gets to its end without a root disk within a second.
-const BOOT_LIMIT: Duration = Duration::from_secs(6);
 /// Of processor time, for when nobody is left to end it: some times what a vCPU and its VMM can use in that time.
 const CPU: libc::rlimit = libc::rlimit { rlim_cur: 20, rlim_max: 20 };
-/// What the kernel says when it has come as far as looking for its root disk, or the initramfs when it has not found one. Not just any
-/// panic: a kernel that dies half way proves the contrary.
-const MARKERS: [&str; 3] = ["Unable to mount root fs", "initramfs:", "Run /init as init process"];
 
 /// The full path of a program: what may be opened beside it depends on where it is.
 pub fn find(binary: &Path) -> Result<PathBuf, Error> {
@@ -106,7 +101,7 @@ async fn boots_by_kvm(binary: &Path, kernel: &KernelImage) -> bool {
     unsafe { command.pre_exec(move || end_with(parent)) };
     let Ok(mut child) = command.spawn() else { return false };
     let Some(mut console) = child.stdout.take() else { return false };
-    let deadline = Instant::now() + BOOT_LIMIT;
+    let deadline = Instant::now() + proof::BOOT_LIMIT;
     let mut seen = Vec::new();
     let mut piece = [0; 4096];
     let booted = loop {
@@ -115,7 +110,7 @@ async fn boots_by_kvm(binary: &Path, kernel: &KernelImage) -> bool {
             _ => break false,
         }
         let text = String::from_utf8_lossy(&seen);
-        if MARKERS.iter().any(|marker| text.contains(marker)) {
+        if proof::is_booted(&text) {
             break true;
         }
         if seen.len() > 1 << 20 {
