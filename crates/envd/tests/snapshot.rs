@@ -224,7 +224,7 @@ async fn fifty_snapshots_with_lost_ends_leave_nothing_behind() {
 }
 
 #[tokio::test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: make check-long"]
 async fn five_hundred_snapshots_with_lost_ends_leave_nothing_behind() {
     if inside("five_hundred_snapshots_with_lost_ends_leave_nothing_behind") {
         cycles(500).await;
