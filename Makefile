@@ -107,6 +107,7 @@ check: ## everything that must hold: format, lints, rules of the house, every te
 	@$(SUITE) tidy $(XTASK) tidy
 	@$(SUITE) queries $(XTASK) sqlx --check
 	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) lab $(XTASK) lab --out "$(ARTIFACTS)"
 	@$(SUITE) tests cargo test --locked --workspace --exclude whole-machine
 	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
 	@$(SUITE) --summary
@@ -116,6 +117,7 @@ check-long: ## what takes too long for every change: hundreds of kills, long fuz
 	@$(SUITE) setup scripts/setup build run check
 	@$(SUITE) programs $(BUILD_CHECK)
 	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) lab $(XTASK) lab --out "$(ARTIFACTS)"
 	@$(SUITE) tests-long cargo test --locked --workspace --exclude whole-machine --lib --bins --tests -- --ignored
 	@$(SUITE) whole-machine-long cargo test --locked --workspace $(WHOLE_MACHINE) -- --ignored
 	@$(SUITE) --summary

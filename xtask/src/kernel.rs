@@ -2,6 +2,7 @@
 //!
 //! Nothing is compiled but the small init. What is compiled, when somebody asks for it, is in `own.rs`.
 
+pub mod lab;
 pub mod own;
 mod package;
 

@@ -25,6 +25,8 @@ enum Chore {
     Images(images::Arguments),
     /// Compile (or take from the cache) the guest kernel of images/kernel, which `images` takes from there.
     Kernel(kernel::own::Arguments),
+    /// Make (or take from the cache) what tests boot that need another kernel than this machine's.
+    Lab(kernel::lab::Arguments),
     /// Make an image of a directory, as `scripts/rootfs-from-container.sh` does with what a container holds.
     ImageFromTree(images::FromTree),
     /// Check the tree: dependency arrows, docs, names.
@@ -39,6 +41,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
         Chore::Images(arguments) => images::run(&arguments),
         Chore::Kernel(arguments) => kernel::own::run(&arguments),
+        Chore::Lab(arguments) => kernel::lab::run(&arguments),
         Chore::ImageFromTree(arguments) => images::from_tree(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Sqlx(arguments) => sqlx::run(&arguments),

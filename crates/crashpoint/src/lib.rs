@@ -27,6 +27,12 @@ pub struct Injected {
     pub name: &'static str,
 }
 
+impl From<Injected> for std::io::Error {
+    fn from(injected: Injected) -> Self {
+        Self::other(injected)
+    }
+}
+
 /// Marks a point. Blocks the calling thread when the action is `sleep`; does nothing when no test asked for this point.
 pub fn hit(name: &'static str) -> Result<(), Injected> {
     let state = state();

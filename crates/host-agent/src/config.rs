@@ -8,6 +8,7 @@ use std::time::Duration;
 use microvm::firecracker::{self, HugePages};
 use url::Url;
 
+use crate::disk::DiskChoice;
 use crate::vmm::{self, VmmChoice};
 
 /// `EX_CONFIG` of sysexits: supervisors should not restart a program that ends so.
@@ -32,6 +33,9 @@ pub struct Args {
     /// Size in MiB of the agent's own XFS pool, where WRENN_DIR is on a file system without reflinks.
     #[arg(long, env = "WRENN_POOL_MIB")]
     pub pool_mib: Option<String>,
+    /// How new disks are made of their templates: by reflinks of the pool's file system, or as snapshots of device-mapper.
+    #[arg(long, env = "WRENN_DISK", default_value = "reflink", value_name = "reflink|device-mapper")]
+    pub disk: String,
     /// How many network slots are made ahead.
     #[arg(long, env = "WRENN_SLOT_POOL", default_value = "4")]
     pub slot_pool: String,
@@ -85,6 +89,7 @@ pub struct Config {
     pub listen: SocketAddr,
     pub dir: PathBuf,
     pub pool_mib: Option<u32>,
+    pub disk: DiskChoice,
     pub slot_pool: u16,
     pub max_sandboxes: usize,
     /// Creates are restored where they can be.
@@ -133,6 +138,11 @@ impl TryFrom<Args> for Config {
                 .filter(|text| !text.is_empty())
                 .map(|text| number("WRENN_POOL_MIB", &text, 512, 1 << 30))
                 .transpose()?,
+            disk: match args.disk.trim() {
+                "reflink" | "" => DiskChoice::Reflink,
+                "device-mapper" => DiskChoice::DeviceMapper,
+                other => return Err(bad("WRENN_DISK", format!("is {other:?}"), "give reflink or device-mapper")),
+            },
             slot_pool: number("WRENN_SLOT_POOL", &args.slot_pool, 0, 256)?,
             max_sandboxes: number("WRENN_MAX_SANDBOXES", &args.max_sandboxes, 1, 32_767)?,
             restores: match args.create_by.trim() {
@@ -291,6 +301,7 @@ mod tests {
             (vec!["--cp-url", "http://u:p@x"], "WRENN_CP_URL"),
             (vec!["--dir", "relative"], "WRENN_DIR"),
             (vec!["--pool-mib=-1"], "WRENN_POOL_MIB"),
+            (vec!["--disk", "qcow2"], "WRENN_DISK"),
             (vec!["--slot-pool", "many"], "WRENN_SLOT_POOL"),
             (vec!["--max-sandboxes", "0"], "WRENN_MAX_SANDBOXES"),
             (vec!["--create-by", "magic"], "WRENN_CREATE_BY"),

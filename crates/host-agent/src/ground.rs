@@ -12,8 +12,10 @@ use microvm::Tap;
 use model::ids::Incarnation;
 use model::shape::TemplateName;
 
+use crate::disk::DiskChoice;
 use crate::guest::Dial;
 use crate::sandbox::state::Spec;
+use crate::sandbox::steps::blocking;
 
 /// A step on the ground failed. `public` is fit for the sandbox's owner: no host paths, no addresses.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +104,33 @@ pub trait Ground: Send + Sync + 'static {
     async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError>;
     /// `is_filled`: the guest writes into it, so that all its room is taken at once.
     async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32, is_filled: bool) -> Result<(), GroundError>;
+
+    /// The driver of new disks.
+    fn disk_driver(&self) -> &'static str {
+        DiskChoice::Reflink.name()
+    }
+    /// What a VMM opens as the disk of a sandbox in this slot: the file, or a device that shows it.
+    async fn attach_disk(&self, _slot: u16, places: &Places, _uid: u32) -> Result<PathBuf, GroundError> {
+        Ok(places.disk.clone())
+    }
+    /// After the VMM's end.
+    async fn detach_disk(&self, _slot: u16) -> Result<(), GroundError> {
+        Ok(())
+    }
+    /// Begins to bring to the disk what the guest has written.
+    async fn flush_disk(&self, _slot: u16, disk: &Path) -> Result<(), GroundError> {
+        let disk = disk.to_owned();
+        let flushed = blocking(move || File::open(disk)?.sync_data()).await;
+        flushed.map_err(|error| GroundError::new("the host could not write the sandbox's disk", error))
+    }
+    /// Copies the disk of a guest that stands still.
+    async fn save_disk(&self, _slot: u16, disk: &Path, to: &Path) -> Result<(), GroundError> {
+        self.clone_file(disk, to, 0).await
+    }
+    /// A disk with the content of a saved one, the user's own.
+    async fn restore_disk(&self, from: &Path, disk: &Path, uid: u32) -> Result<(), GroundError> {
+        self.clone_file(from, disk, uid).await
+    }
 
     /// A new file with the same content, at no cost where the file system can share it, for this user alone.
     async fn clone_file(&self, from: &Path, to: &Path, uid: u32) -> Result<(), GroundError>;

@@ -34,7 +34,9 @@ pub fn count(pool: &Pool, network: Option<Census>) -> BTreeMap<String, u64> {
     };
     let below = |path: &Path| path.starts_with(pool.dir());
     add("mounts", disk::all_mounts().ok().map(|all| all.iter().filter(|mount| below(&mount.point)).count()));
-    add("loops", disk::loops().ok().map(|all| all.iter().filter(|(_, file)| below(file)).count()));
+    // Those in the pool are disks', which go with their devices.
+    let is_apart = |path: &Path| below(path) && !path.starts_with(pool.path());
+    add("loops", disk::all_loops().ok().map(|all| all.iter().filter(|(_, file)| is_apart(file)).count()));
     let sandboxes = pool.path().join(SANDBOXES);
     add("sandbox_dirs", entries(&sandboxes));
     let runs = |sandbox: std::fs::DirEntry| entries(&sandbox.path().join("run")).unwrap_or(0);

@@ -65,10 +65,11 @@ impl Machines {
             Some(load) => load,
             None => self.boot(driver.as_ref(), order.places).await?,
         };
+        let disk = self.ground.attach_disk(order.slot, order.places, order.uid).await?;
         let launch = Launch {
             dir: order.places.run.clone(),
             shape: Shape { vcpus: order.spec.vcpus, memory_mib: order.spec.memory_mib },
-            disk: order.places.disk.clone(),
+            disk,
             memory: order.places.memory.clone(),
             tap: self.ground.tap(order.slot),
             jail: Jail { uid: order.uid, gid: order.uid, cgroups: self.ground.cgroup_files(order.group) },

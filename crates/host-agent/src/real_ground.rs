@@ -21,7 +21,7 @@ use crate::admission::Room;
 use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
 use crate::denied::Denied;
-use crate::disk::{DiskError, Makings, Pool, PoolError};
+use crate::disk::{DeviceMapper, DiskChoice, DiskError, Disks, Makings, Pool, PoolError};
 use crate::ground::{Ground, GroundError, Places};
 use crate::guest::{Dial, ENVD_PORT};
 use crate::identity::Tag;
@@ -43,6 +43,10 @@ pub enum GroundOpen {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Pool(#[from] PoolError),
+    #[error("WRENN_DISK is device-mapper, but {0}; install a kernel with dm_snapshot, or set WRENN_DISK=reflink")]
+    NoDeviceMapper(String),
+    #[error("take up the disks' devices")]
+    Devices(#[source] io::Error),
     #[error("make the journals' directories")]
     Directories(#[source] io::Error),
     #[error(transparent)]
@@ -61,6 +65,7 @@ impl GroundOpen {
         match self {
             Self::Pool(error) => error.is_config(),
             Self::Journals(error) => error.is_config(),
+            Self::NoDeviceMapper(_) => true,
             _ => false,
         }
     }
@@ -69,6 +74,7 @@ impl GroundOpen {
 pub struct RealGround {
     tag: Tag,
     pool: Arc<Pool>,
+    disks: Arc<Disks>,
     makings: Makings,
     cgroups: Arc<Cgroups>,
     network: Arc<Network>,
@@ -87,11 +93,19 @@ struct InUse {
 impl RealGround {
     /// The pool first: its journals say which slots and groups are in use.
     pub async fn open(config: &Config, tag: &Tag) -> Result<Self, GroundOpen> {
-        let (dir, pool_mib, own) = (config.dir.clone(), config.pool_mib, tag.clone());
+        let (dir, pool_mib, choice, own) = (config.dir.clone(), config.pool_mib, config.disk, tag.clone());
         let closing = config.stop_all;
-        let (pool, cgroups, in_use) = blocking(move || -> Result<_, GroundOpen> {
+        let (pool, disks, cgroups, in_use) = blocking(move || -> Result<_, GroundOpen> {
+            if choice == DiskChoice::DeviceMapper
+                && !closing
+                && let Some(lack) = DeviceMapper::missing()
+            {
+                return Err(GroundOpen::NoDeviceMapper(lack));
+            }
             let pool = if closing { Pool::open_to_close(&dir)? } else { Pool::open(&dir, pool_mib)? };
+            DeviceMapper::resume_all(own.as_str()).map_err(GroundOpen::Devices)?;
             let in_use = in_use(pool.path(), &own)?;
+            let disks = Disks::open(&pool, own.as_str(), &in_use.slots, choice).map_err(GroundOpen::Devices)?;
             let cgroups = Cgroups::open(&dir, own.as_str());
             cgroups.remove_orphans(|name| in_use.groups.contains(name));
             match pool.remove_unused_bases() {
@@ -99,7 +113,7 @@ impl RealGround {
                 Ok(count) => tracing::info!("removed {count} bases of templates that are no longer published"),
                 Err(error) => warn!("bases that nobody needs stay: {error}"),
             }
-            Ok((pool, cgroups, in_use))
+            Ok((pool, disks, cgroups, in_use))
         })
         .await?;
         let mut denied = Denied::new(config);
@@ -115,6 +129,7 @@ impl RealGround {
             tag: tag.clone(),
             makings: Makings::new(pool.clone()),
             pool,
+            disks: Arc::new(disks),
             cgroups: Arc::new(cgroups),
             network,
             denied: tokio::sync::Mutex::new(denied),
@@ -151,9 +166,10 @@ impl RealGround {
     /// Takes down everything in the kernel. Only when no sandbox is left.
     pub async fn close(&self) -> Result<(), GroundOpen> {
         self.network.close_all().await?;
-        let (cgroups, pool) = (self.cgroups.clone(), self.pool.clone());
+        let (cgroups, disks, pool) = (self.cgroups.clone(), self.disks.clone(), self.pool.clone());
         blocking(move || -> Result<(), GroundOpen> {
             cgroups.close().map_err(GroundOpen::Cgroups)?;
+            disks.close().map_err(GroundOpen::Devices)?;
             Ok(pool.close()?)
         })
         .await
@@ -198,15 +214,20 @@ impl RealGround {
         let census = self.network.census(|| before.iter().copied().chain(standbys()).filter_map(SlotId::new).collect());
         let network = census.await.inspect_err(|error| warn!("the network was not counted: {error}")).ok();
         let before = standbys();
-        let (pool, cgroups, tag) = (self.pool.clone(), self.cgroups.clone(), self.tag.clone());
-        let look = move || (leaks::living(&tag), leaks::groups(&cgroups), leaks::count(&pool, network));
-        let (living, groups, mut counts) = blocking(look).await;
+        let (pool, disks, cgroups, tag) =
+            (self.pool.clone(), self.disks.clone(), self.cgroups.clone(), self.tag.clone());
+        let look =
+            move || (leaks::living(&tag), leaks::groups(&cgroups), disks.devices(), leaks::count(&pool, network));
+        let (living, groups, devices, mut counts) = blocking(look).await;
         let apart: BTreeSet<u16> = before.into_iter().chain(standbys()).collect();
         let mut add =
             |kind: &str, count: usize| counts.insert(kind.to_owned(), u64::try_from(count).unwrap_or(u64::MAX));
         if let Some(living) = living {
             let uids: BTreeSet<u32> = apart.iter().map(|slot| self.tag.uid(*slot)).collect();
             add("microvms", living.difference(&uids).count());
+        }
+        if let Ok(devices) = devices {
+            add("disk_devices", devices.iter().filter(|slot| !apart.contains(slot)).count());
         }
         let is_apart = |name: &String| standby::slot_of(name).is_some_and(|slot| apart.contains(&slot));
         add("cgroups", groups.iter().filter(|name| !is_apart(name)).count());
@@ -366,33 +387,66 @@ impl Ground for RealGround {
     }
 
     async fn open_base(&self, spec: &Spec) -> Option<std::fs::File> {
+        // What device-mapper keeps shares nothing with its base.
+        if self.disks.choice() != DiskChoice::Reflink {
+            return None;
+        }
         let (pool, template, mib) = (self.pool.clone(), spec.template.clone(), spec.disk_mib);
         blocking(move || pool.open_base(&template, mib)).await.ok().flatten()
     }
 
     async fn make_disk(&self, spec: &Spec, places: &Places, uid: u32) -> Result<(), GroundError> {
-        let (pool, template, mib, disk) =
-            (self.pool.clone(), spec.template.clone(), spec.disk_mib, places.disk.clone());
-        let made = blocking(move || pool.make_disk(&template, mib, &disk, uid)).await;
+        let (pool, disks) = (self.pool.clone(), self.disks.clone());
+        let (template, mib, disk) = (spec.template.clone(), spec.disk_mib, places.disk.clone());
+        let made = blocking(move || pool.make_disk(disks.chosen(), &template, mib, &disk, uid)).await;
         made.map_err(|error| GroundError::new(disk_fault(&error), error))
+    }
+
+    fn disk_driver(&self) -> &'static str {
+        self.disks.choice().name()
+    }
+
+    async fn attach_disk(&self, slot: u16, places: &Places, uid: u32) -> Result<PathBuf, GroundError> {
+        let (disks, disk, node) = (self.disks.clone(), places.disk.clone(), places.run.join("disk"));
+        let attached = blocking(move || disks.attach(slot, &disk, &node, uid)).await;
+        attached.map_err(|error| file_failed("the host could not show the sandbox its disk", error))
+    }
+
+    async fn detach_disk(&self, slot: u16) -> Result<(), GroundError> {
+        let disks = self.disks.clone();
+        let detached = blocking(move || disks.detach(slot)).await;
+        detached.map_err(|error| file_failed("the host could not take the sandbox's disk away", error))
+    }
+
+    async fn flush_disk(&self, slot: u16, disk: &Path) -> Result<(), GroundError> {
+        let (disks, disk) = (self.disks.clone(), disk.to_owned());
+        let flushed = blocking(move || disks.flush(slot, &disk)).await;
+        flushed.map_err(|error| file_failed("the host could not write the sandbox's disk", error))
+    }
+
+    async fn save_disk(&self, slot: u16, disk: &Path, to: &Path) -> Result<(), GroundError> {
+        let (disks, disk, to) = (self.disks.clone(), disk.to_owned(), to.to_owned());
+        let saved = blocking(move || disks.snapshot(slot, &disk, &to)).await;
+        saved.map_err(|error| file_failed("the host could not copy the sandbox's disk", error))
+    }
+
+    async fn restore_disk(&self, from: &Path, disk: &Path, uid: u32) -> Result<(), GroundError> {
+        let (disks, from, disk) = (self.disks.clone(), from.to_owned(), disk.to_owned());
+        let restored = blocking(move || disks.restore(&from, &disk, uid)).await;
+        restored.map_err(|error| file_failed("the host could not make the sandbox's disk", error))
     }
 
     async fn make_memory(&self, spec: &Spec, places: &Places, uid: u32, is_filled: bool) -> Result<(), GroundError> {
         let path = places.memory.clone();
         let bytes = u64::from(spec.memory_mib) << 20;
-        blocking(move || make_memory(&path, bytes, uid, is_filled)).await.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull => GroundError::new(FULL, error),
-            _ => GroundError::new("the host could not make the sandbox's memory file", error),
-        })
+        let made = blocking(move || make_memory(&path, bytes, uid, is_filled)).await;
+        made.map_err(|error| file_failed("the host could not make the sandbox's memory file", error))
     }
 
     async fn clone_file(&self, from: &Path, to: &Path, uid: u32) -> Result<(), GroundError> {
         let (from, to) = (from.to_owned(), to.to_owned());
         let cloned = blocking(move || crate::disk::clone(&std::fs::File::open(from)?, &to, uid)).await;
-        cloned.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => GroundError::new(FULL, error),
-            _ => GroundError::new("the host could not clone a file of the sandbox", error),
-        })
+        cloned.map_err(|error| file_failed("the host could not clone a file of the sandbox", error))
     }
 
     async fn sweep(&self, uid: u32) -> Result<(), GroundError> {
@@ -404,6 +458,11 @@ impl Ground for RealGround {
 }
 
 const FULL: &str = "the host's disk is full";
+
+fn file_failed(public: &'static str, error: io::Error) -> GroundError {
+    let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    GroundError::new(if is_full { FULL } else { public }, error)
+}
 
 fn disk_fault(error: &DiskError) -> &'static str {
     match error {

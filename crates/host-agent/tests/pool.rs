@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use host_agent::disk::{DiskError, Makings, Pool, PoolError, all_mounts, loops};
+use host_agent::disk::{DiskError, Makings, Pool, PoolError, Reflink, all_loops, all_mounts};
 use model::shape::TemplateName;
 use rustix::fs::FallocateFlags;
 
@@ -59,7 +59,7 @@ impl Dir {
 
     fn held(&self) -> (usize, usize) {
         let mounts = all_mounts().unwrap().into_iter().filter(|mount| mount.point.starts_with(&self.0)).count();
-        (mounts, loops().unwrap().into_iter().filter(|(_, file)| file.starts_with(&self.0)).count())
+        (mounts, all_loops().unwrap().into_iter().filter(|(_, file)| file.starts_with(&self.0)).count())
     }
 }
 
@@ -145,7 +145,7 @@ fn is_a_plain_directory_where_reflinks_work() {
     assert!(pool.notes()[0].contains("directory"), "{:?}", pool.notes());
     assert!(!inner.0.join("pool.img").exists());
     inner.publish(64, "content");
-    pool.make_disk(&name(), 64, &inner.0.join("pool/disk"), 0).unwrap();
+    pool.make_disk(&Reflink, &name(), 64, &inner.0.join("pool/disk"), 0).unwrap();
     assert_eq!(content(&inner.0.join("pool/disk")), "content");
     pool.close().unwrap();
     drop(inner);
@@ -248,7 +248,7 @@ fn makes_a_base_once_and_disks_for_nothing() {
     let seen = std::thread::scope(|scope| {
         for n in 0..8 {
             let (pool, disk) = (&pool, dir.0.join(format!("pool/disk{n}")));
-            scope.spawn(move || pool.make_disk(&name(), 64, &disk, 12345).unwrap());
+            scope.spawn(move || pool.make_disk(&Reflink, &name(), 64, &disk, 12345).unwrap());
         }
         // A second making would put another file into its place.
         let first = scope.spawn(|| {
@@ -272,7 +272,7 @@ fn makes_a_base_once_and_disks_for_nothing() {
     assert!(free - pool.free_mib() < 80, "{free} MiB free before, {} after", pool.free_mib());
     // Writing into one disk changes neither base nor siblings.
     std::fs::write(dir.0.join("pool/disk0"), vec![0xff; 8 << 20]).unwrap();
-    pool.make_disk(&name(), 64, &dir.0.join("pool/disk9"), 1).unwrap();
+    pool.make_disk(&Reflink, &name(), 64, &dir.0.join("pool/disk9"), 1).unwrap();
     assert_eq!(content(&dir.0.join("pool/disk9")), "first");
     assert_eq!(content(&dir.0.join("pool/disk1")), "first");
     pool.close().unwrap();
@@ -302,7 +302,7 @@ fn grows_and_shrinks_the_pristine_image() {
     dir.publish(64, "content");
     for mib in [32, 64, 200, 64] {
         let disk = dir.0.join("pool/disk");
-        pool.make_disk(&name(), mib, &disk, 0).unwrap();
+        pool.make_disk(&Reflink, &name(), mib, &disk, 0).unwrap();
         assert_eq!(std::fs::metadata(&disk).unwrap().len(), u64::from(mib) << 20);
         run("e2fsck", &["-fn", text(&disk)]);
         let blocks = run("dumpe2fs", &["-h", text(&disk)]);
@@ -314,11 +314,11 @@ fn grows_and_shrinks_the_pristine_image() {
         assert_eq!(content(&disk), "content");
     }
     assert_eq!(dir.bases().len(), 3, "{:?}", dir.bases());
-    let refused = pool.make_disk(&name(), 1, &dir.0.join("pool/small"), 0).unwrap_err();
+    let refused = pool.make_disk(&Reflink, &name(), 1, &dir.0.join("pool/small"), 0).unwrap_err();
     assert!(matches!(refused, DiskError::TooSmall { mib: 1, .. }), "{refused:?}");
     assert!(!dir.0.join("pool/small").exists());
     assert_eq!(dir.bases().len(), 3, "{:?}", dir.bases());
-    let unknown = pool.make_disk(&"unknown".parse().unwrap(), 64, &dir.0.join("pool/x"), 0).unwrap_err();
+    let unknown = pool.make_disk(&Reflink, &"unknown".parse().unwrap(), 64, &dir.0.join("pool/x"), 0).unwrap_err();
     assert!(matches!(unknown, DiskError::NoTemplate(_)), "{unknown:?}");
     pool.close().unwrap();
 }
@@ -328,10 +328,10 @@ fn a_new_edition_gives_new_disks_and_lets_the_old_base_go() {
     let Some(dir) = Dir::new() else { return };
     let pool = dir.open();
     dir.publish(64, "old");
-    pool.make_disk(&name(), 64, &dir.0.join("pool/old"), 0).unwrap();
-    pool.make_disk(&name(), 80, &dir.0.join("pool/old80"), 0).unwrap();
+    pool.make_disk(&Reflink, &name(), 64, &dir.0.join("pool/old"), 0).unwrap();
+    pool.make_disk(&Reflink, &name(), 80, &dir.0.join("pool/old80"), 0).unwrap();
     dir.publish(64, "new");
-    pool.make_disk(&name(), 64, &dir.0.join("pool/new"), 0).unwrap();
+    pool.make_disk(&Reflink, &name(), 64, &dir.0.join("pool/new"), 0).unwrap();
     assert_eq!(dir.bases().len(), 3);
     assert_eq!(pool.remove_unused_bases().unwrap(), 2);
     assert_eq!(pool.remove_unused_bases().unwrap(), 0);
@@ -339,7 +339,7 @@ fn a_new_edition_gives_new_disks_and_lets_the_old_base_go() {
     assert_eq!((content(&dir.0.join("pool/old")), content(&dir.0.join("pool/new"))), ("old".into(), "new".into()));
     // An image that somebody put there by hand has no digest.
     std::fs::remove_file(dir.0.join("images/t/digest")).unwrap();
-    pool.make_disk(&name(), 64, &dir.0.join("pool/hand"), 0).unwrap();
+    pool.make_disk(&Reflink, &name(), 64, &dir.0.join("pool/hand"), 0).unwrap();
     assert_eq!(content(&dir.0.join("pool/hand")), "new");
     pool.close().unwrap();
 }
@@ -352,12 +352,12 @@ fn a_full_pool_is_said_and_leaves_no_halves() {
     let filler = std::fs::File::create(dir.0.join("pool/filler")).unwrap();
     while rustix::fs::fallocate(&filler, FallocateFlags::empty(), filler.metadata().unwrap().len(), 4 << 20).is_ok() {}
     assert!(pool.free_mib() < 60, "{}", pool.free_mib());
-    let refused = pool.make_disk(&name(), 200, &dir.0.join("pool/disk"), 0).unwrap_err();
+    let refused = pool.make_disk(&Reflink, &name(), 200, &dir.0.join("pool/disk"), 0).unwrap_err();
     assert!(refused.is_full(), "{refused:?}");
     assert!(dir.bases().is_empty() && !dir.0.join("pool/disk").exists(), "{:?}", dir.bases());
     drop(filler);
     std::fs::remove_file(dir.0.join("pool/filler")).unwrap();
-    pool.make_disk(&name(), 200, &dir.0.join("pool/disk"), 0).unwrap();
+    pool.make_disk(&Reflink, &name(), 200, &dir.0.join("pool/disk"), 0).unwrap();
     pool.close().unwrap();
 }
 

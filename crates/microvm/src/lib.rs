@@ -13,6 +13,7 @@
 //! ```
 
 mod cpu;
+mod disk;
 mod drivers;
 pub mod fake;
 pub mod firecracker;
@@ -91,7 +92,7 @@ pub struct Launch {
     /// Of this run alone; the control socket and the start's complaints lie here. It may be deep: no path of it goes into a socket address.
     pub dir: PathBuf,
     pub shape: Shape,
-    /// Raw image, owned by the jail's uid; the only file that the guest's writes reach.
+    /// Raw image, or the node of a block device, owned by the jail's uid; the only one that the guest's writes reach.
     pub disk: PathBuf,
     /// Owned by the jail's uid. A boot fills it; a load maps it privately and leaves it as it is.
     pub memory: PathBuf,

@@ -15,7 +15,8 @@ use model::shape::TemplateName;
 use rustix::fs::{Mode, OFlags, SeekFrom, openat};
 use tracing::info;
 
-use super::Pool;
+use super::drivers::DiskDriver;
+use super::{Pool, device_mapper};
 use crate::durable;
 use crate::tool::{self, ToolError};
 
@@ -67,6 +68,13 @@ impl DiskError {
     }
 }
 
+/// What disks are made of. Held open, so that it may be removed meanwhile.
+pub struct Base {
+    /// Of its file in the pool.
+    pub name: String,
+    pub file: File,
+}
+
 /// One edition of a template, held open.
 struct Edition {
     digest: String,
@@ -75,9 +83,16 @@ struct Edition {
 
 impl Pool {
     /// A disk for one sandbox: the template's root file system, so many MiB large, the uid's own. Made anew each time.
-    pub fn make_disk(&self, template: &TemplateName, mib: u32, disk: &Path, uid: u32) -> Result<(), DiskError> {
+    pub fn make_disk(
+        &self,
+        driver: &dyn DiskDriver,
+        template: &TemplateName,
+        mib: u32,
+        disk: &Path,
+        uid: u32,
+    ) -> Result<(), DiskError> {
         let base = self.base(template, mib)?;
-        clone(&base, disk, uid).map_err(|cause| {
+        driver.create(&base, disk, uid).map_err(|cause| {
             // Half a disk is nobody's.
             let _ = durable::remove(disk);
             DiskError::Clone(cause)
@@ -110,7 +125,8 @@ impl Pool {
         Ok((pristine, wanted))
     }
 
-    /// Removes bases of editions that are no longer published. Clones do not need them. How many there were.
+    /// Removes bases of editions that are no longer published. Clones do not need them; what device-mapper keeps beside one does. How many
+    /// there were.
     pub fn remove_unused_bases(&self) -> io::Result<usize> {
         let _turn = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kept = BTreeSet::new();
@@ -125,12 +141,13 @@ impl Pool {
                 kept.insert(edition.digest);
             }
         }
+        let in_use = device_mapper::bases_in_use(&self.path)?;
         let mut removed = 0;
         for entry in std::fs::read_dir(self.path.join(FOLDER))? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let digest = name.trim_end_matches(".ext4").split('-').next().unwrap_or_default();
-            if name.ends_with(".ext4") && !kept.contains(digest) {
+            if name.ends_with(".ext4") && !kept.contains(digest) && !in_use.contains(&name) {
                 durable::remove(&entry.path())?;
                 removed += 1;
             }
@@ -149,18 +166,18 @@ impl Pool {
         Ok(())
     }
 
-    /// Held open, so that it may be removed meanwhile.
-    fn base(&self, template: &TemplateName, mib: u32) -> Result<File, DiskError> {
+    fn base(&self, template: &TemplateName, mib: u32) -> Result<Base, DiskError> {
         let failed = |cause| DiskError::Base { template: template.clone(), cause };
         let edition =
             edition(&self.dir, template).map_err(failed)?.ok_or_else(|| DiskError::NoTemplate(template.clone()))?;
         let (pristine, wanted) = self.place_of(&edition, mib).map_err(failed)?;
+        let named = |file| Base { name: wanted.file_name().unwrap_or_default().to_string_lossy().into_owned(), file };
         if let Some(base) = open_if_there(&wanted).map_err(failed)? {
-            return Ok(base);
+            return Ok(named(base));
         }
         let _turn = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(base) = open_if_there(&wanted).map_err(failed)? {
-            return Ok(base);
+            return Ok(named(base));
         }
         let begin = std::time::Instant::now();
         if !pristine.exists() {
@@ -171,7 +188,7 @@ impl Pool {
             self.publish(&wanted, |new, path| resize(template, &pristine, new, path, mib)).map_err(|e| e.or(failed))?;
         }
         info!(duration_ms = begin.elapsed().as_millis(), "made the base of template {template} with {mib} MiB");
-        File::open(&wanted).map_err(failed)
+        File::open(&wanted).map(named).map_err(failed)
     }
 
     /// A file that has its right name only when it is whole and synced.

@@ -5,7 +5,7 @@
 //!   without (ext4, ...):                   pool.img, preallocated XFS of the agent's own, loop-mounted at pool/
 //!
 //!   pool/images/<digest>[-<mib>].ext4   pristine root file systems, one per content and size
-//!   pool/sandboxes/<id>/disk            a clone of one
+//!   pool/sandboxes/<id>/disk            a clone of one, or what device-mapper keeps beside one (`drivers`)
 //! ```
 //!
 //! It never mounts, parses or repairs what a guest has written: file systems inside images are touched before the first guest sees them
@@ -13,7 +13,10 @@
 //! [`Makings`].
 
 mod bases;
+mod device_mapper;
+mod drivers;
 pub mod extents;
+mod loops;
 mod makings;
 mod mounts;
 mod own_xfs;
@@ -25,10 +28,13 @@ use std::sync::Mutex;
 
 use tracing::info;
 
-pub use bases::DiskError;
 pub(crate) use bases::clone;
+pub use bases::{Base, DiskError};
+pub use device_mapper::{DeviceMapper, is_store};
+pub use drivers::{DiskChoice, DiskDriver, Disks, Reflink};
+pub use loops::all as all_loops;
 pub use makings::Makings;
-pub use mounts::{Mount, all as all_mounts, loops};
+pub use mounts::{Mount, all as all_mounts};
 use own_xfs::OwnXfs;
 
 use crate::durable;

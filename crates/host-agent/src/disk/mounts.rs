@@ -1,4 +1,4 @@
-//! What is mounted where, and which file stands behind a loop device: read from the kernel each time, never remembered.
+//! What is mounted where: read from the kernel each time, never remembered.
 
 use std::ffi::OsString;
 use std::io;
@@ -25,24 +25,6 @@ pub fn all() -> io::Result<Vec<Mount>> {
 /// The topmost mount exactly at a path.
 pub fn at(point: &Path) -> io::Result<Option<Mount>> {
     Ok(all()?.into_iter().rfind(|mount| mount.point == point))
-}
-
-/// The file behind a block device, when that is a loop device.
-pub fn backing_file(device: &str) -> Option<PathBuf> {
-    let text = std::fs::read(format!("/sys/dev/block/{device}/loop/backing_file")).ok()?;
-    let text = text.strip_suffix(b"\n").unwrap_or(&text);
-    Some(PathBuf::from(OsString::from_vec(text.to_vec())))
-}
-
-/// Every loop device with its file, as `major:minor`.
-pub fn loops() -> io::Result<Vec<(String, PathBuf)>> {
-    let number = |entry: std::fs::DirEntry| {
-        let name = entry.file_name().into_string().ok().filter(|name| name.starts_with("loop"))?;
-        let device = std::fs::read_to_string(format!("/sys/block/{name}/dev")).ok()?.trim().to_owned();
-        let file = backing_file(&device)?;
-        Some((device, file))
-    };
-    Ok(std::fs::read_dir("/sys/block")?.flatten().filter_map(number).collect())
 }
 
 fn parse(line: &str) -> Option<Mount> {

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::FallocateFlags;
 
+use super::loops::{self, Attachment};
 use super::{PoolError, free_mib, mounts};
 use crate::tool;
 use crate::{durable, sandbox};
@@ -29,8 +29,6 @@ const FORMAT_LIMIT: Duration = Duration::from_secs(120);
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(15);
 /// The sector size of image, loop device and file system: what direct I/O is possible with on any disk.
 const SECTOR: u32 = 4096;
-/// How often another program may be faster to take the free loop device that the kernel named.
-const ATTACH_TRIES: u32 = 32;
 
 /// How the names of images begin that are not whole yet.
 const HALF_MADE: &str = "pool.img.";
@@ -106,7 +104,7 @@ impl OwnXfs {
         let failed = |cause| PoolError::Mount { image: self.image.clone(), point: self.point.clone(), cause };
         std::fs::create_dir_all(&self.point).map_err(failed)?;
         if let Some(present) = mounts::at(&self.point).map_err(failed)? {
-            if mounts::backing_file(&present.device).as_deref() == Some(&*self.image) {
+            if loops::backing_file(&present.device).as_deref() == Some(&*self.image) {
                 // An agent of before has mounted it its own way.
                 let again = MsFlags::MS_REMOUNT | FLAGS;
                 return mount(None::<&str>, &self.point, None::<&str>, again, None::<&str>)
@@ -119,7 +117,9 @@ impl OwnXfs {
         if hidden.next().is_some() {
             return Err(PoolError::InTheWay { point: self.point.clone() });
         }
-        let device = attach(&self.image).map_err(failed)?;
+        // Direct I/O: the pool's pages are cached once, not twice.
+        let wish = Attachment { block_bytes: SECTOR, is_direct: true, ..Attachment::default() };
+        let device = loops::attach(&self.image, wish).map_err(failed)?;
         mount(Some(&device.path), &self.point, Some("xfs"), FLAGS, None::<&str>).map_err(|errno| failed(errno.into()))
     }
 
@@ -128,7 +128,7 @@ impl OwnXfs {
         let failed = |cause| PoolError::Unmount { point: self.point.clone(), cause };
         let end = Instant::now() + UNMOUNT_LIMIT;
         while let Some(present) = mounts::at(&self.point).map_err(failed)? {
-            if mounts::backing_file(&present.device).as_deref() != Some(&*self.image) {
+            if loops::backing_file(&present.device).as_deref() != Some(&*self.image) {
                 break;
             }
             match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
@@ -138,10 +138,10 @@ impl OwnXfs {
             }
         }
         loop {
-            let held = mounts::loops().map_err(failed)?;
+            let held = loops::all().map_err(failed)?;
             let Some((device, _)) = held.into_iter().find(|(_, file)| *file == self.image) else { return Ok(()) };
             // One that was attached by hand does not let go by itself.
-            detach(&device).map_err(failed)?;
+            loops::detach(&device).map_err(failed)?;
             if Instant::now() >= end {
                 return Err(failed(io::Error::new(io::ErrorKind::TimedOut, format!("loop device {device} stays"))));
             }
@@ -163,97 +163,6 @@ fn size(free_mib: u64, wanted: Option<u32>, dir: &Path) -> Result<u64, PoolError
     Ok(mib)
 }
 
-/// A loop device of ours. While this lives the device stays, mounted or not.
-struct Device {
-    path: PathBuf,
-    _file: File,
-}
-
-// linux/loop.h
-const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
-const LOOP_CLR_FD: libc::c_ulong = 0x4c01;
-const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
-const LO_FLAGS_AUTOCLEAR: u32 = 4;
-const LO_FLAGS_DIRECT_IO: u32 = 16;
-const LOOP_MAJOR: u64 = 7;
-
-#[repr(C)]
-struct LoopInfo {
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-    offset: u64,
-    size_limit: u64,
-    number: u32,
-    encrypt_type: u32,
-    encrypt_key_size: u32,
-    flags: u32,
-    file_name: [u8; 64],
-    crypt_name: [u8; 64],
-    encrypt_key: [u8; 32],
-    init: [u64; 2],
-}
-
-#[repr(C)]
-struct LoopConfig {
-    fd: u32,
-    block_size: u32,
-    info: LoopInfo,
-    reserved: [u64; 8],
-}
-
-fn attach(image: &Path) -> io::Result<Device> {
-    let file = File::options().read(true).write(true).open(image)?;
-    let control = File::options().read(true).write(true).open("/dev/loop-control")?;
-    for _ in 0..ATTACH_TRIES {
-        // SAFETY: the call takes no argument.
-        let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
-        let number = u64::try_from(number).map_err(|_| io::Error::last_os_error())?;
-        let path = PathBuf::from(format!("/dev/loop{number}"));
-        if !path.exists() {
-            // A /dev that the kernel does not fill, as in containers.
-            use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-            mknod(&path, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), makedev(LOOP_MAJOR, number))?;
-        }
-        let device = File::options().read(true).write(true).open(&path)?;
-        // SAFETY: all fields may be zero.
-        let mut config: LoopConfig = unsafe { std::mem::zeroed() };
-        config.fd = u32::try_from(file.as_raw_fd()).expect("a descriptor is not negative");
-        config.block_size = SECTOR;
-        // Direct I/O: the pool's pages are cached once, not twice. A disk that cannot do it is used without.
-        config.info.flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
-        let name = image.as_os_str().as_encoded_bytes();
-        let shown = name.len().min(config.info.file_name.len() - 1);
-        config.info.file_name[..shown].copy_from_slice(&name[..shown]);
-        // SAFETY: the argument is a whole loop_config.
-        if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } == 0 {
-            return Ok(Device { path, _file: device });
-        }
-        match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EBUSY) => {}
-            error => return Err(error),
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "no loop device could be had"))
-}
-
-/// By `major:minor`. One that is gone already is what was wanted.
-fn detach(device: &str) -> io::Result<()> {
-    let Some((_, number)) = device.split_once(':') else { return Ok(()) };
-    let device = match File::open(format!("/dev/loop{number}")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    // SAFETY: the call takes no argument.
-    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) } == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
-        error => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,10 +178,5 @@ mod tests {
             let refused = size(free, wanted).unwrap_err().to_string();
             assert!(refused.contains("WRENN_POOL_MIB") && refused.contains(&format!("{free} MiB")), "{refused}");
         }
-    }
-
-    #[test]
-    fn the_kernels_structures_have_their_size() {
-        assert_eq!((size_of::<LoopInfo>(), size_of::<LoopConfig>()), (232, 304));
     }
 }

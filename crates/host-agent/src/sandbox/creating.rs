@@ -52,7 +52,7 @@ impl Body {
             Create::Network => ground.ensure_network(run.slot).await?,
             Create::Cgroup => ground.ensure_cgroup(&run.group(&self.id), &wish.spec).await?,
             Create::Disk => match self.origin(&run) {
-                Some(from) => ground.clone_file(&from.files().disk(), &places.disk, run.uid).await?,
+                Some(from) => ground.restore_disk(&from.files().disk(), &places.disk, run.uid).await?,
                 None => {
                     unless_stopped(ground.ensure_base(&wish.spec), give_up_at, stop).await?;
                     ground.make_disk(&wish.spec, &places, run.uid).await?;

@@ -63,7 +63,7 @@ impl Body {
                 let began = Instant::now();
                 // What it was writing is in the file when this returns.
                 microvm.stop_vcpus().await.map_err(MachineError::Save)?;
-                self.context.ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.context.ground.save_disk(run.slot, &self.places(&run).disk, &files.disk()).await?;
                 self.stopped = began.elapsed();
                 tracing::info!(
                     sandbox.id = %self.id(), stopped_ms = self.stopped().as_millis(),
@@ -73,7 +73,7 @@ impl Body {
             Pause::Save => {
                 let files = blocking(move || generation::begin(&directory, to)).await?;
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-                self.context.ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.context.ground.save_disk(run.slot, &self.places(&run).disk, &files.disk()).await?;
                 self.stopped = saved.stopped;
                 tracing::info!(
                     sandbox.id = %self.id(),
@@ -128,8 +128,7 @@ impl Body {
     pub(super) async fn quieten(&mut self, run: &Run, kept: Kept) -> Result<(), StepError> {
         self.is_quiet = false;
         // What is written now is not written while the guest waits.
-        let disk = self.places(run).disk;
-        blocking(move || std::fs::File::open(disk)?.sync_data()).await.map_err(StepError::Files)?;
+        self.context.ground.flush_disk(run.slot, &self.places(run).disk).await?;
         let guest = match self.guest().cloned() {
             None if kept == Kept::Disk => return Err(StepError::NotFlushed),
             None => return Ok(()),

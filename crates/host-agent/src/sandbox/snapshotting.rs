@@ -42,7 +42,7 @@ impl Body {
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
                 self.stopped = saved.stopped;
                 let began = Instant::now();
-                self.context.ground.clone_file(&self.places(&run).disk, &files.disk(), 0).await?;
+                self.context.ground.save_disk(run.slot, &self.places(&run).disk, &files.disk()).await?;
                 self.stopped = saved.stopped + began.elapsed();
             }
             Snapshot::Continue => {

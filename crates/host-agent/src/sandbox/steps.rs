@@ -467,6 +467,7 @@ impl Body {
                 }
                 if let Some(run) = &self.run {
                     self.context.ground.sweep(run.uid).await?;
+                    self.context.ground.detach_disk(run.slot).await?;
                 }
                 self.microvm = None;
             }

@@ -147,6 +147,8 @@ impl Body {
     pub(super) async fn booted_key(&self, wish: &Wish) -> Option<String> {
         let generations = self.context.template_generations.clone()?;
         let edition = self.context.ground.edition(&wish.spec.template).await.ok().flatten()?;
+        // What is left behind has a disk of this driver's.
+        let edition = format!("{edition} {}", self.context.ground.disk_driver());
         let spec = wish.spec.clone();
         Some(blocking(move || generations.key(&edition, &spec)).await)
     }
@@ -221,7 +223,7 @@ impl Body {
         let console = files.console();
         blocking(move || fs::write(console, said)).await.map_err(StepError::Files)?;
         let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-        self.context.ground.clone_file(&self.places(run).disk, &files.disk(), 0).await?;
+        self.context.ground.save_disk(run.slot, &self.places(run).disk, &files.disk()).await?;
         info!(sandbox.id = %self.id(), stopped_ms = saved.stopped.as_millis(), "saved the booted state of a template");
         Ok(self.context.machines.stamp_of(microvm.as_ref()).await?)
     }

@@ -77,6 +77,7 @@ impl Standbys {
 /// The directory goes before the slot does: it says whose the slot is.
 async fn take_down(context: &Context, husk: &Husk) -> Result<(), StepError> {
     context.ground.sweep(husk.uid).await?;
+    context.ground.detach_disk(husk.slot).await?;
     let place = husk.place.clone();
     blocking(move || durable::remove_tree(&place)).await.map_err(StepError::Files)?;
     context.ground.release_cgroup(&husk.name).await?;
@@ -110,7 +111,7 @@ async fn fill(
     }
     ground.ensure_network(husk.slot).await?;
     ground.ensure_cgroup(&husk.name, spec).await?;
-    ground.clone_file(&files.disk(), &places.disk, husk.uid).await?;
+    ground.restore_disk(&files.disk(), &places.disk, husk.uid).await?;
     ground.clone_file(&files.memory(), &places.memory, husk.uid).await?;
     if !lease.is_checked() {
         let (files, places) = (files.clone(), places.clone());

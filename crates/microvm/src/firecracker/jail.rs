@@ -127,7 +127,7 @@ fn furnish(root: &Path, launch: &Launch, start: &Start) -> Result<u64, Error> {
     let put =
         |file: &Path, name: &str, what: &'static str| give(file, &root.join(name), uid, gid).map_err(Error::io(what));
     put(&launch.disk, name::DISK, "open the disk")?;
-    let disk_bytes = size(&launch.disk).map_err(Error::io("look at the disk"))?;
+    let disk_bytes = crate::disk::size(&launch.disk).map_err(Error::io("look at the disk"))?;
     // Also of a boot, which has no use for it yet.
     let memory = File::open(&launch.memory).map_err(Error::io("open the memory file"))?;
     match start {
@@ -178,15 +178,6 @@ fn lend(file: &Path, to: &Path) -> io::Result<()> {
 
 fn own(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     chown(path, Some(uid), Some(gid))
-}
-
-fn size(disk: &Path) -> io::Result<u64> {
-    let about = fs::metadata(disk)?;
-    if !about.file_type().is_block_device() {
-        return Ok(about.len());
-    }
-    use std::io::Seek as _;
-    File::open(disk)?.seek(io::SeekFrom::End(0))
 }
 
 fn arguments(release: &Release, launch: &Launch, file_bytes: u64) -> Vec<String> {

@@ -58,7 +58,7 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
     let opened_disk = open(&disk, "open the disk")?;
     let opened_memory = open(&memory, "open the memory file")?;
     // Nothing that it may write is larger: a VMM that was taken over fills the pool with no file beyond what its guest may fill anyway.
-    let disk_bytes = opened_disk.metadata().map_err(Error::io("look at the disk"))?.len();
+    let disk_bytes = crate::disk::size(&disk).map_err(Error::io("look at the disk"))?;
     let file_bytes = disk_bytes.max(u64::from(shape.memory_mib) << 20);
     let mut handed: Vec<OwnedFd> = vec![control.into(), opened_disk.into(), opened_memory.into()];
     let by_path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
