@@ -17,7 +17,8 @@ const EXECUTE: u64 = 1 << 0;
 const WRITE_FILE: u64 = 1 << 1;
 const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
-const IOCTL_DEV: u64 = 1 << 15;
+/// What can be asked of a device beside reading and writing it.
+pub const IOCTL_DEV: u64 = 1 << 15;
 const NET_BIND_AND_CONNECT_TCP: u64 = 3;
 const SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL: u64 = 3;
 

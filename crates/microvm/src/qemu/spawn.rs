@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,7 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
     let opened_disk = open(&disk, "open the disk")?;
     let opened_memory = open(&memory, "open the memory file")?;
     // Nothing that it may write is larger: a VMM that was taken over fills the pool with no file beyond what its guest may fill anyway.
+    let disk_is_device = opened_disk.metadata().map_err(Error::io("look at the disk"))?.file_type().is_block_device();
     let disk_bytes = crate::disk::size(&disk).map_err(Error::io("look at the disk"))?;
     let file_bytes = disk_bytes.max(u64::from(shape.memory_mib) << 20);
     let mut handed: Vec<OwnedFd> = vec![control.into(), opened_disk.into(), opened_memory.into()];
@@ -71,7 +72,8 @@ pub fn spawn(plan: Plan) -> Result<Newborn, Error> {
         None => None,
     };
     // What it was given it may open again, each in its way.
-    let mut files = vec![(1, landlock::READ_WRITE), (2, landlock::READ_WRITE)];
+    let of_disk = if disk_is_device { landlock::READ_WRITE | landlock::IOCTL_DEV } else { landlock::READ_WRITE };
+    let mut files = vec![(1, of_disk), (2, landlock::READ_WRITE)];
     let memory_private = matches!(start, Start::Load { .. });
     let what = match start {
         Start::Boot { kernel, arguments } => {

@@ -1,10 +1,13 @@
 //! What microVMs of the tests are made of.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
 
 use microvm::{Jail, KernelImage, Launch, Shape, Start};
+use nix::sys::stat::{Mode, SFlag, mknod};
 
 use crate::artifacts;
 
@@ -16,6 +19,16 @@ pub struct Bench {
     pub kernel: KernelImage,
     pub rootfs: Option<PathBuf>,
     pub uid: u32,
+    /// Disks are shown as block devices; those that were made.
+    devices: Option<Mutex<Vec<String>>>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for device in self.devices.iter().flat_map(|devices| devices.lock().unwrap().clone()) {
+            let _ = Command::new("losetup").args(["-d", &device]).status();
+        }
+    }
 }
 
 impl Bench {
@@ -26,7 +39,7 @@ impl Bench {
         // What a loader looks at first, where there is one.
         fs::write(&vmlinux, b"\x7fELF\x02\x01\x01").unwrap();
         let uid = NEXT_UID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Self { dir, kernel: KernelImage { vmlinux, initramfs: None }, rootfs: None, uid }
+        Self { dir, kernel: KernelImage { vmlinux, initramfs: None }, rootfs: None, uid, devices: None }
     }
 
     pub fn real() -> Option<Self> {
@@ -37,6 +50,11 @@ impl Bench {
         Some(bench)
     }
 
+    /// From now on disks are devices, as device-mapper's are.
+    pub fn use_devices(&mut self) {
+        self.devices = Some(Mutex::default());
+    }
+
     pub fn launch(&self, name: &str) -> Launch {
         let dir = self.dir.path().join(name);
         fs::create_dir(&dir).unwrap();
@@ -45,17 +63,24 @@ impl Bench {
             (self.dir.path().join(format!("{name}.disk")), self.dir.path().join(format!("{name}.memory")));
         match &self.rootfs {
             Some(rootfs) => {
-                let copied =
-                    std::process::Command::new("cp").args(["--sparse=always"]).arg(rootfs).arg(&disk).status().unwrap();
+                let copied = Command::new("cp").args(["--sparse=always"]).arg(rootfs).arg(&disk).status().unwrap();
                 assert!(copied.success());
             }
-            None => fs::write(&disk, "disk").unwrap(),
+            None => fs::write(&disk, [b'd'; 4096]).unwrap(),
         }
         File::create(&memory).unwrap().set_len(256 << 20).unwrap();
         for file in [&disk, &memory] {
             fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
             chown(file, Some(self.uid), Some(self.uid)).unwrap();
         }
+        let disk = match &self.devices {
+            Some(devices) => {
+                let (device, node) = self.show(&disk, name);
+                devices.lock().unwrap().push(device);
+                node
+            }
+            None => disk,
+        };
         Launch {
             dir,
             shape: Shape { vcpus: 1, memory_mib: 256 },
@@ -64,6 +89,17 @@ impl Bench {
             tap: None,
             jail: Jail { uid: self.uid, gid: self.uid, cgroups: Vec::new() },
         }
+    }
+
+    /// A loop device, and a node for it that is the VMM's user's.
+    fn show(&self, disk: &Path, name: &str) -> (String, PathBuf) {
+        let shown = Command::new("losetup").args(["-f", "--show"]).arg(disk).output().unwrap();
+        assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+        let device = String::from_utf8(shown.stdout).unwrap().trim().to_owned();
+        let node = self.dir.path().join(format!("{name}.node"));
+        mknod(&node, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, fs::metadata(&device).unwrap().rdev()).unwrap();
+        chown(&node, Some(self.uid), Some(self.uid)).unwrap();
+        (device, node)
     }
 
     /// With a copy of a memory that was saved.

@@ -119,6 +119,13 @@ async fn generations_follow_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_may_be_a_device() {
+    let Some(mut stage) = Stage::new().await.filter(Stage::boots) else { return };
+    stage.bench.use_devices();
+    promises::generations_follow_each_other(&stage.driver, &stage.bench).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn broken_states_are_refused() {
     let Some(stage) = Stage::new().await.filter(Stage::boots) else { return };
     promises::broken_states_are_refused(&stage.driver, &stage.bench).await;

@@ -90,6 +90,14 @@ async fn generations_follow_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_may_be_a_device() {
+    let Some(mut bench) = Bench::real() else { return };
+    bench.use_devices();
+    let driver = Qemu::new(None, Accelerator::Tcg).await.unwrap();
+    promises::generations_follow_each_other(&driver, &bench).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn broken_states_are_refused() {
     let Some(bench) = Bench::real() else { return };
     let driver = Qemu::new(None, Accelerator::Tcg).await.unwrap();
