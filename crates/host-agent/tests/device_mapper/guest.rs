@@ -450,13 +450,20 @@ fn full_pool(place: &Place) {
         write(&device, 'c', at);
     }
     assert!(device.sync_all().is_err(), "there was room");
-    drop(device);
-    disks.detach(1).unwrap();
     drop(file);
     fs::remove_file(&ballast).unwrap();
+    // A pause still saves it.
+    disks.snapshot(1, &disk, &place.disk("copy")).unwrap();
+    drop(device);
+    disks.detach(1).unwrap();
+    for name in ["copy", "one"] {
+        let device = open(&disks.attach(1, &place.disk(name), &place.node(name), UID).unwrap());
+        assert_eq!(written(&marks(&device), 'b').len(), 20, "what was synced is in {name}");
+        drop(device);
+        disks.detach(1).unwrap();
+    }
+    place.remove("copy");
     let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
-    let found = marks(&device);
-    assert_eq!(written(&found, 'b').len(), 20, "what was synced is there");
     for at in 20..40 {
         write(&device, 'd', at);
     }
