@@ -21,11 +21,13 @@ const UID: u32 = 0x4000_1234;
 /// Asks this program, started anew, for work in which it is to die.
 const WORK: &str = "WRENN_TEST_WORK";
 
+type Scene = (&'static str, fn(&Place));
+
 #[test]
 #[ignore = "runs as the init of a guest that another test boots"]
 fn everything() {
     let Some(place) = Place::in_guest() else { return };
-    let all: [(&str, fn(&Place)); 11] = [
+    let all: [Scene; 11] = [
         ("what is written stays, and the base as it was", stays),
         ("a disk is copied while its guest stands still", copied),
         ("a flat image holds what the device showed", flattened),
