@@ -11,4 +11,5 @@ pub mod postgres;
 pub mod preflight;
 pub mod process;
 pub mod programs;
+pub mod service;
 pub mod state;
