@@ -2,11 +2,12 @@
 //! purges. It is packed of the programs under test, as `make deb` packs the release programs.
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use whole_machine::bare_machine::BareMachine;
 use whole_machine::platform::program;
@@ -92,7 +93,7 @@ fn holds_what_a_machine_needs(package: &Package) {
     assert_eq!(package.field("Architecture"), "amd64");
     assert!(package.field("Maintainer").contains('@') && !package.field("Description").is_empty());
     // What the host agent calls (`wrenn doctor` names it too), and the library that every program is linked with.
-    for needed in ["e2fsprogs", "iproute2", "libc6", "mount", "nftables", "xfsprogs"] {
+    for needed in ["ca-certificates", "e2fsprogs", "iproute2", "libc6", "mount", "nftables", "xfsprogs"] {
         assert!(package.lists("Depends").contains(&needed.to_owned()), "{needed}: {}", package.field("Depends"));
     }
     assert!(package.lists("Recommends").contains(&"qemu-system-x86".to_owned()), "{}", package.field("Recommends"));
@@ -186,6 +187,64 @@ fn becomes_a_host(machine: &BareMachine) {
     std::fs::remove_file(machine.root.join("etc/systemd/system/wrenn-agent.service")).unwrap();
 }
 
+const CONTROL_PLANE: [&str; 3] = ["control-plane", "install", "--json"];
+const DATABASE_OF_NOBODY: &str = "postgres://nobody@localhost/none?host=/var/run/postgresql";
+
+fn words(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// From a machine that has PostgreSQL to a control plane that gives tokens to hosts.
+fn becomes_a_control_plane(machine: &BareMachine) {
+    let install = |arguments: &[&str]| machine.run("wrenn", &[&CONTROL_PLANE[..], arguments].concat());
+    let settings = machine.root.join("etc/wrenn/control-plane.env");
+    let refused = |arguments: &[&str], told: &str| {
+        let output = install(arguments);
+        assert!(!output.status.success() && words(&output).contains(told), "{arguments:?}: {}", words(&output));
+        assert!(!settings.exists(), "{arguments:?}");
+    };
+    refused(&["--local-database"], "systemctl start postgresql");
+    machine.start_postgres();
+    refused(&["--database-url", DATABASE_OF_NOBODY], "DATABASE_URL: no database answers");
+    refused(&["--local-database", "--host-networks", "10.0.0.0/33"], "WRENN_HOST_NETWORKS");
+    let taken = TcpListener::bind("127.0.0.1:8001").unwrap();
+    refused(&["--local-database", "--listen", "127.0.0.1:8001"], "cannot listen on 127.0.0.1:8001");
+    drop(taken);
+    let nobody = ["--reuid", "65534", "--clear-groups", "--", "wrenn", "control-plane", "install", "--local-database"];
+    let output = machine.run("setpriv", &nobody);
+    assert!(words(&output).contains("not root"), "{}", words(&output));
+    assert_eq!(machine.systemctl_calls(), Vec::<String>::new());
+
+    machine.put("systemctl.starts", "wrenn-cp.service\n", 0o644);
+    let first = install(&["--local-database", "--listen", "127.0.0.1:8000"]);
+    let report: Value = serde_json::from_slice(&first.stdout).unwrap_or_else(|e| panic!("{e}: {}", words(&first)));
+    assert_eq!((&report["running"], &report["files"]), (&json!(true), &json!(["/etc/wrenn/control-plane.env"])));
+    assert_eq!(settings.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    let restarted = "restart --no-block wrenn-cp.service";
+    assert_eq!(machine.systemctl_calls(), ["daemon-reload", "enable wrenn-cp.service", restarted]);
+    // Root of this machine is an administrator without another word.
+    let host: Value = serde_json::from_str(&machine.said("wrenn", &["host", "add", "--json"])).unwrap();
+    assert!(host["registration_token"].as_str().is_some_and(|token| !token.is_empty()), "{host}");
+    let key: Value = serde_json::from_str(&machine.said("wrenn", &["key", "create", "--json"])).unwrap();
+    let listed = machine
+        .command("wrenn")
+        .args(["sandbox", "list", "--json"])
+        .env("WRENN_API_KEY", key["key"].as_str().unwrap())
+        .output();
+    assert!(listed.as_ref().unwrap().status.success(), "{}", words(&listed.unwrap()));
+
+    // Again, while it runs: what is given changes, and it is the same platform.
+    let before = std::fs::read_to_string(&settings).unwrap();
+    let again = install(&["--set", "WRENN_LOG=debug"]);
+    assert!(again.status.success(), "{}", words(&again));
+    assert_eq!(std::fs::read_to_string(&settings).unwrap(), before + "WRENN_LOG=\"debug\"\n");
+    let hosts: Value = serde_json::from_str(&machine.said("wrenn", &["host", "list", "--json"])).unwrap();
+    assert_eq!(hosts[0]["id"], host["host"]["id"], "{hosts}");
+    let journal = std::fs::read_to_string(machine.root.join("journal")).unwrap();
+    assert_eq!(journal.matches("made the administrator").count(), 1, "{journal}");
+    machine.systemctl_calls();
+}
+
 #[test]
 fn a_machine_gets_it_upgrades_it_and_is_rid_of_it() {
     let package = Package::pack();
@@ -208,6 +267,7 @@ fn a_machine_gets_it_upgrades_it_and_is_rid_of_it() {
         run(Command::new("sh").arg("-n").arg(place));
     }
     becomes_a_host(&machine);
+    becomes_a_control_plane(&machine);
     let settings = std::fs::read(machine.root.join("etc/wrenn/agent.env")).unwrap();
 
     // What runs is started anew, and what is configured stays.
@@ -228,14 +288,17 @@ fn a_machine_gets_it_upgrades_it_and_is_rid_of_it() {
     // A removal that is broken off leaves the service as it was.
     let postinst = "/var/lib/dpkg/info/wrenn.postinst";
     machine.said(postinst, &["abort-remove"]);
-    assert_eq!(machine.systemctl_calls(), ["enable --now wrenn-agent.service"]);
+    let both = ["enable --now wrenn-cp.service", "enable --now wrenn-agent.service"];
+    assert_eq!(machine.systemctl_calls(), both);
 
     let told = machine.said("dpkg", &["--remove", "wrenn"]);
     assert!(told.contains("sandboxes of this host are not ended"), "{told}");
     assert_eq!(machine.systemctl_calls(), ["disable --now wrenn-agent.service wrenn-cp.service", "daemon-reload"]);
     assert!(!machine.root.join("usr/bin/wrenn").exists() && machine.root.join("etc/wrenn/agent.env").exists());
     let told = machine.said("dpkg", &["--purge", "wrenn"]);
-    assert!(told.contains("/var/lib/wrenn is left as it is"), "{told}");
+    for data in ["/var/lib/wrenn ", "/var/lib/wrenn-cp "] {
+        assert!(told.contains(&format!("{data}is left as it is")), "{told}");
+    }
     assert!(!machine.root.join("etc/wrenn").exists() && machine.root.join("var/lib/wrenn/host-token").exists());
     assert_eq!(machine.systemctl_calls(), ["daemon-reload"]);
 }

@@ -4,6 +4,7 @@
 pub mod advice;
 pub mod artifacts;
 pub mod bootstrap;
+pub mod control_plane;
 pub mod layout;
 pub mod logs;
 pub mod objects;

@@ -5,7 +5,7 @@
 mod files;
 mod settings;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,12 @@ impl Service {
             files.write(&format!("{UNITS}/{}", self.unit_name()), unit.as_bytes(), 0o644)?;
         }
         Ok(program)
+    }
+
+    /// Where it lies on this machine; what was built here goes before a package's, as its unit does.
+    pub fn installed(&self) -> Option<PathBuf> {
+        let places = [LOCAL, PACKAGED].map(|folder| Path::new("/").join(folder).join(self.program));
+        places.into_iter().find(|place| place.is_file())
     }
 
     fn is_packaged(&self, program: &str, root: &Path) -> bool {
@@ -137,6 +143,21 @@ pub fn only_root() -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new("this is not root: run it with sudo, because it puts a service of the system into place"))
+}
+
+/// A user of the system for a service, when there is none of that name.
+pub fn make_user(name: &str, home: &str) -> Result<(), Failure> {
+    let doing = || format!("make the user {name}");
+    if nix::unistd::User::from_name(name).doing(doing)?.is_some() {
+        return Ok(());
+    }
+    let mut useradd = Command::new("useradd");
+    useradd.args(["--system", "--user-group", "--no-create-home", "--home-dir", home]);
+    let output = useradd.args(["--shell", "/usr/sbin/nologin", name]).stdin(Stdio::null()).output().doing(doing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{}: {}", doing(), String::from_utf8_lossy(&output.stderr).trim())))
 }
 
 fn systemctl(arguments: &[&str]) -> Result<String, Failure> {
