@@ -21,7 +21,7 @@ for unit; do :; done
 says() { sed -n "s/^$1=//p" "$file"; }
 case $1 in
 show) printf 'ActiveState=active\nInvocationID=%s\n' "$(grep -c ^restart /systemctl.calls)" ;;
-try-restart) [ ! -e /systemctl.fails ] ;;
+daemon-reload | disable | try-restart) [ ! -e /systemctl.fails ] ;;
 restart)
     grep -qxF "$unit" /systemctl.starts 2>/dev/null || exit 0
     [ ! -e "/run/$unit.pid" ] || kill "$(cat "/run/$unit.pid")"
