@@ -230,6 +230,8 @@ fn becomes_a_control_plane(machine: &BareMachine) {
     // Root of this machine is an administrator without another word.
     let host: Value = serde_json::from_str(&machine.said("wrenn", &["host", "add", "--json"])).unwrap();
     assert!(host["registration_token"].as_str().is_some_and(|token| !token.is_empty()), "{host}");
+    let told = machine.said("wrenn", &["host", "add"]);
+    assert!(told.contains("WRENN_CP_URL=http://CONTROL-PLANE:8000 "), "{told}");
     let key: Value = serde_json::from_str(&machine.said("wrenn", &["key", "create", "--json"])).unwrap();
     let listed = machine
         .command("wrenn")

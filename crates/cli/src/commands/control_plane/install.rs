@@ -72,8 +72,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
         )));
     }
     let mut files = Files::below(&arguments.root);
-    let present = Settings::read(&files.at(SETTINGS))?;
-    let mut settings = wanted(arguments)?.over(present.clone());
+    let mut settings = wanted(arguments)?.over(Settings::read(&files.at(SETTINGS))?);
     if settings.get(DATABASE).is_none() && !arguments.local_database {
         return Err(Failure::usage(
             "--database-url or --local-database is missing: the first time one has to be given",
