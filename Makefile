@@ -13,6 +13,10 @@ ARTIFACTS := $(WRENN_CACHE)/current
 # Without it, tests on real microVMs say that they are skipped.
 export WRENN_TEST_ARTIFACTS := $(ARTIFACTS)
 
+# Makes the Debian package. Compiled once for each version, outside the checkout.
+CARGO_DEB_VERSION := 3.8.0
+export WRENN_CARGO_DEB := $(WRENN_CACHE)/cargo-deb/$(CARGO_DEB_VERSION)/bin/cargo-deb
+
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 GUEST := x86_64-unknown-linux-gnu
 PROGRAMS := wrenn wrenn-cp wrenn-agent
@@ -37,7 +41,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
+.PHONY: help setup build build-envd deb images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +59,14 @@ build-envd: setup ## the static guest agent into builds/
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked -p envd --profile guest --target $(GUEST)
 	@mkdir -p builds
 	install -t builds $(TARGET)/$(GUEST)/guest/envd
+
+deb: build $(WRENN_CARGO_DEB) ## the Debian package of all programs into builds/
+	@scripts/setup package
+	$(WRENN_CARGO_DEB) deb --no-build --locked --package cli --output builds/
+
+$(WRENN_CARGO_DEB):
+	@scripts/setup build package
+	env -u CARGO_TARGET_DIR cargo install --locked --quiet --root "$(@:/bin/cargo-deb=)" cargo-deb --version $(CARGO_DEB_VERSION)
 
 images: setup ## guest kernel, initramfs and images into the cache; IMAGES="minimal python node" says which
 	$(BUILD_DEV)
@@ -100,7 +112,7 @@ sqlx: setup ## ask a throw-away PostgreSQL about the store's queries and keep th
 
 check: ## everything that must hold: format, lints, rules of the house, every test
 	@rm -f "$(TARGET)/suites"; mkdir -p "$(TARGET)"
-	@$(SUITE) setup scripts/setup build run check
+	@$(SUITE) setup scripts/setup build run check package
 	@$(SUITE) format cargo fmt --all --check
 	@$(SUITE) lints cargo clippy --locked --workspace --all-targets -- -D warnings
 	@$(SUITE) programs $(BUILD_CHECK)
@@ -108,6 +120,7 @@ check: ## everything that must hold: format, lints, rules of the house, every te
 	@$(SUITE) queries $(XTASK) sqlx --check
 	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
 	@$(SUITE) lab $(XTASK) lab --out "$(ARTIFACTS)"
+	@$(SUITE) cargo-deb $(MAKE) --no-print-directory $(WRENN_CARGO_DEB)
 	@$(SUITE) tests cargo test --locked --workspace --exclude whole-machine
 	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
 	@$(SUITE) --summary

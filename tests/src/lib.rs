@@ -4,6 +4,7 @@
 //! asking the kernel and the file system and never the programs under test ([`objects`]). Where it matters what a guest itself says,
 //! it is asked directly ([`guest`]). The benchmarks judge by [`figures`]. It uses no crate that ships.
 
+pub mod bare_machine;
 pub mod crash_points;
 pub mod figures;
 pub mod guest;

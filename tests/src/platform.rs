@@ -78,6 +78,13 @@ impl Platform {
         }
     }
 
+    /// One that somebody else has started and ends. Its directory is for what this end keeps, which is nothing.
+    pub fn elsewhere(api: String, api_key: String) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(180)).build().expect("a client");
+        Self { dir: PathBuf::from("/nonexistent"), api, api_key, host_id: String::new(), http, up: None, _home: None }
+    }
+
     fn up(dir: &Path, options: &Options) -> (Child, Value) {
         let mut child = Command::new(program("wrenn"))
             .args(["up", "--dir"])

@@ -1,14 +1,16 @@
-//! Two hosts in networks of their own, put into place by `wrenn host install` as an operator does it, joined to one control plane by tokens,
-//! and started by what was put into place. systemd is no part of it: what the unit says is done by hand.
+//! A control plane, and two hosts in networks of their own: put into place by `wrenn control-plane install` and `wrenn host install` as an
+//! operator does it, joined by tokens, and started by what was put into place. systemd is no part of it: what the units say is done by hand.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use whole_machine::platform::{CREATE_LIMIT, Options, Platform, program};
+use testkit::postgres::Database;
+use whole_machine::platform::{CREATE_LIMIT, Platform, program};
 use whole_machine::wait;
 
+const START_LIMIT: Duration = Duration::from_secs(60);
 const JOIN_LIMIT: Duration = Duration::from_secs(120);
 
 fn sh(script: &str) -> String {
@@ -68,6 +70,92 @@ impl Drop for Cables {
     }
 }
 
+/// The value of a setting of a unit.
+fn of_unit(unit: &str, name: &str) -> String {
+    let line = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {name} in {unit}")).to_owned()
+}
+
+/// The installed control plane.
+struct ControlPlane {
+    root: PathBuf,
+    api: String,
+    program: Option<Child>,
+}
+
+impl ControlPlane {
+    fn install(database: &Database, cables: &Cables, scratch: &Path) -> Self {
+        let root = scratch.join("control-plane");
+        // A free port of an address that is nobody's but this test's.
+        let free = std::net::TcpListener::bind((cables.address(1), 0)).unwrap();
+        let listen = free.local_addr().unwrap().to_string();
+        drop(free);
+        let output = Command::new(program("wrenn"))
+            .args(["control-plane", "install", "--json", "--root"])
+            .arg(&root)
+            .args(["--listen", &listen, "--host-networks", &format!("{}/24", cables.address(0))])
+            .env("DATABASE_URL", &database.url)
+            .env_remove("WRENN_DIR")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let installed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(installed["url"], format!("http://{listen}/"), "{installed}");
+        std::fs::create_dir_all(root.join("var/lib/wrenn-cp")).unwrap();
+        Self { root, api: format!("http://{listen}"), program: None }
+    }
+
+    /// What the unit says, below the root.
+    fn command(&self, more: &str) -> Command {
+        let unit = std::fs::read_to_string(self.root.join("etc/systemd/system/wrenn-cp.service")).unwrap();
+        let (environment, file) = (of_unit(&unit, "Environment"), of_unit(&unit, "EnvironmentFile"));
+        let dir = environment.strip_prefix("WRENN_DIR=").unwrap();
+        let script = format!(
+            "set -a; WRENN_DIR={r}{dir}; . {r}{file}; set +a; exec {r}{} {more}",
+            of_unit(&unit, "ExecStart"),
+            r = self.root.display()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-ec", &script]).stdin(Stdio::null());
+        command
+    }
+
+    /// Gives what an operator has then: the API, a key, and an administrator's token.
+    async fn start(&mut self) -> (Platform, String) {
+        let log = std::fs::File::create(self.root.join("log")).unwrap();
+        self.program = Some(self.command("").stderr(log).spawn().unwrap());
+        let token = wait::until("a token of an administrator", START_LIMIT, || async {
+            let output = self.command("admin-token").output().unwrap();
+            output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        });
+        let token = token.await;
+        let key = wait::until("the first API key", START_LIMIT, || async {
+            let output = self.administrator(&token, &["key", "create", "--json"]);
+            serde_json::from_slice::<Value>(&output).ok()?["key"].as_str().map(str::to_owned)
+        });
+        (Platform::elsewhere(self.api.clone(), key.await), token)
+    }
+
+    fn administrator(&self, token: &str, arguments: &[&str]) -> Vec<u8> {
+        let mut wrenn = Command::new(program("wrenn"));
+        wrenn.args(arguments).env("WRENN_API_URL", &self.api).env("WRENN_ADMIN_TOKEN", token).stdin(Stdio::null());
+        wrenn.output().unwrap().stdout
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.root.join("log")).unwrap_or_default());
+        }
+        if let Some(program) = &mut self.program {
+            let _ = program.kill();
+            let _ = program.wait();
+        }
+    }
+}
+
 /// One installed host.
 struct Host {
     network: String,
@@ -78,11 +166,8 @@ struct Host {
 
 impl Host {
     /// As the operator's hands do it on a new machine.
-    fn install(platform: &Platform, cables: &Cables, scratch: &Path, number: usize) -> Self {
+    fn install(api: &str, token: &str, cables: &Cables, scratch: &Path, number: usize) -> Self {
         let (root, data) = (scratch.join(format!("root{number}")), scratch.join(format!("data{number}")));
-        let added = platform.wrenn(&["host", "add", "--json"]);
-        let added: Value = serde_json::from_slice(&added.stdout).unwrap();
-        let token = added["registration_token"].as_str().unwrap_or_else(|| panic!("{added}"));
         // What `make images` leaves, without taking its room again.
         let artifacts = std::env::var("WRENN_TEST_ARTIFACTS").unwrap();
         sh(&format!(
@@ -93,7 +178,7 @@ impl Host {
         let output = Command::new(program("wrenn"))
             .args(["host", "install", "--json", "--root"])
             .arg(&root)
-            .args(["--cp-url", &platform.api, "--address", &format!("{}:50051", cables.of_host(number))])
+            .args(["--cp-url", api, "--address", &format!("{}:50051", cables.of_host(number))])
             .args(["--set", &listen, "--set", "WRENN_POOL_MIB=2048", "--set", "WRENN_STANDBYS=0"])
             .env("WRENN_REGISTRATION_TOKEN", token)
             .env("WRENN_DIR", &data)
@@ -109,7 +194,7 @@ impl Host {
     /// What the unit says, in the host's network.
     fn command(&self, more: &str) -> Command {
         let unit = std::fs::read_to_string(self.root.join("etc/systemd/system/wrenn-agent.service")).unwrap();
-        let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        let line = of_unit(&unit, "ExecStart");
         let script = format!(
             "set -a; . {r}/etc/wrenn/agent.env; [ ! -f {r}/etc/wrenn/registration.env ] || . {r}/etc/wrenn/registration.env
              set +a; exec {r}{line} {more}",
@@ -157,21 +242,26 @@ impl Drop for Host {
 async fn two_installed_hosts_join_and_an_upgrade_of_an_agent_disturbs_nobody() {
     let scratch = tempfile::Builder::new().prefix("wrenn-test-fleet-").tempdir_in("/var/tmp").unwrap();
     let cables = Cables::lay(2);
-    let platform = Platform::start_with(&Options {
-        listen: Some(format!("{}:0", cables.address(1))),
-        args: vec!["--no-agent".to_owned()],
-        env: [("WRENN_HOST_NETWORKS".to_owned(), format!("{}/24", cables.address(0)))].into(),
-        ..Options::default()
-    });
-    let mut hosts: Vec<Host> = (0..2).map(|number| Host::install(&platform, &cables, scratch.path(), number)).collect();
+    let database = Database::new().await;
+    let mut control_plane = ControlPlane::install(&database, &cables, scratch.path());
+    let (platform, administrator) = control_plane.start().await;
+    let ask = |arguments: &[&str]| -> Option<Value> {
+        serde_json::from_slice(&control_plane.administrator(&administrator, arguments)).ok()
+    };
+    let install = |number| {
+        let added = ask(&["host", "add", "--json"]).unwrap();
+        let token = added["registration_token"].as_str().unwrap_or_else(|| panic!("{added}"));
+        Host::install(&control_plane.api, token, &cables, scratch.path(), number)
+    };
+    let mut hosts: Vec<Host> = (0..2).map(install).collect();
     for host in &mut hosts {
         host.start();
     }
     let online = async || {
         wait::until("both hosts to be online", JOIN_LIMIT, || async {
-            let listed = platform.wrenn(&["host", "list", "--json"]);
-            let listed: Vec<Value> = serde_json::from_slice(&listed.stdout).ok()?;
+            let listed = ask(&["host", "list", "--json"])?;
             let online: Vec<String> = listed
+                .as_array()?
                 .iter()
                 .filter(|host| host["status"] == "online")
                 .filter_map(|host| Some(host["id"].as_str()?.to_owned()))

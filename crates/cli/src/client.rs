@@ -61,7 +61,7 @@ impl Client {
         let token = match options.admin_token.clone().filter(|token| !token.is_empty()) {
             Some(token) => checked_header(token, "WRENN_ADMIN_TOKEN")?,
             // A token of this machine's platform is nobody else's business.
-            None if options.is_local(&url)? => crate::commands::admin::token_of(&options.dir()?).await?,
+            None if options.is_local(&url)? => crate::commands::admin::token(options).await?,
             None => {
                 return Err(Failure::new(format!(
                     "{url} is not the platform of {}: give an administrator's token of it as WRENN_ADMIN_TOKEN",

@@ -1,4 +1,5 @@
-//! Where the API is and what opens it: options, then the environment, then what `wrenn up` left in `cli.json`.
+//! Where the API is and what opens it: options, then the environment, then what `wrenn up` left in `cli.json`, then the control plane that
+//! is installed on this machine.
 
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::failure::{Doing as _, Failure};
+use crate::platform::control_plane;
+use crate::platform::service::Settings;
 
 pub const DIR: &str = "/var/lib/wrenn";
 
@@ -65,13 +68,27 @@ impl Options {
         Ok(real(&dir))
     }
 
-    /// Whether the address is that of the platform whose directory this is.
+    /// Whether the address is that of this machine's platform: of the directory, or installed.
     pub fn is_local(&self, url: &Url) -> Result<bool, Failure> {
-        let kept = Kept::read(&self.dir()?)?;
-        Ok(kept.and_then(|kept| parse_url(&kept.api_url).ok()).is_some_and(|kept| kept.origin() == url.origin()))
+        let own = match self.installed()? {
+            Some(settings) => control_plane::url(&settings).ok(),
+            None => Kept::read(&self.dir()?)?.and_then(|kept| parse_url(&kept.api_url).ok()),
+        };
+        Ok(own.is_some_and(|own| own.origin() == url.origin()))
+    }
+
+    /// The settings of the installed control plane, where no directory is named and none of `wrenn up` goes before it.
+    pub fn installed(&self) -> Result<Option<Settings>, Failure> {
+        if self.dir.is_some() || Kept::place(&self.dir()?).exists() {
+            return Ok(None);
+        }
+        Ok(control_plane::installed())
     }
 
     pub fn api_url(&self) -> Result<Url, Failure> {
+        if let (None | Some(""), Some(settings)) = (self.api_url.as_deref(), self.installed()?) {
+            return control_plane::url(&settings);
+        }
         let text = match self.api_url.clone().filter(|url| !url.is_empty()) {
             Some(url) => url,
             None => match Kept::read(&self.dir()?)? {

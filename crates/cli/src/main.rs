@@ -1,7 +1,7 @@
 //! `wrenn`: the command line of Wrenn.
 //!
 //! It speaks only the public API. The exceptions are `up`, `down`, `demo` and `admin token`, which start and stop the programs that
-//! lie beside this one. It runs on one thread: the kernel ties the life of a child to the thread that made it (`platform::programs`).
+//! lie beside this one, and `control-plane install` and `host install`, which make services of them. It runs on one thread: the kernel ties the life of a child to the thread that made it (`platform::programs`).
 
 mod client;
 mod commands;

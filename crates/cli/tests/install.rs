@@ -1,4 +1,4 @@
-//! What `wrenn host install` puts into place, below a directory that stands for a machine.
+//! What `wrenn host install` and `wrenn control-plane install` put into place, below a directory that stands for a machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,13 +8,20 @@ use std::process::{Command, Output, Stdio};
 const UNIT: &str = "etc/systemd/system/wrenn-agent.service";
 
 fn install(root: &Path, arguments: &[&str]) -> Output {
+    installed("host", root, arguments)
+}
+
+fn installed(what: &str, root: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_wrenn"))
-        .args(["host", "install", "--json", "--root"])
+        .args([what, "install", "--json", "--root"])
         .arg(root)
         .args(arguments)
         .env_remove("WRENN_REGISTRATION_TOKEN")
         .env_remove("WRENN_CP_URL")
         .env_remove("WRENN_DIR")
+        .env_remove("DATABASE_URL")
+        .env_remove("WRENN_CP_LISTEN_ADDR")
+        .env_remove("WRENN_HOST_NETWORKS")
         .stdin(Stdio::null())
         .output()
         .unwrap()
@@ -108,6 +115,70 @@ fn wrong_usage_is_told_and_changes_nothing() {
         assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", words(&refused));
         assert!(words(&refused).contains(told), "{arguments:?}: {}", words(&refused));
         assert!(!dir.path().join("etc/wrenn/agent.env").exists(), "{arguments:?}");
+    }
+}
+
+const CONTROL_PLANE: &str = "etc/wrenn/control-plane.env";
+
+fn control_plane(root: &Path, arguments: &[&str]) -> Output {
+    installed("control-plane", root, arguments)
+}
+
+#[test]
+fn a_control_plane_is_put_into_place_and_kept_when_it_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let first = ["--database-url", "postgres://wrenn:p$ss@db.example:5432/wrenn", "--host-networks", "10.0.0.0/8"];
+    let done = control_plane(root, &first);
+    assert!(done.status.success(), "{}", words(&done));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((&report["running"], &report["url"]), (&false.into(), &"http://127.0.0.1:8000/".into()));
+    assert!(report["next"].as_str().unwrap().contains("systemctl enable --now wrenn-cp.service"), "{report}");
+    for file in report["files"].as_array().unwrap() {
+        assert!(root.join(file.as_str().unwrap().trim_start_matches('/')).is_file(), "{file}");
+    }
+    let settings = fs::read_to_string(root.join(CONTROL_PLANE)).unwrap();
+    let lines: Vec<&str> = settings.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "DATABASE_URL=\"postgres://wrenn:p\\$ss@db.example:5432/wrenn\"",
+            "WRENN_CP_LISTEN_ADDR=\":8000\"",
+            "WRENN_HOST_NETWORKS=\"10.0.0.0/8\"",
+        ]
+    );
+    assert_eq!(mode(&root.join(CONTROL_PLANE)), 0o600);
+    let unit = fs::read_to_string(root.join("etc/systemd/system/wrenn-cp.service")).unwrap();
+    assert!(unit.contains("ExecStart=/usr/local/bin/wrenn-cp\n"), "{unit}");
+    // The unit reads what was written.
+    assert!(unit.contains(&format!("EnvironmentFile=/{CONTROL_PLANE}\n")), "{unit}");
+
+    let again = control_plane(root, &["--listen", "[::1]:9000"]);
+    assert!(again.status.success(), "{}", words(&again));
+    let changed = fs::read_to_string(root.join(CONTROL_PLANE)).unwrap();
+    assert_eq!(changed, settings.replace("\":8000\"", "\"[::1]:9000\""));
+}
+
+#[test]
+fn wrong_usage_of_a_control_plane_is_told_and_changes_nothing() {
+    let with = |arguments: &[&'static str]| [&["--database-url", "postgres://u:secret@h/d"][..], arguments].concat();
+    for (arguments, told) in [
+        (vec![], "--database-url or --local-database"),
+        (vec!["--database-url", "mysql://u:secret@h/d"], "postgres://USER:PASSWORD@HOST:5432/DATABASE"),
+        (vec!["--database-url", "h/d"], "postgres://USER:PASSWORD@HOST:5432/DATABASE"),
+        (with(&["--local-database"]), "two databases"),
+        (with(&["--listen", "8000"]), "ADDR:PORT"),
+        (with(&["--listen", "127.0.0.1:0"]), "give a port"),
+        (with(&["--set", "DATABASE_URL=x"]), "begins with WRENN_"),
+        (with(&["--host-networks", "10.0.0.0/8\nLD_PRELOAD=x"]), "control characters"),
+        (with(&["--dir", "/srv/wrenn"]), "/var/lib/wrenn-cp"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = control_plane(dir.path(), &arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", words(&refused));
+        assert!(words(&refused).contains(told), "{arguments:?}: {}", words(&refused));
+        assert!(!words(&refused).contains("secret"), "{}", words(&refused));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{arguments:?}");
     }
 }
 

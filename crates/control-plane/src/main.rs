@@ -1,4 +1,4 @@
-//! `wrenn-cp`: serves, prints an administrator's token, or prints the OpenAPI document.
+//! `wrenn-cp`: serves, checks its settings, prints an administrator's token, or prints the OpenAPI document.
 
 use std::process::ExitCode;
 
@@ -29,6 +29,8 @@ struct Arguments {
 enum Command {
     /// Serve (the default)
     Serve,
+    /// Check the settings, and whether the database answers; change nothing
+    Check,
     /// Print a token of an administrator, valid for 24 hours
     AdminToken,
     /// Print the OpenAPI document
@@ -71,6 +73,7 @@ fn is_misconfigured(error: &anyhow::Error) -> bool {
 async fn execute(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         None | Some(Command::Serve) => serve(&arguments.settings.check()?).await,
+        Some(Command::Check) => run::check(&arguments.settings.check()?).await,
         Some(Command::AdminToken) => admin_token(&arguments.settings.check()?).await,
         Some(Command::Openapi) => {
             println!("{}", http::docs::document().to_pretty_json()?);

@@ -26,6 +26,7 @@ use crate::{first_start, http};
 
 /// A database that starts together with this program is there by then.
 const DATABASE_TIME_MAX: Duration = Duration::from_secs(60);
+const DATABASE_CURE: &str = "is PostgreSQL running, and are address, user and password right?";
 const DATABASE_AGAIN: Duration = Duration::from_millis(250);
 /// Operations under way are dropped at any point and taken up by another replica; this is for their last writes.
 const END_TIME_MAX: Duration = Duration::from_secs(5);
@@ -82,6 +83,18 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
     Ok(Serving { address, app, served })
 }
 
+/// Whether a start would find what it needs. Nothing is made, and nobody waits for a database that is not there yet.
+pub async fn check(config: &Config) -> anyhow::Result<()> {
+    if let Some(text) = &config.secret {
+        Secret::parse(text, "WRENN_SECRET")?;
+    }
+    let store = Store::new(&config.database_url).context("read DATABASE_URL")?;
+    if let Err(error) = store.ping().await {
+        bail!("DATABASE_URL: no database answers ({}); {DATABASE_CURE}", causes(&error));
+    }
+    Ok(())
+}
+
 impl Serving {
     /// Requests under way may end; what does not in time is dropped.
     pub async fn stop(self) {
@@ -110,7 +123,7 @@ async fn migrated(store: &Store) -> anyhow::Result<()> {
             }
             Err(error) if error.is_unavailable() => {
                 bail!(
-                    "DATABASE_URL: no database answered within {} s ({}); is PostgreSQL running, and are address, user and password right?",
+                    "DATABASE_URL: no database answered within {} s ({}); {DATABASE_CURE}",
                     DATABASE_TIME_MAX.as_secs(),
                     causes(&error)
                 )

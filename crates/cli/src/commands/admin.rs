@@ -1,5 +1,5 @@
-//! `wrenn admin token`: an administrator's JWT, made by the `wrenn-cp` beside this program from the platform's own secret. Whoever can
-//! read that secret on this machine is an administrator anyway.
+//! `wrenn admin token`: an administrator's JWT, made by this machine's `wrenn-cp` from the platform's own secret. Whoever can read that
+//! secret on this machine is an administrator anyway.
 
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::credentials::{Options, checked_header};
 use crate::failure::{Doing as _, Failure};
 use crate::output::{Format, show};
-use crate::platform::{layout, postgres};
+use crate::platform::{control_plane, layout, postgres};
 
 const TOKEN_MAX: Duration = Duration::from_secs(30);
 
@@ -23,22 +23,36 @@ pub enum Command {
 pub async fn run(command: &Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     match command {
         Command::Token => {
-            let token = token_of(&options.dir()?).await?;
+            let token = token(options).await?;
             show(format, &json!({ "token": token }), |_| token.clone())?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks `wrenn-cp admin-token` for the platform of `dir`.
+/// Of the platform of the directory, or of the control plane that is installed here.
+pub async fn token(options: &Options) -> Result<String, Failure> {
+    match options.installed()? {
+        Some(settings) => {
+            let command = control_plane::command(&control_plane::program()?, &settings)?;
+            asked(command, Path::new(control_plane::DIR)).await
+        }
+        None => token_of(&options.dir()?).await,
+    }
+}
+
+/// Of the platform of `dir`, by the `wrenn-cp` beside this program.
 pub async fn token_of(dir: &Path) -> Result<String, Failure> {
-    let program = layout::program("wrenn-cp")?;
-    let mut command = tokio::process::Command::new(program);
-    command.arg("admin-token").env("WRENN_DIR", dir).stdin(Stdio::null()).kill_on_drop(true);
+    let mut command = tokio::process::Command::new(layout::program("wrenn-cp")?);
+    command.env("WRENN_DIR", dir).stdin(Stdio::null()).kill_on_drop(true);
     if std::env::var_os("DATABASE_URL").is_none_or(|url| url.is_empty()) {
         command.env("DATABASE_URL", postgres::url(dir));
     }
-    let output = tokio::time::timeout(TOKEN_MAX, command.output())
+    asked(command, dir).await
+}
+
+async fn asked(mut wrenn_cp: tokio::process::Command, dir: &Path) -> Result<String, Failure> {
+    let output = tokio::time::timeout(TOKEN_MAX, wrenn_cp.arg("admin-token").output())
         .await
         .map_err(|_| Failure::new(format!("wrenn-cp admin-token gave no answer within {} s", TOKEN_MAX.as_secs())))?
         .doing(|| "start wrenn-cp".to_owned())?;

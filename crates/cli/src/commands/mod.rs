@@ -1,6 +1,7 @@
 //! The commands, one file each; each takes its own options and those that all take.
 
 pub mod admin;
+mod control_plane;
 mod demo;
 mod doctor;
 mod down;
@@ -53,6 +54,9 @@ enum Command {
     /// Keep what sandboxes are, under names that others can begin with.
     #[command(subcommand, visible_alias = "template")]
     Snapshot(snapshot::Command),
+    /// The control plane as a service of this machine.
+    #[command(subcommand)]
+    ControlPlane(control_plane::Command),
     /// Hosts of the platform (administrators).
     #[command(subcommand)]
     Host(host::Command),
@@ -83,6 +87,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(arguments, &options, format).await,
         Command::Sandbox(command) => sandbox::run(command, &options, format).await,
         Command::Snapshot(command) => snapshot::run(command, &options, format).await,
+        Command::ControlPlane(command) => control_plane::run(command, &options, format).await,
         Command::Host(command) => host::run(command, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
         Command::Admin(command) => admin::run(&command, &options, format).await,

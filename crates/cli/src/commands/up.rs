@@ -22,7 +22,7 @@ use crate::platform::preflight::{self, Grade};
 use crate::platform::process::Identity;
 use crate::platform::programs::{Recipe, Restarted, Running};
 use crate::platform::state::UpState;
-use crate::platform::{artifacts, bootstrap, layout, logs, postgres};
+use crate::platform::{artifacts, bootstrap, control_plane, layout, logs, postgres};
 use crate::signals::Signals;
 
 const CONTROL_PLANE: &str = "wrenn-cp";
@@ -113,7 +113,7 @@ struct Platform {
 impl Platform {
     fn new(arguments: &Arguments, options: &Options) -> Result<Self, Failure> {
         let dir = options.dir()?;
-        let listen = listen_address(&arguments.listen)?;
+        let listen = control_plane::listen_address(&arguments.listen)?;
         let mut findings = preflight::platform(&dir, !arguments.no_agent);
         if !arguments.no_agent {
             findings.extend(preflight::host());
@@ -208,9 +208,7 @@ impl Platform {
             (Ok(_), _) => wanted,
             (Err(_), Some(_)) => self.listen,
             (Err(error), None) => {
-                return Err(Failure::new(format!(
-                    "cannot listen on {wanted}: {error}; give another --listen ADDR:PORT"
-                )));
+                return Err(control_plane::cannot_listen(wanted, &error));
             }
         };
         logs::begin(&self.dir, CONTROL_PLANE);
@@ -230,12 +228,7 @@ impl Platform {
             .for_each(|env| env.1.clone_from(&again));
         self.state.api_port = Some(addr.port());
         self.note_programs()?;
-        let host = match addr.ip() {
-            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
-            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-            std::net::IpAddr::V4(ip) => ip.to_string(),
-        };
-        let url = Url::parse(&format!("http://{host}:{}", addr.port())).expect("an address and a port are a URL");
+        let url = control_plane::url_of(addr);
         bootstrap::until_healthy(&url).await?;
         Ok(url)
     }
@@ -424,12 +417,6 @@ async fn keep_postgres(dir: PathBuf, server: Option<postgres::Server>) {
 }
 
 /// `:8000` stands for every address, as in WRENN_CP_LISTEN_ADDR.
-fn listen_address(text: &str) -> Result<SocketAddr, Failure> {
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost:", "127.0.0.1:") };
-    full.parse()
-        .map_err(|_| Failure::usage(format!("--listen is {text:?}: give ADDR:PORT, for example 127.0.0.1:8000")))
-}
-
 /// The kept port while nobody else has it.
 fn free_port(kept: Option<u16>) -> Result<u16, Failure> {
     let bind = |port| TcpListener::bind(("127.0.0.1", port)).and_then(|listener| listener.local_addr());
@@ -439,17 +426,4 @@ fn free_port(kept: Option<u16>) -> Result<u16, Failure> {
         return Ok(port);
     }
     bind(0).map(|address| address.port()).doing(|| "find a free port for the host agent".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn listen_takes_the_documented_forms() {
-        assert_eq!(listen_address(":8000").unwrap(), "0.0.0.0:8000".parse().unwrap());
-        assert_eq!(listen_address("localhost:0").unwrap(), "127.0.0.1:0".parse().unwrap());
-        assert_eq!(listen_address("[::1]:80").unwrap(), "[::1]:80".parse().unwrap());
-        assert!(listen_address("8000").is_err() && listen_address("http://x:1").is_err());
-    }
 }

@@ -18,7 +18,7 @@ pub struct Arguments {}
 
 pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let server = match options.api_url() {
-        Ok(url) => server_version(Client::new(url, Credential::None)?).await,
+        Ok(url) => of_server(Client::new(url, Credential::None)?).await,
         Err(_) => None,
     };
     let versions = json!({"wrenn": env!("CARGO_PKG_VERSION"), "control_plane": server});
@@ -29,7 +29,8 @@ pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-async fn server_version(client: Client) -> Option<String> {
+/// None where no control plane answers.
+pub async fn of_server(client: Client) -> Option<String> {
     let request = client.request(reqwest::Method::GET, client.url(&["health"])).timeout(ASK_MAX);
     let health: Value = request.send().await.ok()?.json().await.ok()?;
     health["version"].as_str().map(str::to_owned)

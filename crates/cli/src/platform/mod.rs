@@ -4,6 +4,7 @@
 pub mod advice;
 pub mod artifacts;
 pub mod bootstrap;
+pub mod control_plane;
 pub mod layout;
 pub mod logs;
 pub mod objects;
@@ -11,4 +12,5 @@ pub mod postgres;
 pub mod preflight;
 pub mod process;
 pub mod programs;
+pub mod service;
 pub mod state;

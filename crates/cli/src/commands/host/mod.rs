@@ -69,7 +69,9 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
 fn how_to_register(client: &Client, made: &HostWithToken) -> String {
     // The control plane's address as seen from here may be a loopback one, which is of no use on another machine.
     let url = match client.base().host_str() {
-        Some("127.0.0.1" | "localhost" | "[::1]") | None => "http://CONTROL-PLANE:8000".to_owned(),
+        Some("127.0.0.1" | "localhost" | "[::1]") | None => {
+            format!("http://CONTROL-PLANE:{}", client.base().port_or_known_default().unwrap_or_default())
+        }
         Some(_) => client.base().to_string(),
     };
     format!(

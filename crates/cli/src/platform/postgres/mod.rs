@@ -5,6 +5,7 @@
 //! ([`confined`]), which also lets `WRENN_DIR` lie where that user may not go.
 
 pub mod confined;
+pub mod of_system;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
