@@ -96,6 +96,23 @@ fn without_another_word_a_host_lies_where_its_manual_says() {
 }
 
 #[test]
+fn disks_by_device_mapper_have_their_module_and_udev_looks_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let (module, rules) = ("etc/modules-load.d/wrenn-device-mapper.conf", "etc/udev/rules.d/11-wrenn.rules");
+    assert!(install(root, &FIRST).status.success());
+    assert!(!root.join(module).exists() && !root.join(rules).exists());
+    let done = install(root, &["--set", "WRENN_DISK=device-mapper"]);
+    assert!(done.status.success(), "{}", words(&done));
+    assert!(words(&done).contains("device-mapper"), "the kernel is not looked at: {}", words(&done));
+    assert!(fs::read_to_string(root.join(module)).unwrap().contains("dm_snapshot"));
+    let rules = fs::read_to_string(root.join(rules)).unwrap();
+    assert!(rules.contains("ATTR{dm/name}==\"wrenn-*\"") && rules.contains("pool/sandboxes"), "{rules}");
+    let told = install(root, &["--set", "WRENN_DISK=qcow2"]);
+    assert!(words(&told).contains("give reflink or device-mapper"), "{}", words(&told));
+}
+
+#[test]
 fn wrong_usage_is_told_and_changes_nothing() {
     let with = |arguments: &[&'static str]| [&FIRST[..4], arguments].concat();
     for (arguments, told) in [

@@ -124,7 +124,7 @@ pub trait Ground: Send + Sync + 'static {
         flushed.map_err(|error| GroundError::new("the host could not write the sandbox's disk", error))
     }
     /// Copies the disk of a guest that stands still.
-    async fn save_disk(&self, _slot: u16, disk: &Path, to: &Path) -> Result<(), GroundError> {
+    async fn save_disk(&self, _slot: u16, _spec: &Spec, disk: &Path, to: &Path) -> Result<(), GroundError> {
         self.clone_file(disk, to, 0).await
     }
     /// A disk with the content of a saved one, the user's own.

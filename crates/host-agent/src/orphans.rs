@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use crate::ground::Ground as _;
 use crate::real_ground::RealGround;
 use crate::sandbox::Sandboxes;
 use crate::sandbox::steps::blocking;
@@ -65,9 +66,14 @@ pub async fn watch(ground: Arc<RealGround>, sandboxes: Arc<Sandboxes>, grace: Du
             if now.duration_since(first) < grace {
                 continue;
             }
-            match crate::ground::Ground::sweep(&*ground, uid).await {
+            match ground.sweep(uid).await {
                 Ok(()) => {
                     error!(uid, "a process of uid {uid} belonged to no sandbox and was ended");
+                    if let Some(slot) = tag.slot(uid)
+                        && let Err(cause) = ground.detach_disk(slot).await
+                    {
+                        warn!(uid, cause = %cause.cause, "{cause}");
+                    }
                     let sandboxes = sandboxes.clone();
                     ground.remove_orphan_groups(move |name| sandboxes.has_group(name)).await;
                 }

@@ -43,7 +43,7 @@ pub enum GroundOpen {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Pool(#[from] PoolError),
-    #[error("WRENN_DISK is device-mapper, but {0}; install a kernel with dm_snapshot, or set WRENN_DISK=reflink")]
+    #[error("WRENN_DISK is device-mapper, but {0}; put that right (docs/how-to/disks.md), or set WRENN_DISK=reflink")]
     NoDeviceMapper(String),
     #[error("take up the disks' devices")]
     Devices(#[source] io::Error),
@@ -103,6 +103,9 @@ impl RealGround {
                 return Err(GroundOpen::NoDeviceMapper(lack));
             }
             let pool = if closing { Pool::open_to_close(&dir)? } else { Pool::open(&dir, pool_mib)? };
+            if choice == DiskChoice::DeviceMapper && !closing && !pool.has_devices() {
+                return Err(GroundOpen::NoDeviceMapper("the file system of the pool is mounted nodev".to_owned()));
+            }
             DeviceMapper::resume_all(own.as_str()).map_err(GroundOpen::Devices)?;
             let in_use = in_use(pool.path(), &own)?;
             let disks = Disks::open(&pool, own.as_str(), &in_use.slots, choice).map_err(GroundOpen::Devices)?;
@@ -387,10 +390,6 @@ impl Ground for RealGround {
     }
 
     async fn open_base(&self, spec: &Spec) -> Option<std::fs::File> {
-        // What device-mapper keeps shares nothing with its base.
-        if self.disks.choice() != DiskChoice::Reflink {
-            return None;
-        }
         let (pool, template, mib) = (self.pool.clone(), spec.template.clone(), spec.disk_mib);
         blocking(move || pool.open_base(&template, mib)).await.ok().flatten()
     }
@@ -408,7 +407,11 @@ impl Ground for RealGround {
 
     async fn attach_disk(&self, slot: u16, places: &Places, uid: u32) -> Result<PathBuf, GroundError> {
         let (disks, disk, node) = (self.disks.clone(), places.disk.clone(), places.run.join("disk"));
-        let attached = blocking(move || disks.attach(slot, &disk, &node, uid)).await;
+        // Gone when nobody waits any more: what is taken down then is not shown behind the back of whoever does that.
+        let waiting = Arc::new(());
+        let is_wanted = Arc::downgrade(&waiting);
+        let attached = blocking(move || disks.attach(slot, &disk, &node, uid, &|| is_wanted.strong_count() > 0)).await;
+        drop(waiting);
         attached.map_err(|error| file_failed("the host could not show the sandbox its disk", error))
     }
 
@@ -424,9 +427,9 @@ impl Ground for RealGround {
         flushed.map_err(|error| file_failed("the host could not write the sandbox's disk", error))
     }
 
-    async fn save_disk(&self, slot: u16, disk: &Path, to: &Path) -> Result<(), GroundError> {
-        let (disks, disk, to) = (self.disks.clone(), disk.to_owned(), to.to_owned());
-        let saved = blocking(move || disks.snapshot(slot, &disk, &to)).await;
+    async fn save_disk(&self, slot: u16, spec: &Spec, disk: &Path, to: &Path) -> Result<(), GroundError> {
+        let (disks, disk, to, mib) = (self.disks.clone(), disk.to_owned(), to.to_owned(), spec.disk_mib);
+        let saved = blocking(move || disks.snapshot(slot, &disk, &to, mib)).await;
         saved.map_err(|error| file_failed("the host could not copy the sandbox's disk", error))
     }
 

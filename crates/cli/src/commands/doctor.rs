@@ -50,6 +50,8 @@ pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<Exi
     }
     findings.extend(of_machine(&dir));
     findings.push(images(&dir));
+    let driver = std::env::var("WRENN_DISK").ok().or_else(host::install::installed_disk);
+    findings.extend(driver.as_deref().and_then(disk_driver));
     findings.extend(advice::all());
     let host = match asked(&dir, options).await {
         Ok(host) => host,
@@ -194,6 +196,29 @@ fn reflink(dir: &Path) -> Finding {
             "on a file system without reflinks: the host agent makes an XFS pool of its own in a file",
         ),
         Err(error) => Finding::warn("storage", error.to_string(), "is the directory readable?"),
+    }
+}
+
+/// As WRENN_DISK names it.
+pub const DEVICE_MAPPER: &str = "device-mapper";
+
+/// Of a driver of disks that needs something of this machine.
+pub fn disk_driver(name: &str) -> Option<Finding> {
+    const WHAT: &str = "disks";
+    let control = std::fs::File::options().read(true).write(true).open("/dev/mapper/control");
+    match (name.trim(), control) {
+        ("" | "reflink", _) => None,
+        (DEVICE_MAPPER, Ok(_)) => Some(Finding::ok(WHAT, "the kernel has device-mapper")),
+        (DEVICE_MAPPER, Err(error)) => Some(Finding::fail(
+            WHAT,
+            format!("WRENN_DISK is device-mapper, and the kernel has none: /dev/mapper/control: {error}"),
+            "modprobe dm_snapshot (Debian's kernels have it), or set WRENN_DISK=reflink",
+        )),
+        (other, _) => Some(Finding::fail(
+            WHAT,
+            format!("WRENN_DISK is {other:?}"),
+            "give reflink or device-mapper (docs/how-to/disks.md)",
+        )),
     }
 }
 

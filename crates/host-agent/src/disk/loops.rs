@@ -102,7 +102,10 @@ pub fn attach(image: &Path, wish: Attachment) -> io::Result<Device> {
         config.info.file_name[..shown].copy_from_slice(&name[..shown]);
         // SAFETY: the argument is a whole loop_config.
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } == 0 {
-            return Ok(Device { path, number: format!("{LOOP_MAJOR}:{number}"), _file: device });
+            // The device's own word: where loops may have partitions, the number in its name is another.
+            let rdev = device.metadata()?.rdev();
+            let number = format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+            return Ok(Device { path, number, _file: device });
         }
         match io::Error::last_os_error() {
             error if error.raw_os_error() == Some(libc::EBUSY) => {}
@@ -119,9 +122,7 @@ pub fn find_read_only(image: &Path) -> io::Result<Option<Device>> {
         if file != image {
             continue;
         }
-        let Some(path) = number.split_once(':').and_then(|(_, minor)| Some(node(minor.parse().ok()?))) else {
-            continue;
-        };
+        let Some(path) = node_of(&number) else { continue };
         let Ok(device) = File::open(&path) else { continue };
         // SAFETY: all fields may be zero.
         let mut info: LoopInfo = unsafe { std::mem::zeroed() };
@@ -137,8 +138,8 @@ pub fn find_read_only(image: &Path) -> io::Result<Option<Device>> {
 
 /// By `major:minor`. One that is gone already is what was wanted.
 pub fn detach(device: &str) -> io::Result<()> {
-    let Some((_, number)) = device.split_once(':') else { return Ok(()) };
-    let device = match File::open(format!("/dev/loop{number}")) {
+    let Some(path) = node_of(device) else { return Ok(()) };
+    let device = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
@@ -168,6 +169,12 @@ pub fn all() -> io::Result<Vec<(String, PathBuf)>> {
         Some((device, file))
     };
     Ok(std::fs::read_dir("/sys/block")?.flatten().filter_map(number).collect())
+}
+
+/// Of what is there, by `major:minor`.
+fn node_of(device: &str) -> Option<PathBuf> {
+    let place = std::fs::read_link(format!("/sys/dev/block/{device}")).ok()?;
+    Some(Path::new("/dev").join(place.file_name()?))
 }
 
 fn node(number: u64) -> PathBuf {

@@ -183,6 +183,12 @@ impl Pool {
         rustix::fs::statvfs(&self.path).map_or(0, |fs| (fs.f_blocks * fs.f_frsize) >> 20)
     }
 
+    /// Whether a device can be opened by a name in it.
+    pub fn has_devices(&self) -> bool {
+        use rustix::fs::StatVfsMountFlags;
+        rustix::fs::statvfs(&self.path).is_ok_and(|fs| !fs.f_flag.contains(StatVfsMountFlags::NODEV))
+    }
+
     /// Unmounts what the agent itself has mounted. Only when no sandbox is left. Repeatable.
     pub fn close(&self) -> Result<(), PoolError> {
         self.own.as_ref().map_or(Ok(()), OwnXfs::unmount)

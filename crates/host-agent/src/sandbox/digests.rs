@@ -128,9 +128,9 @@ fn write(files: &Files, before: &Before) -> io::Result<()> {
         false => Pieces::new(),
     };
     let on_disk = match &before.disk {
+        // What device-mapper keeps beside a base shares nothing with it.
+        _ if is_store(&disk)? && before.digests.disk.is_empty() => extents::data(&disk)?,
         Some(earlier) => extents::differing(&disk, earlier)?,
-        // Of a disk that was made of a base that is gone nobody knows what is its own; a store holds nothing else.
-        None if is_store(&disk)? => extents::data(&disk)?,
         None => BTreeSet::new(),
     };
     let digests = Digests { device: identity(files)?, memory, disk: renewed(&disk, &before.digests.disk, &on_disk)? };

@@ -63,7 +63,7 @@ impl Body {
                 let began = Instant::now();
                 // What it was writing is in the file when this returns.
                 microvm.stop_vcpus().await.map_err(MachineError::Save)?;
-                self.context.ground.save_disk(run.slot, &self.places(&run).disk, &files.disk()).await?;
+                self.context.ground.save_disk(run.slot, &wish.spec, &self.places(&run).disk, &files.disk()).await?;
                 self.stopped = began.elapsed();
                 tracing::info!(
                     sandbox.id = %self.id(), stopped_ms = self.stopped().as_millis(),
@@ -73,7 +73,7 @@ impl Body {
             Pause::Save => {
                 let files = blocking(move || generation::begin(&directory, to)).await?;
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-                self.context.ground.save_disk(run.slot, &self.places(&run).disk, &files.disk()).await?;
+                self.context.ground.save_disk(run.slot, &wish.spec, &self.places(&run).disk, &files.disk()).await?;
                 self.stopped = saved.stopped;
                 tracing::info!(
                     sandbox.id = %self.id(),

@@ -42,7 +42,7 @@ impl Body {
                 let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
                 self.stopped = saved.stopped;
                 let began = Instant::now();
-                self.context.ground.save_disk(run.slot, &self.places(&run).disk, &files.disk()).await?;
+                self.context.ground.save_disk(run.slot, &wish.spec, &self.places(&run).disk, &files.disk()).await?;
                 self.stopped = saved.stopped + began.elapsed();
             }
             Snapshot::Continue => {

@@ -186,7 +186,7 @@ impl Body {
             return Ok(());
         }
         let microvm = self.microvm().cloned().ok_or(StepError::NoRun)?;
-        let saved = self.save_booted(&making, &microvm, run).await;
+        let saved = self.save_booted(&making, &microvm, wish, run).await;
         microvm.continue_vcpus().await.map_err(MachineError::Continue)?;
         let spec = wish.spec.clone();
         let before = Before::of_base(self.context.ground.open_base(&spec).await);
@@ -215,7 +215,13 @@ impl Body {
         Ok(())
     }
 
-    async fn save_booted(&self, making: &Making, microvm: &Arc<dyn Microvm>, run: &Run) -> Result<Stamp, StepError> {
+    async fn save_booted(
+        &self,
+        making: &Making,
+        microvm: &Arc<dyn Microvm>,
+        wish: &Wish,
+        run: &Run,
+    ) -> Result<Stamp, StepError> {
         let place = making.place().to_owned();
         let files: Files = blocking(move || generation::begin(&place, GENERATION)).await?;
         // Neither synced nor needed.
@@ -223,7 +229,7 @@ impl Body {
         let console = files.console();
         blocking(move || fs::write(console, said)).await.map_err(StepError::Files)?;
         let saved = microvm.save(&files.save_target()).await.map_err(MachineError::Save)?;
-        self.context.ground.save_disk(run.slot, &self.places(run).disk, &files.disk()).await?;
+        self.context.ground.save_disk(run.slot, &wish.spec, &self.places(run).disk, &files.disk()).await?;
         info!(sandbox.id = %self.id(), stopped_ms = saved.stopped.as_millis(), "saved the booted state of a template");
         Ok(self.context.machines.stamp_of(microvm.as_ref()).await?)
     }

@@ -27,7 +27,7 @@ type Scene = (&'static str, fn(&Place));
 #[ignore = "runs as the init of a guest that another test boots"]
 fn everything() {
     let Some(place) = Place::in_guest() else { return };
-    let all: [Scene; 11] = [
+    let all: [Scene; 13] = [
         ("what is written stays, and the base as it was", stays),
         ("a disk is copied while its guest stands still", copied),
         ("a flat image holds what the device showed", flattened),
@@ -36,7 +36,9 @@ fn everything() {
         ("a device stays below who has it open", open_stays),
         ("a suspended device goes on", suspended_goes_on),
         ("a death at each point leaves nothing", deaths),
-        ("a full pool costs what could not be written", full_pool),
+        ("a full pool costs the disk, and no saved state", full_pool),
+        ("a flat disk is no store, whatever is written to it", forged),
+        ("a start that was given up leaves nothing", given_up),
         ("what is wrong is said", wrong),
         ("deaths at any moment", crate::storm::some_deaths),
     ];
@@ -60,8 +62,8 @@ fn work() {
     let disks = place.disks(DiskChoice::DeviceMapper, &[7]);
     let disk = place.disk("victim");
     match work.to_str().unwrap() {
-        "attach" => _ = disks.attach(7, &disk, &place.node("victim"), UID).unwrap(),
-        "snapshot" => disks.snapshot(7, &disk, &place.disk("copy")).unwrap(),
+        "attach" => _ = place.attach(&disks, 7, "victim").unwrap(),
+        "snapshot" => disks.snapshot(7, &disk, &place.disk("copy"), MIB).unwrap(),
         "detach" => disks.detach(7).unwrap(),
         "flatten" => disks.chosen().flatten(&disk, &place.disk("flat"), UID).unwrap(),
         "storm" => crate::storm::work(&place, &disks),
@@ -119,6 +121,10 @@ impl Place {
         let disk = self.disk(name);
         self.pool.make_disk(disks.chosen(), &"t".parse().unwrap(), MIB, &disk, UID).unwrap();
         disk
+    }
+
+    pub fn attach(&self, disks: &Disks, slot: u16, name: &str) -> io::Result<PathBuf> {
+        disks.attach(slot, &self.disk(name), &self.node(name), UID, &|| true)
     }
 
     pub fn remove(&self, name: &str) {
@@ -200,16 +206,17 @@ fn written(marks: &[char], mark: char) -> Vec<usize> {
 fn stays(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
     let begin = Instant::now();
-    let (one, two) = (place.make(&disks, "one"), place.make(&disks, "two"));
+    let one = place.make(&disks, "one");
+    place.make(&disks, "two");
     let made = begin.elapsed();
     assert!(is_store(&File::open(&one).unwrap()).unwrap());
     let begin = Instant::now();
-    let device = disks.attach(1, &one, &place.node("one"), UID).unwrap();
+    let device = place.attach(&disks, 1, "one").unwrap();
     println!("  two disks made in {} us, one attached in {} us", made.as_micros(), begin.elapsed().as_micros());
     let about = fs::metadata(&device).unwrap();
     assert!(about.file_type().is_block_device());
     assert_eq!((about.uid(), about.mode() & 0o777), (UID, 0o600));
-    let other = disks.attach(2, &two, &place.node("two"), UID).unwrap();
+    let other = place.attach(&disks, 2, "two").unwrap();
     assert_eq!(
         all_loops().unwrap().iter().filter(|(_, file)| *file == place.base()).count(),
         1,
@@ -229,7 +236,7 @@ fn stays(place: &Place) {
     disks.detach(1).unwrap();
     disks.detach(2).unwrap();
     assert!(fs::metadata(&one).unwrap().blocks() * 512 < 4 << 20, "it takes what was written");
-    let device = open(&disks.attach(3, &one, &place.node("one"), UID).unwrap());
+    let device = open(&place.attach(&disks, 3, "one").unwrap());
     let mut part = chunk('a', 9);
     part[512..1024].fill(7);
     let mut found = vec![0; CHUNK];
@@ -248,20 +255,20 @@ fn stays(place: &Place) {
 fn copied(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
     let disk = place.make(&disks, "one");
-    let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
     for at in 100..400 {
         write(&device, 'b', at);
     }
     // Nothing of it was synced: a copy holds it all the same.
     let begin = Instant::now();
-    disks.snapshot(1, &disk, &place.disk("copy")).unwrap();
+    disks.snapshot(1, &disk, &place.disk("copy"), MIB).unwrap();
     println!("  copied in {} us", begin.elapsed().as_micros());
     for at in 0..200 {
         write(&device, 'c', at);
     }
     disks.flush(1, &disk).unwrap();
     disks.restore(&place.disk("copy"), &place.disk("child"), UID).unwrap();
-    let child = open(&disks.attach(2, &place.disk("child"), &place.node("child"), UID).unwrap());
+    let child = open(&place.attach(&disks, 2, "child").unwrap());
     let found = marks(&child);
     assert_eq!(written(&found, 'b'), (100..400).collect::<Vec<_>>());
     write(&child, 'd', 7);
@@ -278,7 +285,7 @@ fn copied(place: &Place) {
 fn flattened(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
     let disk = place.make(&disks, "one");
-    let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
     // More than an area of the kernel's, forwards, backwards, some twice, some after another flush.
     for at in (0..CHUNKS).step_by(3).chain((1..CHUNKS).rev().step_by(7)).chain(50..90) {
         write(&device, 'b', at);
@@ -310,18 +317,18 @@ fn flattened(place: &Place) {
 fn switched_back(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
     let disk = place.make(&disks, "one");
-    let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
     write(&device, 'b', 11);
     // The agent is started anew with the other driver; what runs goes on.
     drop(disks);
     let disks = place.disks(DiskChoice::Reflink, &[1]);
-    disks.snapshot(1, &disk, &place.disk("saved")).unwrap();
+    disks.snapshot(1, &disk, &place.disk("saved"), MIB).unwrap();
     write(&device, 'c', 12);
     drop(device);
     disks.detach(1).unwrap();
     let flat = place.disk("flat");
     disks.restore(&place.disk("saved"), &flat, UID).unwrap();
-    assert_eq!(disks.attach(2, &flat, &place.node("flat"), UID).unwrap(), flat, "a file needs no device");
+    assert_eq!(place.attach(&disks, 2, "flat").unwrap(), flat, "a file needs no device");
     let found = marks(&open(&flat));
     assert_eq!((written(&found, 'b'), written(&found, 'c')), (vec![11], vec![]));
     // And back: what is flat stays so.
@@ -339,7 +346,7 @@ fn bases_stay(place: &Place) {
     let old = place.base();
     publish('e');
     assert_eq!(place.pool.remove_unused_bases().unwrap(), 0);
-    let device = open(&disks.attach(1, &place.disk("one"), &place.node("one"), UID).unwrap());
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
     assert!(marks(&device).iter().all(|mark| *mark == 'a'));
     drop(device);
     disks.detach(1).unwrap();
@@ -351,14 +358,14 @@ fn bases_stay(place: &Place) {
 
 fn open_stays(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
-    let disk = place.make(&disks, "one");
-    let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
+    place.make(&disks, "one");
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
     // An agent that knows nothing of it.
     let stranger = place.disks(DiskChoice::DeviceMapper, &[]);
     assert_eq!(stranger.devices().unwrap(), [1]);
     write(&device, 'b', 1);
     device.sync_all().unwrap();
-    let refused = disks.attach(1, &disk, &place.node("one"), UID).unwrap_err();
+    let refused = place.attach(&disks, 1, "one").unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy, "not below who has it open");
     write(&device, 'b', 2);
     drop(device);
@@ -368,8 +375,8 @@ fn open_stays(place: &Place) {
 
 fn suspended_goes_on(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
-    let disk = place.make(&disks, "victim");
-    let device = open(&disks.attach(7, &disk, &place.node("victim"), UID).unwrap());
+    place.make(&disks, "victim");
+    let device = open(&place.attach(&disks, 7, "victim").unwrap());
     write(&device, 'b', 1);
     let died = Place::begin("snapshot", Some("disk.snapshot.suspended")).wait().unwrap();
     assert_eq!(died.signal(), Some(libc::SIGKILL));
@@ -401,9 +408,9 @@ fn deaths(place: &Place) {
     for (work, point) in points {
         for is_known in [true, false] {
             let disks = place.disks(DiskChoice::DeviceMapper, &[]);
-            let disk = place.make(&disks, "victim");
+            place.make(&disks, "victim");
             if work != "attach" {
-                let device = open(&disks.attach(7, &disk, &place.node("victim"), UID).unwrap());
+                let device = open(&place.attach(&disks, 7, "victim").unwrap());
                 write(&device, 'b', 5);
                 drop(device);
             }
@@ -418,7 +425,7 @@ fn deaths(place: &Place) {
             let disks = place.disks(DiskChoice::DeviceMapper, in_use);
             disks.detach(7).unwrap();
             assert_eq!(place.left(), (0, 0), "{point}");
-            let device = open(&disks.attach(7, &disk, &place.node("victim"), UID).unwrap());
+            let device = open(&place.attach(&disks, 7, "victim").unwrap());
             let expected = if work == "attach" { vec![] } else { vec![5] };
             assert_eq!(written(&marks(&device), 'b'), expected, "{point}");
             drop(device);
@@ -434,11 +441,13 @@ fn deaths(place: &Place) {
 fn full_pool(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
     let disk = place.make(&disks, "one");
-    let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
     for at in 0..20 {
         write(&device, 'b', at);
     }
     device.sync_all().unwrap();
+    disks.snapshot(1, &disk, &place.disk("before"), MIB).unwrap();
+    let copy = place.disk("copy");
     let ballast = place.pool.path().join("ballast");
     let file = File::create(&ballast).unwrap();
     // To the last block.
@@ -448,36 +457,73 @@ fn full_pool(place: &Place) {
             taken += step;
         }
     }
+    // The kernel takes these: it has not looked for room yet.
     for at in 20..CHUNKS {
         write(&device, 'c', at);
     }
-    assert!(device.sync_all().is_err(), "there was room");
+    // A copy would lack them, and who wrote them was told nothing: there is none.
+    let refused = disks.snapshot(1, &disk, &copy, MIB).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::StorageFull, "{refused}");
+    assert!(!copy.exists());
     drop(file);
     fs::remove_file(&ballast).unwrap();
-    // A pause still saves it.
-    disks.snapshot(1, &disk, &place.disk("copy")).unwrap();
+    assert!(disks.snapshot(1, &disk, &copy, MIB).is_err(), "room alone brings nothing back");
+    disks.flush(1, &disk).unwrap();
     drop(device);
     disks.detach(1).unwrap();
-    for name in ["copy", "one"] {
-        let device = open(&disks.attach(1, &place.disk(name), &place.node(name), UID).unwrap());
-        assert_eq!(written(&marks(&device), 'b').len(), 20, "what was synced is in {name}");
-        drop(device);
-        disks.detach(1).unwrap();
-    }
-    place.remove("copy");
-    let device = open(&disks.attach(1, &disk, &place.node("one"), UID).unwrap());
+    // What was saved before is whole, and goes on.
+    disks.restore(&place.disk("before"), &place.disk("one"), UID).unwrap();
+    let device = open(&place.attach(&disks, 1, "one").unwrap());
+    assert_eq!(written(&marks(&device), 'b').len(), 20);
     for at in 20..40 {
         write(&device, 'd', at);
     }
     device.sync_all().unwrap();
     drop(device);
     disks.detach(1).unwrap();
-    place.remove("one");
+    for name in ["one", "before", "copy"] {
+        place.remove(name);
+    }
+}
+
+/// A VMM that was taken over writes behind the end of its disk: what it writes there is not taken for a store.
+fn forged(place: &Place) {
+    let disks = place.disks(DiskChoice::DeviceMapper, &[]);
+    place.make(&disks, "store");
+    let disks = place.disks(DiskChoice::Reflink, &[]);
+    let flat = place.make(&disks, "flat");
+    assert_eq!(place.attach(&disks, 5, "flat").unwrap(), flat);
+    disks.snapshot(5, &flat, &place.disk("honest"), MIB).unwrap();
+    fs::copy(place.disk("store"), &flat).unwrap();
+    let refused = disks.snapshot(5, &flat, &place.disk("copy"), MIB).unwrap_err();
+    assert!(refused.to_string().contains("larger or smaller"), "{refused}");
+    assert!(!place.disk("copy").exists());
+    for name in ["store", "flat", "honest", "copy"] {
+        place.remove(name);
+    }
+}
+
+/// A start that was given up, and comes to its turn when the sandbox has been taken down.
+fn given_up(place: &Place) {
+    let disks = place.disks(DiskChoice::DeviceMapper, &[]);
+    let disk = place.make(&disks, "one");
+    let refused = disks.attach(1, &disk, &place.node("one"), UID, &|| false).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::Interrupted);
+    assert_eq!(disks.devices().unwrap(), Vec::<u16>::new());
+    // A flat disk in a slot whose last user was not taken down has nothing of that one.
+    place.attach(&disks, 1, "one").unwrap();
+    let flat = place.disk("flat");
+    disks.chosen().flatten(&disk, &flat, UID).unwrap();
+    assert_eq!(place.attach(&disks, 1, "flat").unwrap(), flat);
+    assert_eq!(disks.devices().unwrap(), Vec::<u16>::new());
+    for name in ["one", "flat"] {
+        place.remove(name);
+    }
 }
 
 fn wrong(place: &Place) {
     let disks = place.disks(DiskChoice::DeviceMapper, &[]);
-    let refusal = |name: &str| disks.attach(4, &place.disk(name), &place.node(name), UID).unwrap_err().to_string();
+    let refusal = |name: &str| place.attach(&disks, 4, name).unwrap_err().to_string();
     let disk = place.make(&disks, "one");
     open(&disk).write_all_at(b"nonsense", 0).unwrap();
     assert!(refusal("one").contains("damaged"), "{}", refusal("one"));
@@ -488,11 +534,17 @@ fn wrong(place: &Place) {
     let (base, away) = (place.base(), place.pool.path().join("away"));
     fs::rename(&base, &away).unwrap();
     assert!(refusal("one").contains("cannot be had"), "{}", refusal("one"));
+    // Made again, it has other times in its head.
+    let mut other = fs::read(&away).unwrap();
+    other[1024] ^= 1;
+    fs::write(&base, other).unwrap();
+    assert!(refusal("one").contains("another one"), "{}", refusal("one"));
+    assert!(disks.chosen().flatten(&place.disk("one"), &place.disk("flat"), UID).is_err());
     fs::rename(&away, &base).unwrap();
     assert!(refusal("unknown").contains("No such file"), "{}", refusal("unknown"));
     let slots: BTreeSet<u16> = disks.devices().unwrap().into_iter().collect();
     assert!(slots.is_empty());
-    for name in ["one", "unknown"] {
+    for name in ["one", "unknown", "flat"] {
         place.remove(name);
     }
 }

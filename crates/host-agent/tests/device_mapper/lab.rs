@@ -11,8 +11,6 @@ use microvm::qemu::{Accelerator, Qemu};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 const MEMORY_MIB: u32 = 1536;
-/// Some seconds are usual.
-const TIME_MAX: Duration = Duration::from_secs(120);
 const PROGRAMS: [&str; 1] = ["/usr/sbin/mkfs.xfs"];
 
 pub struct Lab {
@@ -43,7 +41,7 @@ pub fn find() -> Option<Lab> {
 
 impl Lab {
     /// Boots a guest in which this program runs one test; gives what it said.
-    pub fn run(&self, test: &str) -> String {
+    pub fn run(&self, test: &str, time_max: Duration) -> String {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         self.furnish(&root);
@@ -77,7 +75,7 @@ impl Lab {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let end = Instant::now() + TIME_MAX;
+        let end = Instant::now() + time_max;
         while guest.try_wait().unwrap().is_none() {
             if Instant::now() > end {
                 guest.kill().unwrap();

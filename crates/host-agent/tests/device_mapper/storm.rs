@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use host_agent::disk::{DiskChoice, Disks};
 
-use crate::guest::{CHUNKS, Place, marks, open, write};
+use crate::guest::{CHUNKS, MIB, Place, marks, open, write};
 
 const UID: u32 = 0x4000_1234;
 const SOME: u32 = 12;
@@ -46,7 +46,7 @@ fn storm(place: &Place, deaths: u32) {
                 continue;
             }
             disks.restore(&whole, &place.disk("child"), UID).unwrap();
-            let shown = disks.attach(8, &place.disk("child"), &place.node("child"), UID).unwrap();
+            let shown = place.attach(&disks, 8, "child").unwrap();
             let found = marks(&open(&shown));
             let round = found[0];
             assert!(found[..64].iter().all(|mark| *mark == round), "{name} is of two rounds");
@@ -54,7 +54,7 @@ fn storm(place: &Place, deaths: u32) {
             copies += 1;
         }
         // And what goes on is readable: each chunk is one that was written there.
-        let device = disks.attach(7, &place.disk("victim"), &place.node("victim"), UID).unwrap();
+        let device = place.attach(&disks, 7, "victim").unwrap();
         marks(&open(&device));
         disks.detach(7).unwrap();
     }
@@ -70,12 +70,12 @@ pub fn work(place: &Place, disks: &Disks) {
     let disk = place.disk("victim");
     for round in (0..26).cycle() {
         let mark = char::from(b'a' + round);
-        let device = open(&disks.attach(7, &disk, &place.node("victim"), UID).unwrap());
+        let device = open(&place.attach(disks, 7, "victim").unwrap());
         for at in (0..64).chain((u64::from(round)..CHUNKS).step_by(97)) {
             write(&device, mark, at);
         }
         let copy = place.disk("copy");
-        disks.snapshot(7, &disk, &copy).unwrap();
+        disks.snapshot(7, &disk, &copy, MIB).unwrap();
         fs::rename(&copy, copy.with_file_name("whole")).unwrap();
         drop(device);
         disks.detach(7).unwrap();

@@ -32,6 +32,14 @@ const HEAD: &str =
 const REGISTRATION: &str = "etc/wrenn/registration.env";
 const MODULES: &str = "etc/modules-load.d/wrenn.conf";
 const MODULES_TEXT: &str = "# What sandboxes are made of.\nkvm\nkvm_amd\nkvm_intel\nloop\nnf_tables\ntun\nveth\nxfs\n";
+/// For disks by device-mapper.
+const MAPPER_MODULES: &str = "etc/modules-load.d/wrenn-device-mapper.conf";
+const MAPPER_MODULES_TEXT: &str = "# Disks of sandboxes, by WRENN_DISK=device-mapper.\ndm_snapshot\n";
+const UDEV: &str = "etc/udev/rules.d/11-wrenn.rules";
+const UDEV_TEXT: &str = include_str!("../../../../../deploy/udev/11-wrenn.rules");
+/// As the package has it.
+const UDEV_PACKAGED: &str = "usr/lib/udev/rules.d/11-wrenn.rules";
+const DISK: &str = "WRENN_DISK";
 const SYSCTL: &str = "etc/sysctl.d/90-wrenn.conf";
 const SYSCTL_TEXT: &str = "# Guests reach the internet through this machine.\nnet.ipv4.ip_forward = 1\n";
 
@@ -96,6 +104,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     }
     let mut findings = preflight::host();
     findings.extend(doctor::of_machine(&dir));
+    findings.extend(settings.get(DISK).and_then(doctor::disk_driver));
     findings.extend(advice::all());
     let is_fit = findings.iter().all(|finding| finding.grade != Grade::Fail);
     if is_here && !is_fit && !arguments.force {
@@ -145,8 +154,17 @@ fn wanted(arguments: &Arguments, dir: Option<&Path>) -> Result<Settings, Failure
 
 /// Where the host of this machine lies, by its settings; none where it was not installed.
 pub fn installed_dir() -> Option<PathBuf> {
+    installed(DIR).map(PathBuf::from)
+}
+
+/// What makes its disks, where that is said.
+pub fn installed_disk() -> Option<String> {
+    installed(DISK)
+}
+
+fn installed(name: &str) -> Option<String> {
     let settings = Settings::read(&Path::new("/").join(SETTINGS)).ok()?;
-    settings.get(DIR).map(PathBuf::from)
+    settings.get(name).map(str::to_owned)
 }
 
 /// It goes into a file of settings: nothing in it may be one of its marks.
@@ -171,6 +189,12 @@ fn lay_out(settings: &Settings, (token, has_joined): (Option<&str>, bool), files
         None => {}
     }
     files.write(MODULES, MODULES_TEXT.as_bytes(), 0o644)?;
+    if settings.get(DISK).is_some_and(|driver| driver.trim() == doctor::DEVICE_MAPPER) {
+        files.write(MAPPER_MODULES, MAPPER_MODULES_TEXT.as_bytes(), 0o644)?;
+        if !files.at(UDEV_PACKAGED).exists() {
+            files.write(UDEV, UDEV_TEXT.as_bytes(), 0o644)?;
+        }
+    }
     files.write(SYSCTL, SYSCTL_TEXT.as_bytes(), 0o644)
 }
 
@@ -178,6 +202,7 @@ fn lay_out(settings: &Settings, (token, has_joined): (Option<&str>, bool), files
 async fn start(dir: &Path, files: &Files) -> Result<(), Failure> {
     // What is missing here is told by the agent, in its words.
     let _ = Command::new("sysctl").args(["--quiet", "--load"]).arg(files.at(SYSCTL)).status();
+    let _ = Command::new("udevadm").args(["control", "--reload"]).status();
     SERVICE.start().await?;
     if !dir.join(JOINED).exists() {
         return Err(SERVICE.not_started("it has not joined: give a new token (wrenn host add)"));

@@ -26,6 +26,7 @@ const DEV_CREATE: libc::c_ulong = 3;
 const DEV_REMOVE: libc::c_ulong = 4;
 const DEV_SUSPEND: libc::c_ulong = 6;
 const TABLE_LOAD: libc::c_ulong = 9;
+const TABLE_STATUS: libc::c_ulong = 12;
 const LIST_VERSIONS: libc::c_ulong = 13;
 const SUSPEND_FLAG: u32 = 1 << 1;
 const BUFFER_FULL_FLAG: u32 = 1 << 8;
@@ -109,6 +110,15 @@ pub fn create(name: &str, disk_bytes: u64, kind: &str, parameters: &str) -> io::
 /// What was written to the device is below it when this returns, and what is written from now on waits.
 pub fn suspend(name: &str) -> io::Result<()> {
     call(DEV_SUSPEND, name, SUSPEND_FLAG, &[]).map(drop)
+}
+
+/// In the words of its target.
+pub fn status(name: &str) -> io::Result<String> {
+    let answer = call(TABLE_STATUS, name, 0, &[])?;
+    let begin = usize::try_from(answer.head().data_start).unwrap_or(BUFFER_BYTES) + size_of::<Target>();
+    let text = answer.0.get(begin..).unwrap_or_default();
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(0);
+    Ok(String::from_utf8_lossy(&text[..end]).into_owned())
 }
 
 /// Also of one that is not suspended.

@@ -39,6 +39,10 @@ const REMOVE_TIME_MAX: Duration = Duration::from_secs(5);
 const REMOVE_AGAIN: Duration = Duration::from_millis(20);
 /// Without it what was written waits for ever.
 const RESUME_TRIES: u32 = 3;
+/// What the kernel says of a snapshot that it has stopped to use.
+const GIVEN_UP: &str = "Invalid";
+/// linux/magic.h
+const XFS: rustix::fs::FsWord = 0x5846_5342;
 /// How deep the pool's directories are in which disks lie: `sandboxes/<id>/<generation>/disk`.
 const LEVELS: u32 = 4;
 
@@ -111,19 +115,26 @@ impl DeviceMapper {
     }
 
     /// Who maps it must hold this until the device does.
-    fn show(&self, base: &str, disk_bytes: u64) -> io::Result<loops::Device> {
-        let path = self.images.join(base);
-        let found = std::fs::metadata(&path)
-            .map_err(|error| io::Error::new(error.kind(), format!("the disk's base {base} cannot be had: {error}")))?;
-        if found.len() != disk_bytes {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("the disk's base {base} is another one")));
-        }
+    fn show(&self, head: &Head) -> io::Result<loops::Device> {
+        self.base_of(head)?;
+        let path = self.images.join(&head.base);
         let _turn = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
         match loops::find_read_only(&path)? {
             Some(device) => Ok(device),
             // Through the page cache: what one guest has read is there for all.
             None => loops::attach(&path, Attachment { is_read_only: true, ..Attachment::default() }),
         }
+    }
+
+    /// The one that was there when the disk was made: by the same name there may be one that was made again.
+    fn base_of(&self, head: &Head) -> io::Result<File> {
+        let Head { base, .. } = head;
+        let file = File::open(self.images.join(base))
+            .map_err(|error| io::Error::new(error.kind(), format!("the disk's base {base} cannot be had: {error}")))?;
+        if Head::of(base, &file)? != *head {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("the disk's base {base} is another one")));
+        }
+        Ok(file)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, String>> {
@@ -133,8 +144,7 @@ impl DeviceMapper {
 
 impl DiskDriver for DeviceMapper {
     fn create(&self, base: &Base, disk: &Path, uid: u32) -> io::Result<()> {
-        let head = Head { base: base.name.clone(), disk_bytes: base.file.metadata()?.len() };
-        store::make(disk, &head, uid)
+        store::make(disk, &Head::of(&base.name, &base.file)?, uid)
     }
 
     fn restore(&self, from: &Path, disk: &Path, uid: u32) -> io::Result<()> {
@@ -146,16 +156,14 @@ impl DiskDriver for DeviceMapper {
         let name = self.name(slot);
         // Of a start that did not get as far as to remember it.
         remove(&name)?;
-        let Head { base, disk_bytes } = store::head(&File::open(disk)?)?;
-        if store::take_back(disk)? {
-            warn!("a disk that the kernel had given up, because its pool was full, is used again");
-        }
-        let origin = self.show(&base, disk_bytes)?;
+        let head = store::head(&File::open(disk)?)?;
+        let disk_bytes = head.disk_bytes;
+        let origin = self.show(&head)?;
         let wish = Attachment {
             offset: HEAD_BYTES,
             bytes: store::kernel_bytes(disk_bytes),
-            // What the guest writes is cached once, above.
-            is_direct: true,
+            // What the guest writes is cached once, above. On btrfs, pages that change while they are written would not fit their checksums.
+            is_direct: rustix::fs::statfs(disk)?.f_type == XFS,
             block_bytes: u32::try_from(CHUNK_BYTES).expect("some KiB"),
             ..Attachment::default()
         };
@@ -185,16 +193,27 @@ impl DiskDriver for DeviceMapper {
         match File::open(format!("/dev/dm-{minor}")) {
             // A /dev that the kernel does not fill; suspending it will do the same.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            device => device?.sync_data(),
+            // What cannot be written is told by the copy, which has to have all of it.
+            device => device?.sync_data().or_else(|error| {
+                warn!("write the disk in slot {slot}: {error}");
+                Ok(())
+            }),
         }
     }
 
     fn snapshot(&self, slot: u16, disk: &Path, to: &Path) -> io::Result<()> {
         let name = self.name(slot);
-        kernel::suspend(&name)?;
+        // Newer kernels say here that something could not be written; what could not be is forgotten the next time, and told below.
+        kernel::suspend(&name).or_else(|_| kernel::suspend(&name))?;
         // The next agent resumes what is suspended.
         let copy = || -> io::Result<()> {
             hit("disk.snapshot.suspended")?;
+            if kernel::status(&name)? == GIVEN_UP {
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "the kernel has given the disk up, because what the guest wrote had no room in the pool",
+                ));
+            }
             super::clone(&File::open(disk)?, to, 0)?;
             Ok(hit("disk.snapshot.copied")?)
         };
@@ -206,6 +225,10 @@ impl DiskDriver for DeviceMapper {
             }
         }
         resumed.and(copied)
+    }
+
+    fn is_of(&self, disk: &File, bytes: u64) -> io::Result<bool> {
+        Ok(store::is_one(disk)? && store::head(disk)?.disk_bytes == bytes)
     }
 
     fn detach(&self, slot: u16) -> io::Result<()> {
@@ -220,12 +243,10 @@ impl DiskDriver for DeviceMapper {
 
     fn flatten(&self, disk: &Path, to: &Path, uid: u32) -> io::Result<()> {
         let store = File::open(disk)?;
-        let Head { base, disk_bytes } = store::head(&store)?;
-        let origin = File::open(self.images.join(&base))
-            .map_err(|error| io::Error::new(error.kind(), format!("the disk's base {base} cannot be had: {error}")))?;
-        super::clone(&origin, to, uid)?;
+        let head = store::head(&store)?;
+        super::clone(&self.base_of(&head)?, to, uid)?;
         hit("disk.flatten.cloned")?;
-        store::flatten(&store, &File::options().write(true).open(to)?, disk_bytes)
+        store::flatten(&store, &File::options().write(true).open(to)?, head.disk_bytes)
     }
 }
 

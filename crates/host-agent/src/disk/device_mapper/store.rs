@@ -27,6 +27,10 @@ pub const CHUNK_BYTES: u64 = 4096;
 /// The version of the head.
 const FORMAT: u32 = 1;
 const MIB: u64 = 1 << 20;
+/// The head of a file system with its times, and its first tables with the checksums of others.
+const BEGIN_BYTES: u64 = 64 * 1024;
+/// Larger disks there are not; of a head that says so nothing else is believed.
+const DISK_BYTES_MAX: u64 = 1 << 50;
 
 // drivers/md/dm-snap-persistent.c
 const MAGIC: u32 = 0x7041_6e53;
@@ -45,6 +49,18 @@ pub struct Head {
     pub base: String,
     /// Of the disk that the guest sees.
     pub disk_bytes: u64,
+    /// BLAKE3 of how the base begins, which tells when it was made: one that is made again of the same image has other places for the same
+    /// files.
+    pub begin: String,
+}
+
+impl Head {
+    pub fn of(base: &str, file: &File) -> io::Result<Self> {
+        let disk_bytes = file.metadata()?.len();
+        let mut begin = vec![0; usize::try_from(BEGIN_BYTES.min(disk_bytes)).expect("some KiB")];
+        file.read_exact_at(&mut begin, 0)?;
+        Ok(Self { base: base.to_owned(), disk_bytes, begin: blake3::hash(&begin).to_hex()[..32].to_owned() })
+    }
 }
 
 #[repr(C)]
@@ -98,6 +114,9 @@ pub fn head(file: &File) -> io::Result<Head> {
     file.read_exact_at(&mut bytes, 0)?;
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let head: Head = sealed::decode(FORMAT, &bytes[..end]).map_err(|broken| damaged(&format!("its head: {broken}")))?;
+    if head.disk_bytes > DISK_BYTES_MAX {
+        return Err(damaged("its head is of another one"));
+    }
     let is_plain = !head.base.is_empty() && !head.base.contains('/') && !head.base.starts_with('.');
     if !is_plain || file.metadata()?.len() != HEAD_BYTES + kernel_bytes(head.disk_bytes) {
         return Err(damaged("its head is of another one"));
@@ -105,38 +124,24 @@ pub fn head(file: &File) -> io::Result<Head> {
     Ok(head)
 }
 
-/// The kernel gives a store up when a write to it fails, as in a pool that is full, and refuses it from then on: what it was copied from may
-/// have changed. A base never does, and what the guest was told is written is in the store. True: it had been given up.
-pub fn take_back(path: &Path) -> io::Result<bool> {
-    let file = File::options().read(true).write(true).open(path)?;
-    let Some([magic, valid, ..]) = header(&file)? else { return Ok(false) };
-    if magic != MAGIC || valid == 1 {
-        return Ok(false);
-    }
-    file.write_all_at(&1_u32.to_le_bytes(), HEAD_BYTES + 4)?;
-    file.sync_data()?;
-    Ok(true)
-}
-
 /// Puts what the store holds onto a copy of its base: no data is written where the file system can share it.
 pub fn flatten(store: &File, onto: &File, disk_bytes: u64) -> io::Result<()> {
-    for stretch in stretches(store, disk_bytes)? {
+    each_stretch(store, disk_bytes, |stretch| {
         let from = HEAD_BYTES + stretch.stored * CHUNK_BYTES;
         let (to, length) = (stretch.at * CHUNK_BYTES, stretch.chunks * CHUNK_BYTES);
         let range = CloneRange { from: store.as_raw_fd().into(), from_offset: from, length, to_offset: to };
         // SAFETY: the argument is a whole file_clone_range, and both descriptors are open.
         if unsafe { libc::ioctl(onto.as_raw_fd(), FICLONERANGE, &raw const range) } == 0 {
-            continue;
+            return Ok(());
         }
         match io::Error::last_os_error() {
             // Blocks of another size, or no reflinks.
             error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EXDEV)) => {
-                copy(store, from, onto, to, length)?;
+                copy(store, from, onto, to, length)
             }
-            error => return Err(error),
+            error => Err(error),
         }
-    }
-    Ok(())
+    })
 }
 
 fn copy(from: &File, from_offset: u64, to: &File, to_offset: u64, length: u64) -> io::Result<()> {
@@ -148,15 +153,15 @@ fn copy(from: &File, from_offset: u64, to: &File, to_offset: u64, length: u64) -
     Ok(())
 }
 
-/// In the order in which they were written.
-fn stretches(store: &File, disk_bytes: u64) -> io::Result<Vec<Stretch>> {
-    let Some([magic, _, format, sectors]) = header(store)? else { return Ok(Vec::new()) };
+/// In the order in which they were written, area by area: a guest that writes here and there makes many.
+fn each_stretch(store: &File, disk_bytes: u64, mut visit: impl FnMut(Stretch) -> io::Result<()>) -> io::Result<()> {
+    let Some([magic, _, format, sectors]) = header(store)? else { return Ok(()) };
     if (magic, format, u64::from(sectors) * 512) != (MAGIC, KERNEL_FORMAT, CHUNK_BYTES) {
         return Err(damaged("its kernel part has another format"));
     }
     let chunks = disk_bytes.div_ceil(CHUNK_BYTES);
     let stored_max = kernel_bytes(disk_bytes) / CHUNK_BYTES;
-    let mut found: Vec<Stretch> = Vec::new();
+    let mut open: Option<Stretch> = None;
     let mut area = [0; CHUNK_BYTES as usize];
     for number in 0..=chunks.div_ceil(PAIRS) {
         let begin = HEADER_CHUNKS + number * (PAIRS + 1);
@@ -166,18 +171,23 @@ fn stretches(store: &File, disk_bytes: u64) -> io::Result<Vec<Stretch>> {
             let (at, stored) = (half(0), half(8));
             // No data lies in chunk 0: this is the end.
             if stored == 0 {
-                return Ok(found);
+                return open.map_or(Ok(()), visit);
             }
             if at >= chunks || stored >= stored_max {
                 return Err(damaged("it names a chunk that there is not"));
             }
-            match found.last_mut() {
+            match &mut open {
                 Some(last) if (last.at + last.chunks, last.stored + last.chunks) == (at, stored) => last.chunks += 1,
-                _ => found.push(Stretch { at, stored, chunks: 1 }),
+                _ => {
+                    let next = Stretch { at, stored, chunks: 1 };
+                    if let Some(whole) = open.replace(next) {
+                        visit(whole)?;
+                    }
+                }
             }
         }
     }
-    Ok(found)
+    open.map_or(Ok(()), visit)
 }
 
 /// Magic, valid, format, sectors of a chunk; none of a store that was never used.
@@ -213,7 +223,16 @@ mod tests {
     const DISK: u64 = 8 * MIB;
 
     fn head_of(base: &str) -> Head {
-        Head { base: base.to_owned(), disk_bytes: DISK }
+        Head { base: base.to_owned(), disk_bytes: DISK, begin: String::new() }
+    }
+
+    fn stretches(store: &File, disk_bytes: u64) -> io::Result<Vec<Stretch>> {
+        let mut found = Vec::new();
+        each_stretch(store, disk_bytes, |stretch| {
+            found.push(stretch);
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     fn owner() -> u32 {
@@ -308,20 +327,6 @@ mod tests {
         let other = store(dir.path(), &[]);
         other.write_all_at(&16_u32.to_le_bytes(), HEAD_BYTES + 12).unwrap();
         assert!(stretches(&other, DISK).is_err(), "chunks of another size");
-    }
-
-    #[test]
-    fn one_that_the_kernel_gave_up_is_taken_back_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        make(&path, &head_of("base.ext4"), owner()).unwrap();
-        assert!(!take_back(&path).unwrap(), "it was never used");
-        let file = store(dir.path(), &[(1, 2)]);
-        assert!(!take_back(&path).unwrap());
-        file.write_all_at(&0_u32.to_le_bytes(), HEAD_BYTES + 4).unwrap();
-        assert!(take_back(&path).unwrap());
-        assert!(!take_back(&path).unwrap());
-        assert_eq!(stretches(&file, DISK).unwrap().len(), 1);
     }
 
     #[test]
