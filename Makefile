@@ -25,6 +25,10 @@ SUITE := .ci/suite
 # By name, not by package, for the same reason.
 WHOLE_MACHINE := $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs))
 
+# Where the agent looks for it, with its jailer beside it.
+FIRECRACKER := /usr/local/bin/firecracker
+jailer = $(dir $(1))$(subst firecracker,jailer,$(notdir $(1)))
+
 # The parsers are safe code: panics and endless loops are what there is to find, and a sanitizer would ask for another compiler.
 FUZZ_TARGETS := $(notdir $(wildcard fuzz/corpus/*))
 FUZZ_SECONDS ?= 60
@@ -37,7 +41,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
+.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-kvm check-long fuzz bench bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -108,6 +112,22 @@ check: ## everything that must hold: format, lints, rules of the house, every te
 	@$(SUITE) queries $(XTASK) sqlx --check
 	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
 	@$(SUITE) tests cargo test --locked --workspace --exclude whole-machine
+	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
+	@$(SUITE) --summary
+
+check-kvm: export WRENN_VMM := firecracker
+check-kvm: export WRENN_FIRECRACKER_BIN := $(or $(WRENN_FIRECRACKER_BIN),$(FIRECRACKER))
+check-kvm: export WRENN_JAILER_BIN := $(or $(WRENN_JAILER_BIN),$(call jailer,$(WRENN_FIRECRACKER_BIN)))
+check-kvm: ## on a host with KVM: driver, table of facts and the whole machine on Firecracker; says what is missing for it
+	@rm -f "$(TARGET)/suites"; mkdir -p "$(TARGET)"
+	@$(SUITE) kvm-host .ci/kvm-host
+	@$(SUITE) setup scripts/setup build run check
+	@$(SUITE) programs $(BUILD_CHECK)
+	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) kvm-boots cargo test --locked --workspace --test vmm -- --exact the_release_that_is_named_boots_a_guest_here
+	@$(SUITE) kvm-driver cargo test --locked --workspace --test drivers -- --show-output firecracker::
+	@WRENN_TEST_KERNEL="$$(ls -v "$(ARTIFACTS)"/kernels/vmlinux-*[0-9] | tail -1)" \
+		$(SUITE) kvm-table cargo test --locked --workspace --test table --test jailer -- --show-output
 	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
 	@$(SUITE) --summary
 
