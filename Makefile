@@ -29,6 +29,10 @@ SUITE := .ci/suite
 # By name, not by package, for the same reason.
 WHOLE_MACHINE := $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs))
 
+# Where the agent looks for it, with its jailer beside it.
+FIRECRACKER := /usr/local/bin/firecracker
+jailer = $(dir $(1))$(subst firecracker,jailer,$(notdir $(1)))
+
 # The parsers are safe code: panics and endless loops are what there is to find, and a sanitizer would ask for another compiler.
 FUZZ_TARGETS := $(notdir $(wildcard fuzz/corpus/*))
 FUZZ_SECONDS ?= 60
@@ -41,7 +45,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd deb images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
+.PHONY: help setup build build-envd deb images kernel up down demo dev dev-agent dev-frontend sqlx check check-kvm check-long fuzz bench bench-driver bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -125,6 +129,22 @@ check: ## everything that must hold: format, lints, rules of the house, every te
 	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
 	@$(SUITE) --summary
 
+check-kvm: export WRENN_VMM := firecracker
+check-kvm: export WRENN_FIRECRACKER_BIN := $(or $(WRENN_FIRECRACKER_BIN),$(FIRECRACKER))
+check-kvm: export WRENN_JAILER_BIN := $(or $(WRENN_JAILER_BIN),$(call jailer,$(WRENN_FIRECRACKER_BIN)))
+check-kvm: ## on a host with KVM: driver, table of facts and the whole machine on Firecracker; says what is missing for it
+	@rm -f "$(TARGET)/suites"; mkdir -p "$(TARGET)"
+	@$(SUITE) kvm-host .ci/kvm-host
+	@$(SUITE) setup scripts/setup build run check
+	@$(SUITE) programs $(BUILD_CHECK)
+	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) kvm-boots cargo test --locked --workspace --test vmm -- --exact the_release_that_is_named_boots_a_guest_here
+	@$(SUITE) kvm-driver cargo test --locked --workspace --test drivers -- --show-output firecracker::
+	@WRENN_TEST_KERNEL="$$(ls -v "$(ARTIFACTS)"/kernels/vmlinux-*[0-9] | tail -1)" \
+		$(SUITE) kvm-table cargo test --locked --workspace --test table --test jailer -- --show-output
+	@$(SUITE) whole-machine cargo test --locked --workspace $(WHOLE_MACHINE)
+	@$(SUITE) --summary
+
 check-long: ## what takes too long for every change: hundreds of kills, long fuzzing
 	@rm -f "$(TARGET)/suites"; mkdir -p "$(TARGET)"
 	@$(SUITE) setup scripts/setup build run check
@@ -142,11 +162,16 @@ fuzz: ## each fuzz target for a minute; what it finds is in fuzz/artifacts
 		cargo fuzz run --sanitizer none "$$target" "fuzz/target/corpus/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(FUZZ_SECONDS) -timeout=5; \
 	done
 
-bench: setup ## figures into builds/bench.json, each beside the bare VMM's of the same run
+bench: setup ## figures into builds/bench.json, each beside the bare VMM's of the same run, and those of bench-driver
 	$(BUILD_DEV)
 	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"
 	@mkdir -p builds
-	$(TARGET)/debug/bench
+	@failed=; $(TARGET)/debug/bench || failed=1; $(TARGET)/debug/bench-driver || failed=1; [ -z "$$failed" ]
+
+bench-driver: setup ## figures of Firecracker's driver into builds/bench-driver.json, beside the same calls made by hand
+	$(BUILD_DEV)
+	@mkdir -p builds
+	$(TARGET)/debug/bench-driver
 
 bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)

@@ -2,8 +2,10 @@
 //!
 //! It counts objects that carry the tag of one agent, so that other platforms on the machine do not disturb.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -23,29 +25,57 @@ pub fn count(dir: &Path, tag: &str) -> Objects {
     note("nft_tables", lines_with("nft", &["list", "tables"], tag));
     note("mounts", mounts_of(dir));
     note("loops", lines_with("losetup", &["-l", "-n", "-O", "BACK-FILE"], &dir.to_string_lossy()));
-    note("microvms", microvms(dir).len());
+    note("microvms", microvms(tag).len());
     note("cgroups", cgroups(Path::new("/sys/fs/cgroup"), tag, 0));
     note("sandbox_dirs", sandbox_dirs(dir));
     all
 }
 
-/// The process ids of VMMs that hold a file below `dir` open or name it on their command line.
-pub fn microvms(dir: &Path) -> Vec<i32> {
-    let dir = dir.to_string_lossy();
-    numbered("/proc")
-        .into_iter()
-        .filter(|pid| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command);
-            command.contains("qemu-system") && (command.contains(dir.as_ref()) || holds(*pid, &dir))
-        })
-        .collect()
+/// The process ids of VMMs, whichever program they are: each runs as a user of its own, of a range that the tag gives and that is nobody
+/// else's. Its name, its root and its command line are the jail's.
+pub fn microvms(tag: &str) -> Vec<i32> {
+    let users = users_of(tag);
+    numbered("/proc").into_iter().filter(|pid| user_of(*pid).is_some_and(|user| users.contains(&user))).collect()
 }
 
-fn holds(pid: i32, dir: &str) -> bool {
-    numbered(&format!("/proc/{pid}/fd")).into_iter().any(|fd| {
-        fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|target| target.to_string_lossy().contains(dir))
-    })
+/// Those among them that have a file below `dir` open. A jailed one calls it by another name, so the files themselves are compared.
+pub fn microvms_below(dir: &Path, tag: &str) -> Vec<i32> {
+    let mut files = BTreeSet::new();
+    note_files(dir, &mut files);
+    let holds = |pid: &i32| {
+        let open = numbered(&format!("/proc/{pid}/fd"));
+        open.iter().any(|fd| fs::metadata(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|it| files.contains(&file(&it))))
+    };
+    microvms(tag).into_iter().filter(holds).collect()
+}
+
+/// From 0x40000000 on: 16 bits of the tag, then 15 bits that tell the agent's sandboxes apart.
+fn users_of(tag: &str) -> RangeInclusive<u32> {
+    let first = 0x4000_0000 + (u32::from_str_radix(&tag[..4], 16).expect("a tag is hex digits") << 15);
+    first..=first + 0x7fff
+}
+
+/// Of a process that lives: one that has ended waits to be collected.
+fn user_of(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let lives = !field("State:")?.starts_with(['Z', 'X']);
+    field("Uid:")?.split_whitespace().next()?.parse().ok().filter(|_| lives)
+}
+
+fn note_files(dir: &Path, files: &mut BTreeSet<(u64, u64)>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.metadata() {
+            Ok(it) if it.is_dir() => note_files(&entry.path(), files),
+            Ok(it) => _ = files.insert(file(&it)),
+            // Gone meanwhile.
+            Err(_) => {}
+        }
+    }
+}
+
+fn file(it: &fs::Metadata) -> (u64, u64) {
+    (it.dev(), it.ino())
 }
 
 fn sandbox_dirs(dir: &Path) -> usize {

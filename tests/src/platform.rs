@@ -172,6 +172,16 @@ impl Platform {
         std::fs::read_to_string(self.dir.join("agent-id")).expect("agent-id").chars().take(8).collect()
     }
 
+    /// How its host runs sandboxes, as the host itself says: `firecracker/kvm`, `qemu/kvm` or `qemu/emulated`.
+    pub fn isolation(&self) -> String {
+        let output = self.wrenn(&["host", "list", "--json"]);
+        let hosts: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        let mut hosts = hosts.as_array().into_iter().flatten();
+        let host = hosts.find(|host| host["id"] == self.host_id.as_str());
+        let isolation = host.and_then(|host| host["isolation"].as_str());
+        isolation.unwrap_or_else(|| panic!("no isolation of the host {}: {output:?}", self.host_id)).to_owned()
+    }
+
     pub fn objects(&self) -> Objects {
         objects::count(&self.dir, &self.tag())
     }

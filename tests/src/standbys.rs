@@ -14,6 +14,11 @@ pub fn standbys(platform: &Platform) -> Vec<PathBuf> {
     std::fs::read_dir(platform.dir.join("pool/standbys")).into_iter().flatten().flatten().map(|it| it.path()).collect()
 }
 
+/// Their VMMs.
+pub fn microvms(platform: &Platform) -> Vec<i32> {
+    objects::microvms_below(&platform.dir.join("pool/standbys"), &platform.tag())
+}
+
 /// Waits until there are at least so many, and all of them stand still.
 pub async fn until_ready(platform: &Platform, count: usize) {
     wait::until("enough stand by", READY_LIMIT, || async {
@@ -25,10 +30,7 @@ pub async fn until_ready(platform: &Platform, count: usize) {
 
 /// Standbys whose vCPUs stand still: their VMMs have used no processor for a while.
 fn stopped(platform: &Platform) -> usize {
-    let busy = || -> Vec<(i32, u64)> {
-        let pids = objects::microvms(&platform.dir.join("pool/standbys"));
-        pids.into_iter().map(|pid| (pid, ticks(pid))).collect()
-    };
+    let busy = || -> Vec<(i32, u64)> { microvms(platform).into_iter().map(|pid| (pid, ticks(pid))).collect() };
     let before = busy();
     std::thread::sleep(Duration::from_millis(300));
     let after = busy();

@@ -144,7 +144,7 @@ async fn a_killed_agent_adopts_its_running_sandboxes() {
         )
         .await;
     let incarnation = platform.get(&id).await["incarnation"].clone();
-    let vmm = whole_machine::objects::microvms(&platform.dir);
+    let vmm = whole_machine::objects::microvms(&platform.tag());
     assert_eq!(vmm.len(), 1);
     for _ in 0..3 {
         platform.kill_9("wrenn-agent");
@@ -162,7 +162,7 @@ async fn a_killed_agent_adopts_its_running_sandboxes() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    assert_eq!(whole_machine::objects::microvms(&platform.dir), vmm, "the same process");
+    assert_eq!(whole_machine::objects::microvms(&platform.tag()), vmm, "the same process");
     assert_eq!(platform.get(&id).await["incarnation"], incarnation, "the same incarnation");
     let vcpu_stops = platform.shell(&id, "cat /tmp/worst").await.1;
     let worst: f64 = vcpu_stops.trim().parse().unwrap_or_else(|e| panic!("{vcpu_stops:?}: {e}"));
@@ -203,7 +203,7 @@ async fn a_killed_vmm_fails_its_own_sandbox_only() {
     let platform = Platform::start();
     let before = platform.objects();
     let first = platform.create().await;
-    let victim = whole_machine::objects::microvms(&platform.dir)[0];
+    let victim = whole_machine::objects::microvms(&platform.tag())[0];
     let second = platform.create().await;
     // SAFETY: the pid was just found to be the VMM of this very platform.
     unsafe { libc::kill(victim, libc::SIGKILL) };

@@ -57,7 +57,7 @@ async fn what_was_written_stays_and_the_guest_boots() {
         "{paused}"
     );
     assert_eq!(files(&platform, &id), ["disk", "manifest"]);
-    assert_eq!(objects::microvms(&platform.dir), Vec::<i32>::new());
+    assert_eq!(objects::microvms(&platform.tag()), Vec::<i32>::new());
     // It is the same again, also wished otherwise.
     assert_eq!(turn(&platform, &id, "pause", None).await.1["kept"], "disk");
     wait::until("digests", Duration::from_secs(60), || async {
@@ -121,7 +121,7 @@ async fn its_time_can_end_so_and_who_cannot_say_that_all_is_written_goes_on() {
     let (_, answer) = turn(&platform, &id, "pause", Some(json!({"memory": false}))).await;
     let sandbox = platform.get(&id).await;
     assert_eq!(sandbox["status"], "running", "{answer}");
-    assert_eq!(objects::microvms(&platform.dir).len(), 1);
+    assert_eq!(objects::microvms(&platform.tag()).len(), 1);
     let (_, timeline) = platform.call(Method::GET, &format!("/v1/sandboxes/{id}/timeline"), None).await;
     assert!(timeline.to_string().contains("failed"), "{timeline}");
     // With its memory nothing can be lost.

@@ -24,7 +24,13 @@ async fn a_sandbox_lives_and_leaves_nothing_behind() {
     assert_eq!(created["template"], "minimal");
     assert_eq!((created["vcpus"].as_i64(), created["memory_mb"].as_i64()), (Some(1), Some(512)));
     assert_eq!(created["metadata"]["who"], "me");
-    assert!(created["isolation"] == "qemu/emulated" || created["isolation"] == "qemu/kvm", "{created}");
+    let isolation = platform.isolation();
+    assert_eq!(created["isolation"], isolation.as_str(), "{created}");
+    match std::env::var("WRENN_VMM").as_deref() {
+        Ok("firecracker") => assert_eq!(isolation, "firecracker/kvm"),
+        Ok("qemu") => assert!(isolation.starts_with("qemu/"), "{isolation}"),
+        _ => assert!(["firecracker/kvm", "qemu/kvm", "qemu/emulated"].contains(&isolation.as_str()), "{isolation}"),
+    }
 
     // Commands: output apart, exit codes, environment, user, binary output.
     let run = async |body| platform.call(Method::POST, &format!("/v1/sandboxes/{id}/exec"), Some(body)).await;

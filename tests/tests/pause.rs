@@ -87,7 +87,7 @@ async fn a_saved_state_with_a_turned_bit_is_refused_and_stays() {
             let sandbox = platform.get(&id).await;
             assert_eq!(sandbox["status"], "paused", "{file}: {answer}");
             assert!(sandbox["reason"].as_str().is_some_and(|reason| reason.contains("damaged")), "{sandbox}");
-            assert_eq!(objects::microvms(&platform.dir), Vec::<i32>::new());
+            assert_eq!(objects::microvms(&platform.tag()), Vec::<i32>::new());
             flip(&path, at);
         }
         assert_eq!(turn(&platform, &id, "resume").await.1["status"], "running");
@@ -162,7 +162,7 @@ async fn generations(count: u32) {
         assert_eq!((status.as_u16(), paused["status"].as_str()), (200, Some("paused")), "generation {n}: {paused}");
 
         // It costs no memory and nothing in the kernel, and does nothing.
-        assert!(objects::microvms(&platform.dir).is_empty());
+        assert!(objects::microvms(&platform.tag()).is_empty());
         let left = platform.objects();
         let kept: Vec<_> = left.iter().filter(|(kind, n)| **n > before.get(*kind).copied().unwrap_or(0)).collect();
         assert_eq!(kept, [(&"sandbox_dirs", &1)], "generation {n}");

@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::json;
 use whole_machine::crash_points::CrashPoints;
 use whole_machine::platform::{CREATE_LIMIT, Options, Platform};
-use whole_machine::standbys::{READY_LIMIT, standbys, until_ready, was_standby};
-use whole_machine::{objects, wait};
+use whole_machine::standbys::{READY_LIMIT, microvms, standbys, until_ready, was_standby};
+use whole_machine::wait;
 
 fn options(at_most: usize) -> Options {
     let env = [("WRENN_STANDBYS".to_owned(), at_most.to_string())];
@@ -77,7 +77,7 @@ async fn what_was_claimed_is_somebody_of_its_own() {
     // One whose VMM was ended is claimed by nobody.
     platform.create().await;
     until_ready(&platform, 1).await;
-    for pid in objects::microvms(&platform.dir.join("pool/standbys")) {
+    for pid in microvms(&platform) {
         // SAFETY: the pid was just found to be a VMM of this very platform.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }

@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("testkit", &["api", "model", "store", "microvm", "crashpoint", "control-plane", "host-agent"]),
     ("vmm-simulator", &[]),
     // Nothing of these ships, so they may have what tests have.
-    ("whole-machine", &["testkit"]),
+    ("whole-machine", &["testkit", "microvm", "vmm-simulator"]),
     ("xtask", &["testkit"]),
 ];
 /// Tests of the whole machine and chores.

@@ -93,6 +93,23 @@ async fn a_firecracker_that_boots_a_guest_is_taken_and_the_proof_is_kept() {
     assert!(settled.notes[0].starts_with("Firecracker is not used: "), "{:?}", settled.notes);
 }
 
+/// What a host's agent decides about the real release that the environment names, with the guest kernel of `make images`. `make check-kvm`
+/// asks for it; elsewhere nobody has promised that a guest boots.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_release_that_is_named_boots_a_guest_here() {
+    if std::env::var_os("WRENN_VMM").is_none_or(|wished| wished != "firecracker") {
+        println!("SKIPPED: WRENN_VMM does not ask for Firecracker");
+        return;
+    }
+    let stage = Stage::new().expect("root and /dev/kvm");
+    let artifacts = std::env::var_os("WRENN_TEST_ARTIFACTS").map(PathBuf::from).expect("WRENN_TEST_ARTIFACTS is set");
+    fs::remove_dir_all(stage.dir.path().join("kernels")).unwrap();
+    std::os::unix::fs::symlink(artifacts.join("kernels"), stage.dir.path().join("kernels")).unwrap();
+    let settled = stage.settle(&[]).await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(settled.driver.stamp().level(), "firecracker/kvm");
+    assert_eq!(stage.processes(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_firecracker_that_was_wished_and_cannot_be_is_no_start() {
     let Some(stage) = Stage::new() else { return };

@@ -35,17 +35,10 @@ pub fn count(dir: &Path, tag: Option<&str>) -> Objects {
     note("loop_devices", lines("losetup", &["-l", "-n", "-O", "BACK-FILE"], &path));
     note("sandbox_dirs", directories(&dir.join("pool/sandboxes")));
     note("postgres_servers", postgres::servers(dir).len());
-    let mut programs = 0;
-    let mut microvms = 0;
-    for pid in process::all().into_iter().filter(|pid| *pid != std::process::id().cast_signed()) {
-        match process::name(pid).as_str() {
-            "wrenn-cp" | "wrenn-agent" if process::works_for(pid, dir) => programs += 1,
-            name if name.starts_with("qemu-system") && holds(pid, &path) => microvms += 1,
-            _ => {}
-        }
-    }
-    note("programs", programs);
-    note("microvms", microvms);
+    let is_program =
+        |pid: &i32| matches!(process::name(*pid).as_str(), "wrenn-cp" | "wrenn-agent") && process::works_for(*pid, dir);
+    note("programs", process::all().into_iter().filter(is_program).count());
+    note("microvms", tag.map_or(0, |tag| microvms(tag).len()));
     all
 }
 
@@ -53,22 +46,22 @@ pub fn count(dir: &Path, tag: Option<&str>) -> Objects {
 pub fn count_used(dir: &Path, tag: Option<&str>) -> Objects {
     let standbys = dir.join("pool/standbys");
     // `standby-<slot>-<incarnation>`, and a namespace ends in its slot.
-    let slots: Vec<String> = names(&standbys.to_string_lossy())
+    let slots: Vec<u32> = names(&standbys.to_string_lossy())
         .iter()
-        .filter_map(|name| Some(format!("-{}", name.strip_prefix("standby-")?.split_once('-')?.0)))
+        .filter_map(|name| name.strip_prefix("standby-")?.split_once('-')?.0.parse().ok())
         .collect();
-    let path = standbys.to_string_lossy();
     let mut all = count(dir, tag);
     let mut less = |kind: &str, number: usize| {
         if let Some(count) = all.get_mut(kind) {
             *count = count.saturating_sub(number as u64);
         }
     };
-    let is_standby =
-        |name: &&String| slots.iter().any(|slot| name.ends_with(slot)) && tag.is_some_and(|tag| name.contains(tag));
+    let is_standby = |name: &&String| {
+        slots.iter().any(|slot| name.ends_with(&format!("-{slot}"))) && tag.is_some_and(|tag| name.contains(tag))
+    };
     less("network_namespaces", names("/run/netns").iter().filter(is_standby).count());
-    let is_vmm = |pid: &i32| process::name(*pid).starts_with("qemu-system") && holds(*pid, &path);
-    less("microvms", process::all().into_iter().filter(is_vmm).count());
+    let vmms = tag.map(microvms).unwrap_or_default();
+    less("microvms", vmms.iter().filter(|slot| slots.contains(slot)).count());
     all
 }
 
@@ -124,14 +117,13 @@ fn cgroups(folder: &Path, tag: &str, depth: usize) -> usize {
         .sum()
 }
 
-/// By the files that it has open: a jailed VMM names none of them on its command line.
-fn holds(pid: i32, path: &str) -> bool {
-    let below = format!("{path}/");
-    names(&format!("/proc/{pid}/fd")).iter().any(|fd| {
-        std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))
-            .is_ok_and(|target| target.to_string_lossy().starts_with(&below))
-    }) || std::fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&below))
+/// The network slots of VMMs that run, whichever program they are: each runs as a user of its own, of a range that the tag gives and that
+/// is nobody else's (16 bits of the tag, then 15 of the slot). Its name, its root and its command line are the jail's.
+fn microvms(tag: &str) -> Vec<u32> {
+    let Some(tag) = tag.get(..4).and_then(|digits| u32::from_str_radix(digits, 16).ok()) else { return Vec::new() };
+    let first = 0x4000_0000 + (tag << 15);
+    let slot = |pid| process::user(pid)?.checked_sub(first).filter(|slot| *slot < 1 << 15);
+    process::all().into_iter().filter_map(slot).collect()
 }
 
 #[cfg(test)]
@@ -146,5 +138,29 @@ mod tests {
         let (before, after) =
             (objects(&[("links", 4), ("mounts", 1)]), objects(&[("links", 2), ("mounts", 3), ("microvms", 1)]));
         assert_eq!(grown(&before, &after), objects(&[("mounts", 2), ("microvms", 1)]));
+    }
+
+    #[test]
+    fn a_vmm_is_known_by_its_user_and_not_by_its_name() {
+        use std::os::unix::process::CommandExt as _;
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED: only root runs programs as others");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("pool/standbys/standby-7-a")).unwrap();
+        let number = std::process::id() & 0xffff;
+        let tag = format!("{number:04x}0000");
+        let mut children = [7, 0x7fff, 0x8000]
+            .map(|slot| Command::new("sleep").arg("300").uid(0x4000_0000 + (number << 15) + slot).spawn().unwrap());
+        let vmms = |all: Objects| all.get("microvms").copied();
+        assert_eq!(vmms(count(dir.path(), Some(&tag))), Some(2), "the third is another agent's");
+        assert_eq!(vmms(count_used(dir.path(), Some(&tag))), Some(1), "the first stands by");
+        assert_eq!(vmms(count(dir.path(), None)), None);
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(vmms(count(dir.path(), Some(&tag))), None);
     }
 }

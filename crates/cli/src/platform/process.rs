@@ -73,6 +73,14 @@ pub fn name(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+/// As whom it runs; none of one that has ended and only waits to be collected.
+pub fn user(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let lives = !field("State:")?.starts_with(['Z', 'X']);
+    field("Uid:")?.split_whitespace().next()?.parse().ok().filter(|_| lives)
+}
+
 /// True when the process works for the platform of `dir`, by its environment.
 pub fn works_for(pid: i32, dir: &Path) -> bool {
     let wanted = [b"WRENN_DIR=", dir.as_os_str().as_encoded_bytes()].concat();

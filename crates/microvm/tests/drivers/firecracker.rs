@@ -70,11 +70,12 @@ impl Stage {
         self.driver.start(self.bench.launch(name), self.bench.boot()).await.unwrap()
     }
 
-    /// A guest that gets to its end; false, and said, where a real one cannot.
+    /// A guest that gets to its end; false, and said, where a real one cannot. Whoever asks for Firecracker by name has promised that it can.
     fn boots(&self) -> bool {
         let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let has_hardware = flags.contains(" vmx ") || flags.contains(" svm ");
-        if self.is_real && !has_hardware {
+        let is_promised = std::env::var_os("WRENN_VMM").is_some_and(|wished| wished == "firecracker");
+        if self.is_real && !has_hardware && !is_promised {
             println!("SKIPPED: a real guest boots on KVM with hardware behind it alone");
             return false;
         }
