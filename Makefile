@@ -138,6 +138,7 @@ check-kvm: ## on a host with KVM: driver, table of facts and the whole machine o
 	@$(SUITE) setup scripts/setup build run check
 	@$(SUITE) programs $(BUILD_CHECK)
 	@$(SUITE) images $(XTASK) images --out "$(ARTIFACTS)"
+	@$(SUITE) cargo-deb $(MAKE) --no-print-directory $(WRENN_CARGO_DEB)
 	@$(SUITE) kvm-boots cargo test --locked --workspace --test vmm -- --exact the_release_that_is_named_boots_a_guest_here
 	@$(SUITE) kvm-driver cargo test --locked --workspace --test drivers -- --show-output firecracker::
 	@WRENN_TEST_KERNEL="$$(ls -v "$(ARTIFACTS)"/kernels/vmlinux-*[0-9] | tail -1)" \

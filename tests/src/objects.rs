@@ -25,10 +25,17 @@ pub fn count(dir: &Path, tag: &str) -> Objects {
     note("nft_tables", lines_with("nft", &["list", "tables"], tag));
     note("mounts", mounts_of(dir));
     note("loops", lines_with("losetup", &["-l", "-n", "-O", "BACK-FILE"], &dir.to_string_lossy()));
+    note("disk_devices", disk_devices(tag));
     note("microvms", microvms(tag).len());
     note("cgroups", cgroups(Path::new("/sys/fs/cgroup"), tag, 0));
     note("sandbox_dirs", sandbox_dirs(dir));
     all
+}
+
+/// Devices of device-mapper.
+fn disk_devices(tag: &str) -> usize {
+    let name = |block: &String| fs::read_to_string(format!("/sys/block/{block}/dm/name")).unwrap_or_default();
+    names_below("/sys/block").iter().filter(|block| name(block).contains(tag)).count()
 }
 
 /// The process ids of VMMs, whichever program they are: each runs as a user of its own, of a range that the tag gives and that is nobody

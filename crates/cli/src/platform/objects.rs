@@ -30,9 +30,12 @@ pub fn count(dir: &Path, tag: Option<&str>) -> Objects {
         note("links", lines("ip", &["-o", "link"], tag));
         note("nft_tables", lines("nft", &["list", "tables"], tag));
         note("cgroups", cgroups(Path::new("/sys/fs/cgroup"), tag, 0));
+        note("disk_devices", disk_devices(tag).len());
     }
     note("mounts", mounts(&path));
-    note("loop_devices", lines("losetup", &["-l", "-n", "-O", "BACK-FILE"], &path));
+    // Those of files in the pool go with the devices of disks.
+    let of_disks = lines("losetup", &["-l", "-n", "-O", "BACK-FILE"], &format!("{path}/pool/"));
+    note("loop_devices", lines("losetup", &["-l", "-n", "-O", "BACK-FILE"], &path).saturating_sub(of_disks));
     note("sandbox_dirs", directories(&dir.join("pool/sandboxes")));
     note("postgres_servers", postgres::servers(dir).len());
     let is_program =
@@ -60,9 +63,19 @@ pub fn count_used(dir: &Path, tag: Option<&str>) -> Objects {
         slots.iter().any(|slot| name.ends_with(&format!("-{slot}"))) && tag.is_some_and(|tag| name.contains(tag))
     };
     less("network_namespaces", names("/run/netns").iter().filter(is_standby).count());
-    let vmms = tag.map(microvms).unwrap_or_default();
-    less("microvms", vmms.iter().filter(|slot| slots.contains(slot)).count());
+    let among = |all: Vec<u32>| all.iter().filter(|slot| slots.contains(slot)).count();
+    less("microvms", among(tag.map(microvms).unwrap_or_default()));
+    less("disk_devices", among(tag.map(disk_devices).unwrap_or_default()));
     all
+}
+
+/// The slots of devices of device-mapper: `wrenn-<tag>-<slot>`.
+fn disk_devices(tag: &str) -> Vec<u32> {
+    let slot = |block: String| {
+        let name = std::fs::read_to_string(format!("/sys/block/{block}/dm/name")).ok()?;
+        name.trim().strip_prefix(&format!("wrenn-{tag}-"))?.parse().ok()
+    };
+    names("/sys/block").into_iter().filter_map(slot).collect()
 }
 
 /// Kinds of which there are more than before, with how many more.
