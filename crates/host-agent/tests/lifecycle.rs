@@ -28,7 +28,7 @@ async fn a_sandbox_lives_and_leaves_nothing() {
     let names: Vec<_> = view.steps.iter().map(|(name, _)| *name).collect();
     assert_eq!(
         names,
-        ["reserve", "network", "cgroup", "disk", "memory", "start", "health", "template", "init", "commit"]
+        ["reserve", "network", "cgroup", "disk", "memory", "start", "microvm", "health", "template", "init", "commit"]
     );
     assert!(sandboxes.guest(&id(1)).is_ok());
     // Sent again, it is the same one.

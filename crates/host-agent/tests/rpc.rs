@@ -230,7 +230,7 @@ async fn a_sandbox_by_rpc_from_create_to_kill() {
     let state = client.ensure_running(running(1, 1)).await.unwrap().into_owned().state;
     assert_eq!((state.observed.as_str(), state.revision), ("running", 1), "{}", state.reason);
     assert_eq!(state.isolation, "fake");
-    assert_eq!(state.steps.len(), 10);
+    assert_eq!(state.steps.len(), 11);
 
     let (out, err, code) = run(&client, "echo $GREETING; echo no >&2; exit 7", 0).await.unwrap();
     assert_eq!((out.as_slice(), err.as_slice(), code), (&b"hello\n"[..], &b"no\n"[..], 7));

@@ -108,7 +108,7 @@ async fn a_create_claims_what_stands_by_and_another_is_made() {
     let names: Vec<_> = view.steps.iter().map(|(name, _)| *name).collect();
     assert_eq!(
         names,
-        ["reserve", "network", "cgroup", "disk", "memory", "start", "health", "template", "init", "commit"]
+        ["reserve", "network", "cgroup", "disk", "memory", "start", "microvm", "health", "template", "init", "commit"]
     );
     // Two have been asked for within a moment, and another kind, of which there is none yet.
     let large = Spec { memory_mib: 512, ..spec() };

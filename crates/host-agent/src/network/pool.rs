@@ -15,6 +15,9 @@ use super::{Doorway, NetworkConfig, NetworkError, Slot, SlotId, namespace, outer
 /// it still has to say.
 const REST: Duration = Duration::from_secs(30);
 
+/// Whoever has just taken a ready one has the processors first, as long as there are others: most of a create by restore is over by then.
+const AFTER_TAKEN: Duration = Duration::from_millis(100);
+
 pub struct Network {
     tag: String,
     outer: String,
@@ -49,6 +52,8 @@ struct Numbers {
     taken: BTreeSet<SlotId>,
     /// Those of them that are being made ahead.
     ahead: BTreeSet<SlotId>,
+    /// Those of them that were ready when they were handed out: nobody has to look whether their making came to its end.
+    whole: BTreeSet<SlotId>,
     /// Given back, until when they rest; the first ends first.
     resting: VecDeque<(Instant, SlotId)>,
     /// Goes round all numbers, so that one that was just given back comes last.
@@ -153,6 +158,14 @@ impl Network {
                 () = self.closed.cancelled() => return,
                 () = self.wanted.notified() => {}
             }
+            let begin = Instant::now() + AFTER_TAKEN;
+            while !self.lock().ready.is_empty() && Instant::now() < begin {
+                tokio::select! {
+                    () = self.closed.cancelled() => return,
+                    () = self.wanted.notified() => {}
+                    () = tokio::time::sleep_until(begin) => {}
+                }
+            }
             while self.lock().ready.len() < self.premade && !self.closed.is_cancelled() {
                 if let Err(e) = self.make_one_ready().await {
                     warn!("a network slot could not be made ahead: {e}");
@@ -195,6 +208,7 @@ impl Network {
         let slot = match numbers.ready.pop_front() {
             Some(slot) => {
                 numbers.taken.insert(slot);
+                numbers.whole.insert(slot);
                 slot
             }
             None => numbers.free(Instant::now()).ok_or(NetworkError::Exhausted)?,
@@ -214,6 +228,7 @@ impl Network {
     /// Gives a number back of which nothing was used.
     pub fn forget(&self, slot: SlotId) {
         let mut numbers = self.lock();
+        numbers.whole.remove(&slot);
         if numbers.taken.remove(&slot) {
             // It may have been a ready one: as such it would be counted twice if it were made again, so the next `make` removes it first.
             numbers.ready.retain(|ready| *ready != slot);
@@ -223,7 +238,8 @@ impl Network {
     /// The slot, made now when it was not ready. Repeatable.
     pub async fn ensure(&self, slot: SlotId) -> Result<Slot, NetworkError> {
         let tag = self.tag.clone();
-        if !blocking(move || Ok(slot::is_whole(&tag, slot))).await? {
+        let was_ready = self.lock().whole.contains(&slot);
+        if !blocking(move || Ok(if was_ready { slot::exists(&tag, slot) } else { slot::is_whole(&tag, slot) })).await? {
             self.make(slot).await?;
         }
         Ok(self.slot(slot))
@@ -235,6 +251,7 @@ impl Network {
 
     /// Removes the slot's namespace with everything in it, then frees the number. Repeatable.
     pub async fn release(&self, slot: SlotId) -> Result<(), NetworkError> {
+        self.lock().whole.remove(&slot);
         let (tag, outer) = (self.tag.clone(), self.outer.clone());
         blocking(move || slot::remove(&tag, &outer, slot)).await?;
         self.rest(slot);
@@ -244,6 +261,7 @@ impl Network {
     /// The same, for a caller that somebody waits for: what is outside of the namespace, and of no use without it, goes a moment later. An
     /// agent that ends before leaves it to the kernel.
     pub async fn release_soon(self: &Arc<Self>, slot: SlotId) -> Result<(), NetworkError> {
+        self.lock().whole.remove(&slot);
         let tag = self.tag.clone();
         let was_there = blocking(move || slot::remove_namespace(&tag, slot)).await?;
         let network = self.clone();

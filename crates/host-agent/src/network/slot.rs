@@ -147,6 +147,11 @@ fn forget_flows(outer: &str, slot: SlotId) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there is anything of it.
+pub fn exists(tag: &str, slot: SlotId) -> bool {
+    namespace::exists(&slot.namespace(tag))
+}
+
 /// Whether the slot is whole: an interrupted `make` is not.
 pub fn is_whole(tag: &str, slot: SlotId) -> bool {
     let name = slot.namespace(tag);

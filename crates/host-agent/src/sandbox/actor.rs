@@ -263,9 +263,13 @@ impl Actor {
         if let Step::Create(_) | Step::Pause(_) | Step::Snapshot(_) | Step::Copy | Step::Kill(_) = step {
             self.mind.steps.push((step.name(), begin.elapsed()));
         }
-        if let (Step::Pause(Pause::Save) | Step::Snapshot(Snapshot::Continue), Ok(())) = (step, &result) {
-            // A part of it.
-            self.mind.steps.push(("stopped", self.body.stopped()));
+        // A part of it.
+        match (step, &result) {
+            (Step::Pause(Pause::Save) | Step::Snapshot(Snapshot::Continue), Ok(())) => {
+                self.mind.steps.push(("stopped", self.body.stopped()));
+            }
+            (Step::Create(Create::Start), Ok(())) => self.mind.steps.push(("microvm", self.body.started())),
+            _ => {}
         }
         result
     }

@@ -144,12 +144,14 @@ impl Journal {
     pub fn write(&self, record: &Record) -> Result<(), JournalError> {
         let failed = |cause| JournalError::Write { id: record.id.clone(), cause };
         let directory = self.directory(&record.id);
-        match fs::create_dir(&directory) {
-            Ok(()) => durable::sync_directory(&self.sandboxes).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        let is_new = match fs::create_dir(&directory) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(failed(error)),
-        }
-        durable::write(&directory.join(STATE_FILE), &encode(record), 0o600).map_err(failed)
+        };
+        durable::write(&directory.join(STATE_FILE), &encode(record), 0o600).map_err(failed)?;
+        // Last: the journal of the file system has it with the file by then, and there is hardly anything left to wait for.
+        if is_new { durable::sync_directory(&self.sandboxes).map_err(failed) } else { Ok(()) }
     }
 
     /// Removes what is left of a sandbox's directory, the state file last, so that a crash in between leaves a readable state.

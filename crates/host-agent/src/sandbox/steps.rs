@@ -199,6 +199,10 @@ pub struct Body {
     pub(super) console: Arc<Console>,
     /// How long the vCPUs of the last save stood still for it.
     pub(super) stopped: Duration,
+    /// How long the VMM took at the last start: to be there, and to let its vCPUs go on.
+    pub(super) started: Duration,
+    /// Something is being written down that the create waits for.
+    pub(super) is_reading_held: Arc<AtomicBool>,
     /// The last guest that was to be saved let its users' processes stand still.
     pub(super) is_quiet: bool,
     /// By which control token a guest that is being resumed still knows its host.
@@ -232,6 +236,8 @@ impl Body {
             microvm: None,
             console,
             stopped: Duration::ZERO,
+            started: Duration::ZERO,
+            is_reading_held: Arc::default(),
             is_quiet: false,
             known_by: String::new(),
             wanted: None,
@@ -266,6 +272,10 @@ impl Body {
 
     pub fn stopped(&self) -> Duration {
         self.stopped
+    }
+
+    pub fn started(&self) -> Duration {
+        self.started
     }
 
     /// From now on that is the last saved state, and so much of the sandbox is in it, if that is known.
