@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,23 @@ impl Unborn {
     pub fn of(pid: i32) -> io::Result<Self> {
         let number = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         Ok(Self { pidfd: Some(rustix::process::pidfd_open(number, PidfdFlags::empty())?) })
+    }
+
+    /// Blocks until it has ended, and no longer than that.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let Some(pidfd) = &self.pidfd else { return false };
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let mut watched = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+            match rustix::event::poll(&mut watched, Some(&left)) {
+                // A signal that is somebody else's.
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(count) => return count > 0,
+                Err(_) => return false,
+            }
+        }
     }
 
     pub fn disarm(mut self) {

@@ -12,6 +12,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 
 use crate::{Error, socket};
 
@@ -181,70 +182,107 @@ pub struct Call {
     pub limit: Duration,
 }
 
+impl Call {
+    fn silent(self) -> Error {
+        Error::Silent { command: self.path, limit: self.limit }
+    }
+}
+
 pub async fn put(root: &Path, pid: i32, call: Call, body: &impl Serialize) -> Result<(), Error> {
-    ask(root, pid, Method::PUT, call, Some(body)).await.map(|_| ())
+    ask(root, pid, Method::PUT, call, body).await
 }
 
 pub async fn patch(root: &Path, pid: i32, call: Call, body: &impl Serialize) -> Result<(), Error> {
-    ask(root, pid, Method::PATCH, call, Some(body)).await.map(|_| ())
-}
-
-pub async fn get<T: for<'a> Deserialize<'a>>(root: &Path, pid: i32, call: Call) -> Result<T, Error> {
-    let answer = ask(root, pid, Method::GET, call, None::<&()>).await?;
-    serde_json::from_slice(&answer)
-        .map_err(|e| Error::Refused { command: call.path, reason: format!("an answer that is none: {e}") })
+    ask(root, pid, Method::PATCH, call, body).await
 }
 
 /// A connection for each call: a call that was given up leaves nothing behind on the next one.
-async fn ask(
-    root: &Path,
-    pid: i32,
-    method: Method,
-    Call { path, limit }: Call,
-    body: Option<&impl Serialize>,
-) -> Result<Bytes, Error> {
-    let broken = |cause| Error::Control { command: path, cause };
-    let body = body.map(|body| serde_json::to_vec(body).expect("requests are plain data")).unwrap_or_default();
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(http::header::HOST, "localhost")
-        .header(http::header::ACCEPT, "application/json")
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .expect("paths are ours");
-    let exchange = async {
-        let stream = socket::connect(root, SOCKET).await.map_err(broken)?;
-        // In the jail's root the VMM may put what it likes: only the VMM itself is asked.
-        let peer = rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(|e| broken(e.into()))?;
-        if peer.pid.as_raw_nonzero().get() != pid {
-            return Err(broken(io::Error::new(io::ErrorKind::PermissionDenied, "another process listens there")));
-        }
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(io::Error::other(e)))?;
+async fn ask(root: &Path, pid: i32, method: Method, call: Call, body: &impl Serialize) -> Result<(), Error> {
+    let asked = async { Line::open(root, pid, call).await?.ask(method, call, Some(body)).await };
+    tokio::time::timeout(call.limit, asked).await.map_err(|_| call.silent())?.map(|_| ())
+}
+
+/// A connection for calls that follow each other at once. Whoever gives one of them up gives up all of it.
+pub struct Line {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// Driven while a call is under way and at no other time; none any more once it has ended.
+    connection: Option<http1::Connection<TokioIo<UnixStream>, Full<Bytes>>>,
+}
+
+impl Line {
+    /// `call`: for what it is opened.
+    pub async fn open(root: &Path, pid: i32, call: Call) -> Result<Self, Error> {
+        let broken = |cause| Error::Control { command: call.path, cause };
+        let open = async {
+            let stream = socket::connect(root, SOCKET).await.map_err(broken)?;
+            // In the jail's root the VMM may put what it likes: only the VMM itself is asked.
+            let peer = rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(|e| broken(e.into()))?;
+            if peer.pid.as_raw_nonzero().get() != pid {
+                return Err(broken(io::Error::new(io::ErrorKind::PermissionDenied, "another process listens there")));
+            }
+            let shaken = http1::handshake(TokioIo::new(stream)).await;
+            let (sender, connection) = shaken.map_err(|e| broken(io::Error::other(e)))?;
+            Ok(Self { sender, connection: Some(connection) })
+        };
+        tokio::time::timeout(call.limit, open).await.map_err(|_| call.silent())?
+    }
+
+    pub async fn get<T: for<'a> Deserialize<'a>>(&mut self, call: Call) -> Result<T, Error> {
+        let answer = self.within(Method::GET, call, None::<&()>).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| Error::Refused { command: call.path, reason: format!("an answer that is none: {e}") })
+    }
+
+    pub async fn put(&mut self, call: Call, body: &impl Serialize) -> Result<(), Error> {
+        self.within(Method::PUT, call, Some(body)).await.map(|_| ())
+    }
+
+    pub async fn patch(&mut self, call: Call, body: &impl Serialize) -> Result<(), Error> {
+        self.within(Method::PATCH, call, Some(body)).await.map(|_| ())
+    }
+
+    async fn within(&mut self, method: Method, call: Call, body: Option<&impl Serialize>) -> Result<Bytes, Error> {
+        tokio::time::timeout(call.limit, self.ask(method, call, body)).await.map_err(|_| call.silent())?
+    }
+
+    async fn ask(&mut self, method: Method, call: Call, body: Option<&impl Serialize>) -> Result<Bytes, Error> {
+        let broken = |cause| Error::Control { command: call.path, cause };
+        let body = body.map(|body| serde_json::to_vec(body).expect("requests are plain data")).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(call.path)
+            .header(http::header::HOST, "localhost")
+            .header(http::header::ACCEPT, "application/json")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("paths are ours");
+        let Some(connection) = &mut self.connection else {
+            return Err(broken(io::ErrorKind::NotConnected.into()));
+        };
+        let sender = &mut self.sender;
         let exchange = async {
             let answer = sender.send_request(request).await.map_err(|e| broken(io::Error::other(e)))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
             Ok((status, body.map_err(|e| broken(io::Error::other(e)))?.to_bytes()))
         };
-        tokio::pin!(connection);
         tokio::pin!(exchange);
         // The connection is driven here and nowhere else, so that nothing of it is left when this ends.
-        tokio::select! {
+        let (status, answer) = tokio::select! {
             biased;
             answer = &mut exchange => answer,
-            ended = &mut connection => match ended {
-                Ok(()) => exchange.await,
-                Err(e) => Err(broken(io::Error::other(e))),
-            },
+            ended = connection => {
+                self.connection = None;
+                match ended {
+                    Ok(()) => exchange.await,
+                    Err(e) => Err(broken(io::Error::other(e))),
+                }
+            }
+        }?;
+        match status {
+            StatusCode::OK | StatusCode::NO_CONTENT => Ok(answer),
+            status => Err(Error::Refused { command: call.path, reason: reason(status, &answer) }),
         }
-    };
-    let (status, answer) =
-        tokio::time::timeout(limit, exchange).await.map_err(|_| Error::Silent { command: path, limit })??;
-    match status {
-        StatusCode::OK | StatusCode::NO_CONTENT => Ok(answer),
-        status => Err(Error::Refused { command: path, reason: reason(status, &answer) }),
     }
 }
 

@@ -33,6 +33,10 @@ pub const LINK: &str = "jail";
 const ID: &str = "vm";
 /// A jailer that works is through in 50 ms.
 const JAILER_LIMIT: Duration = Duration::from_secs(20);
+/// Between looks at a process that is about to be ready: a part of the few milliseconds that it takes.
+const LOOK_AGAIN: Duration = Duration::from_micros(100);
+/// So long is looked for the control socket here, where looks are close (4 to 20 ms measured). Then whoever waits looks on, and can give up.
+const SOCKET_SOON: Duration = Duration::from_millis(50);
 /// A VMM has some dozen open.
 const DESCRIPTORS_MAX: u32 = 1024;
 
@@ -52,6 +56,8 @@ pub struct Newborn {
     /// Until the start is over, dropping this leaves no process behind.
     pub unborn: Unborn,
     pub log: Log,
+    /// It has made its socket, and can make nothing more: [`close`].
+    pub is_closed: bool,
 }
 
 /// Blocks. Given up half way, it leaves no process: what it has made carries its own end.
@@ -113,7 +119,11 @@ pub fn spawn(release: &Release, launch: &Launch, start: &Start) -> Result<Newbor
         memory_mib: launch.shape.memory_mib,
         made_by: None,
     };
-    Ok(Newborn { record, unborn, log })
+    let is_closed = has_socket_soon(&root, &unborn);
+    if is_closed {
+        close(&root).map_err(Error::io("close the jail"))?;
+    }
+    Ok(Newborn { record, unborn, log, is_closed })
 }
 
 /// Puts everything into the root that the VMM is to find there. Answers how large the largest file is that it may write.
@@ -229,20 +239,30 @@ fn unified(entrance: &Path) -> Option<String> {
 
 /// Its end, or none when it does not come.
 fn wait(jailer: &mut Child) -> Result<Option<std::process::ExitStatus>, Error> {
-    let deadline = Instant::now() + JAILER_LIMIT;
-    let failed = Error::io("wait for the jailer");
     let mut look = || -> io::Result<Option<std::process::ExitStatus>> {
-        while Instant::now() < deadline {
-            if let Some(status) = jailer.try_wait()? {
-                return Ok(Some(status));
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        let held = Unborn::of(jailer.id().cast_signed())?;
+        let has_ended = held.ends_within(JAILER_LIMIT);
+        held.disarm();
+        if has_ended {
+            return jailer.wait().map(Some);
         }
         jailer.kill()?;
         jailer.wait()?;
         Ok(None)
     };
-    look().map_err(failed)
+    look().map_err(Error::io("wait for the jailer"))
+}
+
+/// The VMM has made its control socket, the last file that is its own to make.
+fn has_socket_soon(root: &Path, vmm: &Unborn) -> bool {
+    let deadline = Instant::now() + SOCKET_SOON;
+    let is_there = || fs::symlink_metadata(root.join(api::SOCKET)).is_ok_and(|it| it.file_type().is_socket());
+    while !is_there() {
+        if Instant::now() > deadline || vmm.ends_within(LOOK_AGAIN) {
+            return false;
+        }
+    }
+    true
 }
 
 /// The process that the jailer has written down.
@@ -268,7 +288,9 @@ fn find(root: &Path, program: &std::ffi::OsStr, uid: u32) -> Result<(i32, Unborn
         if Instant::now() > deadline {
             return Err(Error::Stillborn("the VMM does not run as its own user".to_owned()));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        if unborn.ends_within(LOOK_AGAIN) {
+            return Err(gone());
+        }
     }
     Ok((pid, unborn))
 }

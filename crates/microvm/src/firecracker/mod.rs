@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use api::HugePages;
-use api::{Call, TokenBucket};
+use api::{Call, Line, TokenBucket};
 use jail::name;
 use pipes::Tail;
 pub use versions::{Release, Version};
@@ -163,7 +163,7 @@ impl Driver for Firecracker {
         })
         .await
         .map_err(|e| Error::io("spawn")(std::io::Error::other(e)))??;
-        let jail::Newborn { record, unborn, log } = newborn;
+        let jail::Newborn { record, unborn, log, is_closed } = newborn;
         let made_by = Stamp { version: record.vmm_version.clone(), ..self.stamp() };
         let record = ProcessRecord { made_by: Some(made_by), ..record };
         let root = jail::root(&record.dir);
@@ -176,7 +176,7 @@ impl Driver for Firecracker {
         };
         let outcome = tokio::select! {
             biased;
-            outcome = self.set_up(&vm.control, &launch, &start) => outcome,
+            outcome = self.set_up(&vm.control, is_closed, &launch, &start) => outcome,
             cause = vm.exited() => Err(Error::Stillborn(format!("{cause}: {}", log.complaints()))),
         };
         if let Err(error) = outcome {
@@ -204,12 +204,15 @@ pub fn adopt(record: &ProcessRecord) -> Result<Arc<dyn Microvm>, Error> {
 
 impl Firecracker {
     /// From the first answer to a guest that runs, or stands still where it was saved.
-    async fn set_up(&self, vm: &Control, launch: &Launch, start: &Start) -> Result<(), Error> {
-        vm.wait_ready().await?;
-        // It has made its socket, the last file that is its own to make.
-        let root = vm.root();
-        let closed = tokio::task::spawn_blocking(move || jail::close(&root)).await;
-        closed.map_err(std::io::Error::other).and_then(|closed| closed).map_err(Error::io("close the jail"))?;
+    async fn set_up(&self, vm: &Control, is_closed: bool, launch: &Launch, start: &Start) -> Result<(), Error> {
+        let mut vm = vm.wait_ready().await?;
+        if !is_closed {
+            // It has made its socket, the last file that is its own to make.
+            let root = vm.control.root();
+            let closed = tokio::task::spawn_blocking(move || jail::close(&root)).await;
+            closed.map_err(std::io::Error::other).and_then(|closed| closed).map_err(Error::io("close the jail"))?;
+        }
+        let vm = &mut vm;
         // Not in a saved state, and refused after a load.
         let metrics = api::Metrics { metrics_path: name::METRICS };
         vm.put("/metrics", &metrics).await?;
@@ -239,7 +242,7 @@ impl Firecracker {
     }
 
     /// The present limits upon a machine that was saved with others; a bucket of no size is no limit.
-    async fn limit(&self, vm: &Control, launch: &Launch) -> Result<(), Error> {
+    async fn limit(&self, vm: &mut Setup<'_>, launch: &Launch) -> Result<(), Error> {
         let now = |bytes: Option<u64>| limiter(bytes).unwrap_or(api::RateLimiter { bandwidth: TokenBucket::NONE });
         let rate_limiter = now(self.options.disk_bytes_per_second);
         vm.patch("/drives/disk", &json!({ "drive_id": name::DISK, "rate_limiter": rate_limiter })).await?;
@@ -251,7 +254,13 @@ impl Firecracker {
         Ok(())
     }
 
-    async fn boot(&self, vm: &Control, launch: &Launch, kernel: &KernelImage, arguments: &str) -> Result<(), Error> {
+    async fn boot(
+        &self,
+        vm: &mut Setup<'_>,
+        launch: &Launch,
+        kernel: &KernelImage,
+        arguments: &str,
+    ) -> Result<(), Error> {
         let Shape { vcpus, memory_mib } = launch.shape;
         let machine = api::MachineConfig {
             vcpu_count: vcpus,
@@ -332,14 +341,19 @@ impl Control {
         jail::root(&self.record.dir)
     }
 
-    async fn wait_ready(&self) -> Result<(), Error> {
+    async fn wait_ready(&self) -> Result<Setup<'_>, Error> {
         let call = Call { path: "/", limit: COMMAND_LIMIT };
         let deadline = Instant::now() + START_LIMIT;
+        let ask = async || {
+            let mut line = Line::open(&self.root(), self.record.pid, call).await?;
+            let instance = line.get::<api::Instance>(call).await?;
+            Ok::<_, Error>((line, instance))
+        };
         loop {
-            match api::get::<api::Instance>(&self.root(), self.record.pid, call).await {
-                Ok(api::Instance { state, vmm_version }) => {
+            match ask().await {
+                Ok((line, api::Instance { state, vmm_version })) => {
                     if (state.as_str(), &vmm_version) == ("Not started", &self.record.vmm_version) {
-                        return Ok(());
+                        return Ok(Setup { control: self, line });
                     }
                     let reason = format!("it is {vmm_version} ({state}) and not {}", self.record.vmm_version);
                     return Err(Error::Refused { command: "/", reason });
@@ -360,10 +374,6 @@ impl Control {
         self.told(done)
     }
 
-    async fn patch(&self, path: &'static str, body: &impl serde::Serialize) -> Result<(), Error> {
-        self.told(api::patch(&self.root(), self.record.pid, Call { path, limit: COMMAND_LIMIT }, body).await)
-    }
-
     async fn set_state(&self, state: &'static str) -> Result<(), Error> {
         let call = Call { path: "/vm", limit: COMMAND_LIMIT };
         self.told(api::patch(&self.root(), self.record.pid, call, &api::VmState { state }).await)
@@ -375,6 +385,33 @@ impl Control {
             Err(Error::Control { .. }) if self.process.has_ended() => Err(Error::Gone),
             other => other,
         }
+    }
+}
+
+/// A VMM that is told what it is to be, over one connection.
+struct Setup<'a> {
+    control: &'a Control,
+    line: Line,
+}
+
+impl Setup<'_> {
+    async fn put(&mut self, path: &'static str, body: &impl serde::Serialize) -> Result<(), Error> {
+        self.put_within(path, body, COMMAND_LIMIT).await
+    }
+
+    async fn put_within(
+        &mut self,
+        path: &'static str,
+        body: &impl serde::Serialize,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let done = self.line.put(Call { path, limit }, body).await;
+        self.control.told(done)
+    }
+
+    async fn patch(&mut self, path: &'static str, body: &impl serde::Serialize) -> Result<(), Error> {
+        let done = self.line.patch(Call { path, limit: COMMAND_LIMIT }, body).await;
+        self.control.told(done)
     }
 }
 
