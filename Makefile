@@ -41,7 +41,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-kvm check-long fuzz bench bench-envd clean-host
+.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-kvm check-long fuzz bench bench-driver bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -147,11 +147,16 @@ fuzz: ## each fuzz target for a minute; what it finds is in fuzz/artifacts
 		cargo fuzz run --sanitizer none "$$target" "fuzz/target/corpus/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(FUZZ_SECONDS) -timeout=5; \
 	done
 
-bench: setup ## figures into builds/bench.json, each beside the bare VMM's of the same run
+bench: setup ## figures into builds/bench.json, each beside the bare VMM's of the same run, and those of bench-driver
 	$(BUILD_DEV)
 	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"
 	@mkdir -p builds
-	$(TARGET)/debug/bench
+	@failed=; $(TARGET)/debug/bench || failed=1; $(TARGET)/debug/bench-driver || failed=1; [ -z "$$failed" ]
+
+bench-driver: setup ## figures of Firecracker's driver into builds/bench-driver.json, beside the same calls made by hand
+	$(BUILD_DEV)
+	@mkdir -p builds
+	$(TARGET)/debug/bench-driver
 
 bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)

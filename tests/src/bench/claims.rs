@@ -61,12 +61,12 @@ pub async fn measure(platform: &Platform) -> Result<Vec<Judged>> {
     Ok(judged)
 }
 
-fn step(sandbox: &Value, name: &str) -> Option<f64> {
+pub fn step(sandbox: &Value, name: &str) -> Option<f64> {
     sandbox["steps"].as_array()?.iter().find(|step| step["name"] == name)?["ms"].as_f64()
 }
 
 /// A small file that lasts, as the host writes its journal.
-fn sync(pool: &Path) -> Result<f64> {
+pub fn sync(pool: &Path) -> Result<f64> {
     let (path, temporary) = (pool.join("bench"), pool.join("bench.tmp"));
     let began = Instant::now();
     let mut file = File::create(&temporary).context("make a file in the pool")?;

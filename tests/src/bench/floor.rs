@@ -37,14 +37,10 @@ pub struct BareVmm {
 }
 
 impl BareVmm {
-    /// `isolation`: how the platform runs its sandboxes, which the floor must do too.
+    /// `isolation`: how the platform runs its sandboxes, which the floor must do too, as far as it can.
     /// `burst`: how many are restored at the same time at the end of each life.
     pub fn start(dir: &Path, isolation: &str, memory_mib: u32, runs_max: usize, burst: usize) -> Result<Self> {
-        let accelerator = match isolation {
-            "qemu/emulated" => "tcg",
-            "qemu/kvm" => "kvm",
-            other => anyhow::bail!("there is no bare microVM for the isolation {other:?}"),
-        };
+        let accelerator = accelerator(isolation)?;
         let (kernel, initramfs) = kernel(&dir.join("kernels"))?;
         let mut command = Command::new(platform::program("xtask"));
         command
@@ -98,6 +94,21 @@ impl BareVmm {
         let line = tokio::time::timeout(RUN_MAX, self.answers.next_line()).await;
         line.context("the bare microVM does not boot")??.context("the bare microVM ended early: see above")
     }
+}
+
+/// Of QEMU, as which the bare microVM runs.
+fn accelerator(isolation: &str) -> Result<&'static str> {
+    match isolation {
+        "qemu/emulated" => Ok("tcg"),
+        // Beside sandboxes of Firecracker it is a floor of another make.
+        "qemu/kvm" | "firecracker/kvm" => Ok("kvm"),
+        other => anyhow::bail!("there is no bare microVM for the isolation {other:?}"),
+    }
+}
+
+/// Which VMM the floors beside sandboxes of that isolation are measured with.
+pub fn name(isolation: &str) -> Result<String> {
+    Ok(format!("QEMU ({})", accelerator(isolation)?))
 }
 
 /// The newest `vmlinux-<semver>`, which is what the agent takes, and the initramfs that belongs to it.

@@ -8,6 +8,7 @@ mod bursts;
 mod claims;
 mod direct;
 mod floor;
+mod host_part;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -78,7 +79,7 @@ fn run() -> Result<bool> {
             let mut terminate = signal(SignalKind::terminate())?;
             let all = async {
                 if standbys > 0 {
-                    return Ok((claims::measure(&platform).await?, isolation_of_host(&platform)?));
+                    return Ok((claims::measure(&platform).await?, platform.isolation()));
                 }
                 measure(&platform).await
             };
@@ -93,8 +94,9 @@ fn run() -> Result<bool> {
         figures.extend(measured.0);
         isolation = measured.1;
     }
-    figures::write(&place, &figures, &format!("isolation: {isolation}"))?;
-    println!("\nfigures: {}", place.display());
+    let how = format!("sandboxes: {isolation}, floors of bare microVMs: {}", floor::name(&isolation)?);
+    figures::write(&place, &figures, &how)?;
+    println!("\nmeasured {how}\nfigures: {}", place.display());
     Ok(figures.iter().all(Judged::is_fine))
 }
 
@@ -129,7 +131,7 @@ struct Samples {
 /// The figures, and the isolation of the sandboxes that were measured.
 async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
     let mut samples = Samples::default();
-    let isolation = isolation_of_host(platform)?;
+    let isolation = platform.isolation();
     let mut bare = BareVmm::start(&platform.dir, &isolation, MEMORY_MIB, CREATES, 0)?;
     for round in 0..CREATES {
         // In turns, so that neither always meets what the other left to do.
@@ -159,16 +161,9 @@ async fn measure(platform: &Platform) -> Result<(Vec<Judged>, String)> {
     }
     forks(platform, &mut samples).await?;
     let mut judged = judge(samples);
+    judged.extend(host_part::measure(platform).await?);
     judged.push(bursts::measure(platform, &isolation).await?);
     Ok((judged, isolation))
-}
-
-fn isolation_of_host(platform: &Platform) -> Result<String> {
-    let output = platform.wrenn(&["host", "list", "--json"]);
-    let hosts: Value = serde_json::from_slice(&output.stdout).context("read the list of hosts")?;
-    let host = hosts.as_array().and_then(|hosts| hosts.iter().find(|host| host["id"] == platform.host_id.as_str()));
-    let isolation = host.and_then(|host| host["isolation"].as_str()).context("the platform's host is not listed")?;
-    Ok(isolation.to_owned())
 }
 
 /// Creates a sandbox, pauses and resumes it, kills it, does all but the pause with one that is restored, and counts what is left. Gives
