@@ -7,6 +7,7 @@ use std::io;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
@@ -26,14 +27,19 @@ const REASON_MAX: usize = 512;
 
 pub struct Qmp {
     stream: BufReader<UnixStream>,
-    /// Of the last command: an answer to another one is none.
+    /// Of the last command. No two connections have the same ones: QEMU answers to the one that is there what the one before has asked.
     id: u64,
 }
 
 impl Qmp {
     pub async fn connect(dir: &Path) -> io::Result<Self> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::connect_counting_from(dir, u64::try_from(since.as_nanos()).unwrap_or(0)).await
+    }
+
+    async fn connect_counting_from(dir: &Path, id: u64) -> io::Result<Self> {
         let stream = socket::connect(dir, SOCKET).await?;
-        let mut qmp = Self { stream: BufReader::new(stream), id: 0 };
+        let mut qmp = Self { stream: BufReader::new(stream), id };
         qmp.greeted().await?;
         qmp.call("qmp_capabilities", json!({})).await.map_err(io::Error::other)?;
         Ok(qmp)
@@ -105,7 +111,11 @@ impl Qmp {
             if message.get("event").is_some() {
                 continue;
             }
-            let ours = message["id"].as_u64() == Some(self.id);
+            let id = message["id"].as_u64();
+            if id.is_some_and(|id| id != self.id) {
+                // Of a call that was given up, maybe on the connection before this one, and after this one's greeting.
+                continue;
+            }
             if let Some(error) = message.get("error") {
                 // A line that QEMU could not even parse is refused without an id.
                 let text = error["desc"].as_str().unwrap_or("no reason given");
@@ -113,7 +123,7 @@ impl Qmp {
                 return Err(Error::Refused { command, reason });
             }
             match message.get_mut("return") {
-                Some(answer) if ours => return Ok(answer.take()),
+                Some(answer) if id.is_some() => return Ok(answer.take()),
                 _ => return Err(broken(io::Error::new(io::ErrorKind::InvalidData, "an answer to nothing asked"))),
             }
         }
@@ -155,7 +165,7 @@ mod tests {
             peer.shutdown(std::net::Shutdown::Write).unwrap();
             let _ = std::io::copy(&mut peer, &mut std::io::sink());
         });
-        let mut qmp = Qmp::connect(dir.path()).await.map_err(|e| e.to_string())?;
+        let mut qmp = Qmp::connect_counting_from(dir.path(), 0).await.map_err(|e| e.to_string())?;
         qmp.call("query-status", json!({})).await.map_err(|e| format!("{e:?}"))
     }
 
@@ -165,6 +175,8 @@ mod tests {
             "{\"return\":{},\"id\":2}\n",
             "{\"event\":\"RESUME\"}\n",
             "{\"QMP\":{}}\n",
+            "{\"return\":{},\"id\":77}\n",
+            "{\"error\":{\"desc\":\"of a call before\"},\"id\":78}\n",
             "{\"return\":{},\"id\":1}\n",
             "{\"event\":\"STOP\"}\n",
             "{\"return\":{\"status\":\"running\"},\"id\":2}\n",
