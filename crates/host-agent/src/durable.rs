@@ -12,10 +12,20 @@ pub const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// Replaces `path` by `bytes`. When it returns, a power loss cannot take the new content back.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let directory = path.parent().ok_or_else(|| io::Error::other("the file has no directory"))?;
+    exchange(path, bytes, mode, true)?;
+    sync_directory(path.parent().ok_or_else(|| io::Error::other("the file has no directory"))?)
+}
+
+/// The same without a word to the disk: whole for every program, whichever dies, but a power loss may leave the old content, the new, or
+/// half of it.
+pub fn note(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    exchange(path, bytes, mode, false)
+}
+
+fn exchange(path: &Path, bytes: &[u8], mode: u32, is_synced: bool) -> io::Result<()> {
     let mut name = path.file_name().ok_or_else(|| io::Error::other("the file has no name"))?.to_owned();
     name.push(TEMPORARY_SUFFIX);
-    let temporary = directory.join(name);
+    let temporary = path.with_file_name(name);
     // A leftover of a former writer may have another mode, so it is not reused.
     remove(&temporary)?;
     let written = || -> io::Result<()> {
@@ -26,15 +36,17 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             .custom_flags(libc::O_CLOEXEC)
             .open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if is_synced {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)
     };
-    if let Err(error) = written() {
+    let written = written();
+    if written.is_err() {
         // What there is of it takes room, of which there may be none.
         let _ = fs::remove_file(&temporary);
-        return Err(error);
     }
-    sync_directory(directory)
+    written
 }
 
 /// Makes renames, creations and removals in `directory` last.

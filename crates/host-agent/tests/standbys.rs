@@ -118,7 +118,7 @@ async fn a_create_claims_what_stands_by_and_another_is_made() {
     // It is like any other: paused, resumed, killed.
     let paused = pause(&agent.sandboxes, &id(2), 2).await;
     assert_eq!(paused.observed, Observed::Paused);
-    assert!(!dir.path().join("pool/sandboxes").join(id(2).as_str()).join("standby").exists(), "the mark is gone");
+    assert!(!dir.path().join("pool/sandboxes").join(id(2).as_str()).join("unsettled").exists(), "the mark is gone");
     assert_eq!(create(&agent.sandboxes, &id(2), 3).await.observed, Observed::Running);
     assert!(!was_standby(&stage, &id(2)));
     for n in 1..=3 {

@@ -4,7 +4,7 @@
 //! standby: whoever finds that adopts the microVM and goes on with the create, instead of undoing it. The disk hears of all this while the
 //! guest takes its identity; the create is acknowledged when both are done.
 //!
-//! A host that goes down in between may keep the rename and lose what was written before it. [`MARK`] tells that from a sandbox whose
+//! A host that goes down in between may keep the rename and lose what was written before it. [`mark`] tells that from a sandbox whose
 //! state was damaged: its microVM ended with the host, and nobody had been told of it.
 
 use std::fs::{self, File};
@@ -18,14 +18,11 @@ use model::ids::{Incarnation, SandboxId};
 
 use super::fence::Wish;
 use super::journal::{Journal, JournalError, STATE_FILE, encode};
+use super::mark;
 use super::state::{Phase, Record, Run, WasStandby};
 use super::steps::{Body, StepError, blocking, token};
 use crate::durable;
 use crate::standby::{self, Standby};
-
-/// In a directory that was a standby's, until what is written down of the sandbox is on the disk: the boot of the host.
-const MARK: &str = "standby";
-const MARK_BYTES_MAX: u64 = 128;
 
 impl Body {
     /// Takes over a standby, if one is ready. False: the create goes the long way.
@@ -87,7 +84,7 @@ impl Journal {
     /// Makes the directory of a standby the sandbox's, whose there must be none. Nothing of it need be on the disk yet: [`Self::settle`].
     fn claim(&self, record: &Record, from: &Path) -> Result<(), JournalError> {
         let claimed = || -> io::Result<()> {
-            fs::write(from.join(MARK), microvm::process::boot_id()?)?;
+            mark::put(from)?;
             let mut state = File::options();
             let mut state = state.write(true).create_new(true).mode(0o600).open(from.join(STATE_FILE))?;
             io::Write::write_all(&mut state, &encode(record))?;
@@ -111,15 +108,4 @@ impl Journal {
         };
         settled().map_err(|cause| JournalError::Write { id: id.clone(), cause })
     }
-}
-
-/// The state that is written down is on the disk.
-pub(super) fn remove_mark(directory: &Path) -> io::Result<()> {
-    durable::remove(&directory.join(MARK))
-}
-
-/// The host went down while this directory was being claimed: there is nothing of a sandbox in it.
-pub(super) fn is_of_an_earlier_boot(directory: &Path) -> bool {
-    let marked = durable::read(&directory.join(MARK), MARK_BYTES_MAX).ok();
-    marked.zip(microvm::process::boot_id().ok()).is_some_and(|(marked, now)| marked != now.as_bytes())
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use model::ids::{SandboxId, SnapshotId};
 use tracing::{error, warn};
 
-use super::claim;
+use super::mark;
 use super::state::{Record, Tombstone};
 use crate::durable;
 use crate::sealed::{self, Broken};
@@ -141,6 +141,8 @@ impl Journal {
         self.sandboxes.join(id.as_str())
     }
 
+    /// When this returns, a power loss cannot take it back: but for what a new sandbox begins with, of which nobody is told before
+    /// something else is written.
     pub fn write(&self, record: &Record) -> Result<(), JournalError> {
         let failed = |cause| JournalError::Write { id: record.id.clone(), cause };
         let directory = self.directory(&record.id);
@@ -149,9 +151,24 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(failed(error)),
         };
-        durable::write(&directory.join(STATE_FILE), &encode(record), 0o600).map_err(failed)?;
-        // Last: the journal of the file system has it with the file by then, and there is hardly anything left to wait for.
-        if is_new { durable::sync_directory(&self.sandboxes).map_err(failed) } else { Ok(()) }
+        let state = directory.join(STATE_FILE);
+        let is_begun = record.phase.is_begun();
+        if is_new && is_begun {
+            mark::put(&directory).map_err(failed)?;
+        }
+        let is_unsettled = is_new || mark::is_there(&directory).map_err(failed)?;
+        if is_unsettled && is_begun {
+            return durable::note(&state, &encode(record), 0o600).map_err(failed);
+        }
+        durable::write(&state, &encode(record), 0o600).map_err(failed)?;
+        if is_unsettled {
+            // Last: the journal of the file system has it with the file by then, and there is hardly anything left to wait for.
+            durable::sync_directory(&self.sandboxes).map_err(failed)?;
+            if let Err(error) = mark::remove(&directory) {
+                warn!(sandbox.id = %record.id, "the mark of a sandbox that was begun stays: {error}");
+            }
+        }
+        Ok(())
     }
 
     /// Removes what is left of a sandbox's directory, the state file last, so that a crash in between leaves a readable state.
@@ -244,13 +261,13 @@ impl Journal {
                 Read::Record(record) => found.push(Found::Sandbox(record)),
                 // Made or emptied, but its state was not there yet or any more: nothing of it can exist.
                 Read::Nothing => {
-                    let removed = durable::remove(&path.join("state.json.tmp")).and_then(|()| fs::remove_dir(&path));
+                    let removed = durable::remove_tree(&path);
                     if let Err(error) = removed {
                         warn!("an empty directory stays: {}: {error}", path.display());
                     }
                 }
                 Read::Unreadable(Unreadable::Missing | Unreadable::Damaged(_))
-                    if claim::is_of_an_earlier_boot(&path) =>
+                    if mark::is_of_an_earlier_boot(&path) =>
                 {
                     if let Err(error) = durable::remove_tree(&path) {
                         warn!("what was to become a sandbox stays: {}: {error}", path.display());
@@ -298,11 +315,12 @@ impl Journal {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let failed = |cause| JournalError::Read { path: path.to_owned(), cause };
-                let mut only_temporary = true;
+                let mut is_nothing = true;
                 for entry in fs::read_dir(path).map_err(failed)? {
-                    only_temporary &= entry.map_err(failed)?.file_name() == "state.json.tmp";
+                    let name = entry.map_err(failed)?.file_name();
+                    is_nothing &= name == "state.json.tmp" || mark::is_one(&name);
                 }
-                return Ok(if only_temporary { Read::Nothing } else { Read::Unreadable(Unreadable::Missing) });
+                return Ok(if is_nothing { Read::Nothing } else { Read::Unreadable(Unreadable::Missing) });
             }
             // It can be read, but it is no state: too large, or no file at all.
             Err(error)
@@ -417,6 +435,42 @@ mod tests {
         journal.remove(&id).unwrap();
         journal.remove(&id).unwrap();
         assert!(journal.scan().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_was_begun_is_marked_until_something_else_is_written() {
+        let (_dir, journal) = journal();
+        let id = SandboxId::from_random(1);
+        let begun = record(&id);
+        let running = match begun.phase.clone() {
+            Phase::Making { run } => Record { phase: Phase::Running { run }, ..begun.clone() },
+            other => panic!("{other:?}"),
+        };
+        let (directory, mark) = (journal.directory(&id), journal.directory(&id).join("unsettled"));
+        // The agent dies between the mark and the state: there is nothing.
+        fs::create_dir(&directory).unwrap();
+        mark::put(&directory).unwrap();
+        fs::write(directory.join("state.json.tmp"), "half").unwrap();
+        assert!(journal.scan().unwrap().is_empty() && !directory.exists());
+
+        journal.write(&begun).unwrap();
+        assert!(mark.exists());
+        assert!(matches!(&journal.scan().unwrap()[..], [Found::Sandbox(read)] if **read == begun));
+        // The host went down, and what was written is lost or torn: of another boot it is nothing, of this one somebody must look.
+        for content in ["", "{\"format\""] {
+            fs::write(directory.join(STATE_FILE), content).unwrap();
+            assert!(matches!(&journal.look().unwrap()[..], [Found::Quarantined { .. }]));
+            fs::write(&mark, "another boot").unwrap();
+            assert!(journal.scan().unwrap().is_empty() && !directory.exists());
+            journal.write(&begun).unwrap();
+        }
+        journal.write(&running).unwrap();
+        assert!(!mark.exists());
+        // Begun anew, as after a failure, it is somebody's.
+        journal.write(&begun).unwrap();
+        assert!(!mark.exists());
+        fs::write(directory.join(STATE_FILE), "").unwrap();
+        assert!(matches!(&journal.look().unwrap()[..], [Found::Quarantined { .. }]));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod digests;
 pub mod fence;
 pub mod generation;
 pub mod journal;
+mod mark;
 mod pausing;
 pub mod plan;
 pub mod points;

@@ -225,6 +225,11 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Of a new sandbox, before it is anything: made, not resumed and not taken over.
+    pub fn is_begun(&self) -> bool {
+        matches!(self, Self::Making { run } if run.generation.is_none() && run.standby.is_none())
+    }
+
     pub fn run(&self) -> Option<&Run> {
         match self {
             Self::Making { run } | Self::Running { run } | Self::Pausing { run, .. } | Self::Snapshotting { run } => {

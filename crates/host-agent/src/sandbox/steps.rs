@@ -17,7 +17,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::claim;
 use super::console::Console;
 use super::digests::{self, Before};
 use super::fence::Wish;
@@ -541,18 +540,10 @@ impl Body {
     }
 
     pub(super) async fn write(&self, wish: &Wish, phase: Phase) -> Result<(), StepError> {
-        let was_standby = phase.run().is_some_and(|run| run.standby.is_some());
         let record = self.record(wish, phase);
         let journal = self.context.journal.clone();
         let names_run = record.phase.run().is_some();
-        let written = blocking(move || {
-            journal.write(&record)?;
-            if was_standby && let Err(error) = claim::remove_mark(&journal.directory(&record.id)) {
-                tracing::warn!(sandbox.id = %record.id, "the mark of a standby stays: {error}");
-            }
-            Ok::<_, JournalError>(())
-        })
-        .await;
+        let written = blocking(move || journal.write(&record)).await;
         match &written {
             Ok(()) => self.is_run_noted.store(names_run, Ordering::Relaxed),
             // It has failed before what was there was exchanged.
