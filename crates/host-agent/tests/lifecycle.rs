@@ -427,14 +427,23 @@ async fn the_first_create_of_its_kind_boots_and_the_next_ones_are_restored() {
     for place in kept() {
         std::fs::write(place.join("device"), "other").unwrap();
     }
-    assert_eq!(create(&sandboxes, &id(5), 1).await.observed, Observed::Running);
-    assert!(!is_restored(5));
-    until_kept(2).await;
+    // Its end may still be under way when the boot is over: then it is the next one that leaves a state behind.
+    let mut others = Vec::new();
+    for n in 5.. {
+        assert_eq!(create(&sandboxes, &id(n), 1).await.observed, Observed::Running);
+        assert!(!is_restored(n));
+        others.push(n);
+        let kept_by_it = tokio::time::timeout(Duration::from_secs(2), until_kept(2)).await;
+        if kept_by_it.is_ok() {
+            break;
+        }
+        assert!(n < 9, "none of them is kept: {:?}", kept());
+    }
     std::fs::write(dir.path().join(stage::EDITION), "two").unwrap();
-    assert_eq!(create(&sandboxes, &id(6), 1).await.observed, Observed::Running);
-    assert!(!is_restored(6), "the template was published anew");
+    assert_eq!(create(&sandboxes, &id(20), 1).await.observed, Observed::Running);
+    assert!(!is_restored(20), "the template was published anew");
     until_kept(3).await;
-    for n in 1..=6 {
+    for n in (1..=4).chain(others).chain([20]) {
         kill(&sandboxes, &id(n), 9).await;
     }
     assert_eq!(stage.leftovers(), Vec::<String>::new());
