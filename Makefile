@@ -37,7 +37,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-envd clean-host
+.PHONY: help setup build build-envd images kernel up down demo dev dev-agent dev-frontend sqlx check check-long fuzz bench bench-cp bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -134,6 +134,10 @@ bench: setup ## figures into builds/bench.json, each beside the bare VMM's of th
 	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"
 	@mkdir -p builds
 	$(TARGET)/debug/bench
+
+bench-cp: setup ## figures of the control plane alone into builds/bench-cp.json, each beside its floor
+	$(BUILD_DEV)
+	$(TARGET)/debug/bench-cp
 
 bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)
