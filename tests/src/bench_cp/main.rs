@@ -17,21 +17,24 @@ use whole_machine::figures::{self, Figure, Judged, Limit};
 use whole_machine::wait;
 
 const DATABASE: &str = "bench";
-/// A fleet of one rack, and one of a large site.
-const FLEETS: [Fleet; 2] = [
-    Fleet { hosts: 10, name: "creates_per_s_10_hosts", latency: "create_10_hosts" },
-    Fleet { hosts: 1000, name: "creates_per_s_1000_hosts", latency: "create_1000_hosts" },
+/// A fleet of one rack, the same for a team with a quota, whose creates go one after the other, and a fleet of a large site.
+const FLEETS: [Fleet; 3] = [
+    Fleet { hosts: 10, quota: "", name: "creates_per_s_10_hosts", latency: "create_10_hosts" },
+    Fleet { hosts: 10, quota: "1000000", name: "creates_per_s_quota", latency: "create_quota" },
+    Fleet { hosts: 1000, quota: "", name: "creates_per_s_1000_hosts", latency: "create_1000_hosts" },
 ];
 const CLIENTS: usize = 16;
 /// Of each client, in each round.
 const CREATES: usize = 25;
 const ROUNDS: usize = 5;
-/// On a machine of two slow cores that does other things, too: enough to fill a host with a thousand sandboxes in half a minute.
-const CREATES_PER_S_MIN: f64 = 30.0;
+/// On a machine of two slow cores that does other things, too: enough to fill a host with a thousand sandboxes in ten seconds.
+const CREATES_PER_S_MIN: f64 = 100.0;
 const READY_MAX: Duration = Duration::from_secs(30);
 
 struct Fleet {
     hosts: usize,
+    /// How many sandboxes a team may have; empty: no limit.
+    quota: &'static str,
     name: &'static str,
     latency: &'static str,
 }
@@ -83,7 +86,7 @@ async fn measure(fleet: &Fleet) -> Result<Vec<Judged>> {
             connections.push(connection);
         }
     });
-    let (_control_plane, base, admin) = start(&database, dir.path()).await?;
+    let (_control_plane, base, admin) = start(&database, dir.path(), fleet.quota).await?;
     let http = Client::builder().timeout(Duration::from_secs(30)).build().context("make a client")?;
     let answer: Value = http
         .post(format!("{base}/v1/api-keys"))
@@ -154,13 +157,16 @@ async fn side_by_side<F: Future<Output = Result<()>>>(call: impl Fn() -> F) -> R
 }
 
 /// The program, where it serves, and an administrator's token.
-async fn start(database: &str, dir: &Path) -> Result<(ControlPlane, String, String)> {
+async fn start(database: &str, dir: &Path, quota: &str) -> Result<(ControlPlane, String, String)> {
     let me = std::env::current_exe().context("find this program")?;
     let program = me.with_file_name("wrenn-cp");
     let ready = dir.join("ready.json");
     let command = || {
         let mut command = Command::new(&program);
         command.env("DATABASE_URL", database).env("WRENN_DIR", dir).env("WRENN_CP_LISTEN_ADDR", "127.0.0.1:0");
+        if !quota.is_empty() {
+            command.env("WRENN_QUOTA_SANDBOXES", quota);
+        }
         command.env("WRENN_HOST_NETWORKS", "127.0.0.0/8").env("WRENN_LOG", "error").stdin(Stdio::null());
         command
     };
