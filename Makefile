@@ -45,7 +45,7 @@ IMAGES ?=
 # More options for `make up`, for example ARGS='--listen 0.0.0.0:8000'.
 ARGS ?=
 
-.PHONY: help setup build build-envd deb images kernel up down demo dev dev-agent dev-frontend sqlx check check-kvm check-long fuzz bench bench-driver bench-envd clean-host
+.PHONY: help setup build build-envd deb images kernel up down demo dev dev-agent dev-frontend sqlx check check-kvm check-long fuzz bench bench-driver bench-cp bench-envd clean-host
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -173,6 +173,10 @@ bench-driver: setup ## figures of Firecracker's driver into builds/bench-driver.
 	$(BUILD_DEV)
 	@mkdir -p builds
 	$(TARGET)/debug/bench-driver
+
+bench-cp: setup ## figures of the control plane alone into builds/bench-cp.json, each beside its floor
+	$(BUILD_DEV)
+	$(TARGET)/debug/bench-cp
 
 bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)

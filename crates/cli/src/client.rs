@@ -124,6 +124,17 @@ impl Client {
         self.read(self.repeated(request).await?).await
     }
 
+    /// Done twice it is the same.
+    pub async fn put<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
+        let request = self.request(Method::PUT, url).timeout(CALL_MAX).json(body);
+        self.read(self.repeated(request).await?).await
+    }
+
+    /// As `post`, answered with no body (204).
+    pub async fn post_for_nothing<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
+        self.repeated(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await.map(drop)
+    }
+
     /// A call that needs no body, may be repeated, and is answered with none (204).
     pub async fn post_only(&self, url: Url) -> Result<(), Failure> {
         self.repeated(self.request(Method::POST, url).timeout(CALL_MAX)).await.map(drop)

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use store::Store;
 use store::operations::Lease;
@@ -13,6 +14,7 @@ use crate::agents::Agents;
 use crate::authority::Authority;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
+use crate::reconcile::silent_hosts::Watch;
 use crate::secrets::Secret;
 use crate::tokens::Tokens;
 
@@ -31,6 +33,10 @@ pub struct Shared {
     pub dir: PathBuf,
     /// The shortest idle time after which a sandbox ends.
     pub idle_timeout_min_sec: i64,
+    /// Since when this replica hears hosts.
+    pub watch: Watch,
+    /// For how long it must have, for their silence to say something.
+    pub silence_grace: Duration,
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,

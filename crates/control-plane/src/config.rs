@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::capacity::Capacity;
 use crate::networks::Networks;
 
 /// `sysexits.h`: something was found in an unconfigured or misconfigured state.
@@ -38,6 +40,8 @@ pub struct Settings {
     /// For tests, which cannot wait for a minute: the shortest idle time, in seconds
     #[arg(long, env = "WRENN_TEST_IDLE_TIMEOUT_MIN_SEC", hide = true, default_value_t = IDLE_TIMEOUT_MIN_SEC, global = true)]
     pub idle_timeout_min_sec: u32,
+    #[command(flatten)]
+    pub capacity: Capacity,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,8 @@ pub struct Config {
     pub secret: Option<String>,
     pub ready_file: Option<PathBuf>,
     pub idle_timeout_min_sec: i64,
+    pub rules: store::Rules,
+    pub silence_grace: Duration,
 }
 
 impl Settings {
@@ -105,6 +111,8 @@ impl Settings {
             secret: self.secret.filter(|secret| !secret.is_empty()),
             ready_file: self.ready_file,
             idle_timeout_min_sec: self.idle_timeout_min_sec.max(1).into(),
+            rules: self.capacity.rules()?,
+            silence_grace: self.capacity.silence_grace(),
         })
     }
 }
@@ -123,6 +131,7 @@ mod tests {
             secret: None,
             ready_file: None,
             idle_timeout_min_sec: IDLE_TIMEOUT_MIN_SEC,
+            capacity: Capacity::default(),
         }
     }
 

@@ -53,6 +53,7 @@ pub async fn dev_host(store: &Store, dir: &Path, address: &str) -> Result<(), De
                 kind: "regular".to_owned(),
                 provider: None,
                 availability_zone: None,
+                tags: Vec::new(),
                 created_by: made_for,
                 token_hash,
             };

@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod app;
 pub mod authority;
+pub mod capacity;
 pub mod config;
 pub mod first_start;
 pub mod http;

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::outcomes::Outcomes;
 use crate::reconcile;
 use crate::reconcile::driver::Driver;
+use crate::reconcile::silent_hosts::Watch;
 use crate::secrets::Secret;
 use crate::tokens::Tokens;
 use crate::{first_start, http};
@@ -44,7 +45,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         Some(text) => Secret::parse(text, "WRENN_SECRET")?,
         None => Secret::load_or_make(&config.dir)?,
     };
-    let store = Store::new(&config.database_url).context("read DATABASE_URL")?;
+    let store = Store::new(&config.database_url).context("read DATABASE_URL")?.with_rules(config.rules);
     migrated(&store).await?;
     let authority = Authority::load_or_make(&store, &secret).await?;
     if let Some((email, password)) = first_start::administrator(&store).await.context("make the first administrator")? {
@@ -66,6 +67,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         replica: Replica::from_random(rand::random()),
         dir: config.dir.clone(),
         idle_timeout_min_sec: config.idle_timeout_min_sec,
+        watch: Watch::new(Instant::now()),
+        silence_grace: config.silence_grace,
         tracker: TaskTracker::new(),
         stop: CancellationToken::new(),
     }));

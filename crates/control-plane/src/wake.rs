@@ -8,6 +8,7 @@ use model::sandbox::Status;
 use store::StoreError;
 use store::audit::Actor;
 use store::operations::Phase;
+use store::quotas::Exceeded;
 use store::sandboxes::Sandbox;
 use store::wishes::{ResumeOf, Turned};
 use tokio::time::Instant;
@@ -25,6 +26,8 @@ pub enum NotAwake {
     State(Status),
     #[error("its host has no room for it now")]
     NoRoom,
+    #[error("its team has as much as it may have")]
+    OverQuota(Exceeded),
     /// As the resume's operation says it.
     #[error("{message}")]
     Failed { code: String, message: String },
@@ -63,6 +66,7 @@ pub async fn awake(app: &App, sandbox: Sandbox, actor: &Actor, deadline: Instant
             Turned::Is => None,
             Turned::Wrong(status) => return Err(NotAwake::State(status)),
             Turned::NoRoom => return Err(NotAwake::NoRoom),
+            Turned::OverQuota(exceeded) => return Err(NotAwake::OverQuota(exceeded)),
             Turned::Missing => return Err(NotAwake::Gone),
         };
         if let Some(operation) = operation {

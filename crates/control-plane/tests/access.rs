@@ -14,7 +14,9 @@ fn path(route: &str, host: &str, sandbox: &str) -> String {
     let no_key = Replica::no_key();
     let id = if route.starts_with("/v1/hosts") { host } else { sandbox };
     let id = if route.starts_with("/v1/api-keys") { &no_key } else { id };
-    route.replace("{id}", id).replace("{selector}", "1").replace("{*rest}", "index.css")
+    let no_team = Replica::no_team();
+    let id = if route.starts_with("/v1/teams") { &no_team } else { id };
+    route.replace("{id}", id).replace("{tag}", "gpu").replace("{selector}", "1").replace("{*rest}", "index.css")
 }
 
 #[tokio::test(flavor = "multi_thread")]

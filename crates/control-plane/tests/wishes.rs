@@ -190,7 +190,8 @@ async fn without_its_database_the_platform_says_so_and_comes_back() {
         }
         let id = if route.starts_with("/v1/hosts") { host.to_string() } else { sandbox.to_string() };
         let id = if route.starts_with("/v1/api-keys") { Replica::no_key() } else { id };
-        let path = route.replace("{id}", &id).replace("{selector}", "1");
+        let id = if route.starts_with("/v1/teams") { Replica::no_team() } else { id };
+        let path = route.replace("{id}", &id).replace("{tag}", "gpu").replace("{selector}", "1");
         let who = if policy == Policy::Administrator { Who::Bearer(&replica.admin) } else { Who::Key(&replica.key) };
         let answer = replica.call(who, method.parse().unwrap(), &path, Some(json!({"cmd": "true"}))).await;
         assert_eq!(answer.error(), (503, "unavailable"), "{method} {route}");

@@ -2,16 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use model::ids::{HostId, SandboxId};
+use model::sandbox::Status;
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
-use crate::{HOST_SILENCE_MAX, Store, StoreError, registration_tokens};
+use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, registration_tokens};
 
 /// More hosts in one answer than any fleet of today has.
 const LIST_MAX: i64 = 5000;
 /// Ids of one answer and of one log line.
-const NAMED_MAX: i64 = 100;
+pub const NAMED_MAX: i64 = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostState {
@@ -35,9 +36,30 @@ pub struct Host {
     pub facts: Option<Facts>,
     pub last_heartbeat_at: Option<DateTime<Utc>>,
     pub unclaimed: Vec<String>,
+    /// Words and pairs that creates can ask for.
+    pub tags: Vec<String>,
+    /// It takes nothing new, whether or not it is heard of.
+    pub is_draining: bool,
+    pub held: Held,
     pub created_by: String,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// What is on a host, and what of it is reserved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Neither paused nor ended.
+    pub running: i64,
+    pub paused: i64,
+    /// That have failed, and of which something may be left there.
+    pub failed: i64,
+    /// With a name.
+    pub snapshots: i64,
+    pub vcpus: i64,
+    pub memory_mib: i64,
+    /// Of its pool, as it was last heard.
+    pub disk_free_mib: Option<i64>,
 }
 
 /// What an agent says of its machine.
@@ -67,6 +89,7 @@ pub struct NewHost {
     pub kind: String,
     pub provider: Option<String>,
     pub availability_zone: Option<String>,
+    pub tags: Vec<String>,
     pub created_by: String,
     pub token_hash: [u8; 32],
 }
@@ -82,11 +105,31 @@ pub enum Created {
 pub enum Deleted {
     Done,
     Missing,
-    /// Sandboxes that are not known to have ended, and snapshots by their names.
-    Holds {
-        sandboxes: Vec<SandboxId>,
-        snapshots: Vec<String>,
-    },
+    /// What would be lost.
+    Holds(Losses),
+}
+
+/// What is on a host and would be lost with it: sandboxes that are not known to have ended, and snapshots by their names; of each the
+/// oldest [`NAMED_MAX`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Losses {
+    pub sandboxes: Vec<(SandboxId, Status)>,
+    pub snapshots: Vec<String>,
+}
+
+/// What came of a change of a host.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    Done(Box<Host>),
+    Missing,
+    /// It has not registered, or has as many tags as it may have; nothing was written.
+    Refused,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    Begin,
+    End,
 }
 
 pub(crate) struct Row {
@@ -107,6 +150,14 @@ pub(crate) struct Row {
     pub(crate) templates: Vec<String>,
     pub(crate) last_heartbeat_at: Option<DateTime<Utc>>,
     pub(crate) unclaimed: Vec<String>,
+    pub(crate) tags: Vec<String>,
+    pub(crate) running: i64,
+    pub(crate) paused: i64,
+    pub(crate) failed: i64,
+    pub(crate) snapshots: i64,
+    pub(crate) reserved_vcpus: i64,
+    pub(crate) reserved_memory_mib: i64,
+    pub(crate) disk_free_mb: Option<i64>,
     pub(crate) created_by: String,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) updated_at: DateTime<Utc>,
@@ -140,6 +191,17 @@ impl From<Row> for Host {
             facts,
             last_heartbeat_at: row.last_heartbeat_at,
             unclaimed: row.unclaimed,
+            tags: row.tags,
+            is_draining: row.state == "draining",
+            held: Held {
+                running: row.running,
+                paused: row.paused,
+                failed: row.failed,
+                snapshots: row.snapshots,
+                vcpus: row.reserved_vcpus,
+                memory_mib: row.reserved_memory_mib,
+                disk_free_mib: row.disk_free_mb,
+            },
             created_by: row.created_by,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -155,8 +217,17 @@ macro_rules! hosts {
             r#"select id, kind, provider, availability_zone, state,
                    coalesce(last_heartbeat_at < now() - make_interval(secs => $1), true) as "silent!",
                    epoch, address, arch, cpu_cores, memory_mb, disk_gb, isolation, agent_version, templates, last_heartbeat_at,
-                   unclaimed, created_by, created_at, updated_at
-               from hosts "# + $rest,
+                   unclaimed, tags, disk_free_mb, created_by, created_at, updated_at, held.running as "running!", held.paused as "paused!",
+                   held.failed as "failed!", held.reserved_vcpus as "reserved_vcpus!", held.reserved_memory_mib as "reserved_memory_mib!",
+                   (select count(*) from snapshots k where k.host_id = hosts.id and k.name is not null and k.state = 'ready') as "snapshots!"
+               from hosts cross join lateral (
+                   select count(*) filter (where s.observed not in ('paused', 'failed', 'lost')) as running,
+                       count(*) filter (where s.observed = 'paused') as paused,
+                       count(*) filter (where s.observed in ('failed', 'lost')) as failed,
+                       coalesce(sum(s.vcpus) filter (where s.observed not in ('paused', 'failed', 'lost')), 0)::bigint as reserved_vcpus,
+                       coalesce(sum(s.memory_mib) filter (where s.observed not in ('paused', 'failed', 'lost')), 0)::bigint
+                           as reserved_memory_mib
+                   from sandboxes s where s.host_id = hosts.id and s.observed <> 'killed') held "# + $rest,
             crate::HOST_SILENCE_MAX.as_secs_f64()
             $(, $argument)*
         )
@@ -186,12 +257,13 @@ impl Store {
             }
         }
         sqlx::query!(
-            "insert into hosts (id, kind, provider, availability_zone, created_by) values ($1, $2, $3, $4, $5)",
+            "insert into hosts (id, kind, provider, availability_zone, created_by, tags) values ($1, $2, $3, $4, $5, $6)",
             new.id.0,
             new.kind,
             new.provider,
             new.availability_zone,
-            new.created_by
+            new.created_by,
+            &new.tags
         )
         .execute(&mut *tx)
         .await?;
@@ -230,24 +302,9 @@ impl Store {
         {
             return Ok(Deleted::Missing);
         }
-        let live = sqlx::query_scalar!(
-            "select id from sandboxes where host_id = $1 and observed <> 'killed' order by created_at limit $2",
-            id.0,
-            NAMED_MAX
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        let snapshots = sqlx::query_scalar!(
-            r#"select name as "name!" from snapshots where host_id = $1 and name is not null and state = 'ready'
-               order by created_at limit $2"#,
-            id.0,
-            NAMED_MAX
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        if !(force || live.is_empty() && snapshots.is_empty()) {
-            let sandboxes = live.iter().filter_map(|id| id.parse().ok()).collect();
-            return Ok(Deleted::Holds { sandboxes, snapshots });
+        let losses = losses(&mut tx, id).await?;
+        if !(force || losses.sandboxes.is_empty() && losses.snapshots.is_empty()) {
+            return Ok(Deleted::Holds(losses));
         }
         sqlx::query!(
             "update operations set phase = 'superseded', finished_at = now()
@@ -269,6 +326,79 @@ impl Store {
         audit::record(&mut tx, actor, "host.delete", &id.to_string(), serde_json::json!({ "force": force })).await?;
         tx.commit().await?;
         Ok(Deleted::Done)
+    }
+
+    /// What would be lost with the host.
+    pub async fn losses_of_host(&self, id: HostId) -> Result<Losses, StoreError> {
+        let mut tx = self.begin().await?;
+        losses(&mut tx, id).await
+    }
+
+    /// From now on it takes nothing new, or takes new ones again. What is on it stays, and goes on.
+    pub async fn drain_host(&self, id: HostId, drain: Drain, actor: &Actor) -> Result<Change, StoreError> {
+        let mut tx = self.begin().await?;
+        let state = sqlx::query_scalar!("select state from hosts where id = $1 for no key update", id.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let (wished, action) = match drain {
+            Drain::Begin => ("draining", "host.drain"),
+            Drain::End => ("active", "host.undrain"),
+        };
+        match state.as_deref() {
+            None => return Ok(Change::Missing),
+            Some("pending") => return Ok(Change::Refused),
+            Some(is) if is == wished => {}
+            Some(_) => {
+                sqlx::query!("update hosts set state = $2, updated_at = now() where id = $1", id.0, wished)
+                    .execute(&mut *tx)
+                    .await?;
+                audit::record(&mut tx, actor, action, &id.to_string(), serde_json::json!({})).await?;
+            }
+        }
+        let row = hosts!("where id = $2", id.0).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Change::Done(Box::new(row.into())))
+    }
+
+    /// Gives it a tag, if it has not got it and has fewer than `count_max`.
+    pub async fn tag_host(&self, id: HostId, tag: &str, count_max: usize, actor: &Actor) -> Result<Change, StoreError> {
+        let mut tx = self.begin().await?;
+        let tags = sqlx::query_scalar!("select tags from hosts where id = $1 for no key update", id.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let Some(tags) = tags else { return Ok(Change::Missing) };
+        if !tags.iter().any(|has| has == tag) {
+            if tags.len() >= count_max {
+                return Ok(Change::Refused);
+            }
+            sqlx::query!("update hosts set tags = array_append(tags, $2), updated_at = now() where id = $1", id.0, tag)
+                .execute(&mut *tx)
+                .await?;
+            audit::record(&mut tx, actor, "host.tag", &id.to_string(), serde_json::json!({ "tag": tag })).await?;
+        }
+        let row = hosts!("where id = $2", id.0).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Change::Done(Box::new(row.into())))
+    }
+
+    /// Takes a tag from it. What is on it because of that tag stays.
+    pub async fn untag_host(&self, id: HostId, tag: &str, actor: &Actor) -> Result<Change, StoreError> {
+        let mut tx = self.begin().await?;
+        let untagged = sqlx::query!(
+            "update hosts set tags = array_remove(tags, $2), updated_at = now() where id = $1 and $2 = any(tags)",
+            id.0,
+            tag
+        )
+        .execute(&mut *tx)
+        .await?;
+        if untagged.rows_affected() == 1 {
+            audit::record(&mut tx, actor, "host.untag", &id.to_string(), serde_json::json!({ "tag": tag })).await?;
+        }
+        let Some(row) = hosts!("where id = $2", id.0).fetch_optional(&mut *tx).await? else {
+            return Ok(Change::Missing);
+        };
+        tx.commit().await?;
+        Ok(Change::Done(Box::new(row.into())))
     }
 
     /// Takes in a heartbeat. `None` when there is no such host; else its epoch and whether this heartbeat is news (an older one that was
@@ -341,4 +471,30 @@ impl Store {
         .fetch_one(&self.pool)
         .await?)
     }
+}
+
+async fn losses(tx: &mut Tx, id: HostId) -> Result<Losses, StoreError> {
+    let live = sqlx::query!(
+        "select id, desired, observed from sandboxes where host_id = $1 and observed <> 'killed' order by created_at, id limit $2",
+        id.0,
+        NAMED_MAX
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    let snapshots = sqlx::query_scalar!(
+        r#"select name as "name!" from snapshots where host_id = $1 and name is not null and state = 'ready'
+           order by created_at, id limit $2"#,
+        id.0,
+        NAMED_MAX
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut sandboxes = Vec::with_capacity(live.len());
+    for row in live {
+        let damaged = |column| StoreError::Damaged { row: row.id.clone(), column };
+        let desired = row.desired.parse().map_err(|_| damaged("desired"))?;
+        let observed = row.observed.parse().map_err(|_| damaged("observed"))?;
+        sandboxes.push((row.id.parse().map_err(|_| damaged("id"))?, Status::of(desired, observed)));
+    }
+    Ok(Losses { sandboxes, snapshots })
 }

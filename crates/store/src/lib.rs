@@ -12,11 +12,14 @@ pub mod idempotency;
 pub mod idleness;
 pub mod keyring;
 pub mod operations;
-mod placement;
+pub mod placement;
 pub mod policy;
 pub mod presence;
+pub mod quotas;
 pub mod registration_tokens;
 pub mod sandboxes;
+mod sightings;
+pub mod silence;
 pub mod snapshots;
 pub mod timeline;
 pub mod users;
@@ -68,6 +71,16 @@ impl Update {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    rules: Rules,
+}
+
+/// What a platform's operator decides of it; the same for all replicas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub placement: placement::Rules,
+    /// Of teams that have none of their own.
+    pub quotas: quotas::Limits,
+    pub brake: silence::Brake,
 }
 
 type Tx = Transaction<'static, Postgres>;
@@ -82,7 +95,11 @@ impl Store {
             // A connection that broke while idle is noticed by the query that fails; asking each time before costs a round trip.
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, rules: Rules::default() })
+    }
+
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// Brings the schema to this program's version. Concurrent starts wait for each other.

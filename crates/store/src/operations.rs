@@ -10,7 +10,7 @@ use model::ids::{HostId, OperationId, SandboxId, SnapshotId};
 use model::sandbox::Observed;
 use uuid::Uuid;
 
-use crate::placement::{self, Wanted};
+use crate::placement::{self, Shortage, Wanted};
 use crate::presence::{CHANNEL, LOCK_CLASS, Replica};
 use crate::sandboxes::{Report, Sandbox};
 use crate::{Store, StoreError, Tx, Update};
@@ -306,17 +306,25 @@ impl Store {
         Ok(())
     }
 
-    /// Gives the sandbox to another host than those that refused it. None: no host has room.
-    pub async fn place(&self, operation: &Operation, sandbox: &Sandbox) -> Result<Option<HostId>, StoreError> {
+    /// Gives the sandbox to another host than those that refused it, or says why none takes it.
+    pub async fn place(
+        &self,
+        operation: &Operation,
+        sandbox: &Sandbox,
+    ) -> Result<Result<HostId, Shortage>, StoreError> {
         let mut tx = self.begin().await?;
         let refused: Vec<Uuid> = operation.refused_hosts.iter().map(|host| host.0).collect();
         let wanted = Wanted {
             template: &sandbox.template,
-            vcpus: sandbox.shape.vcpus().into(),
-            memory_mib: sandbox.shape.memory().0.into(),
+            shape: sandbox.shape,
+            count: 1,
+            asked: &sandbox.asked,
             refused: &refused,
         };
-        let Some((host, epoch)) = placement::choose(&mut tx, &wanted).await? else { return Ok(None) };
+        let (host, epoch) = match placement::choose(&mut tx, &self.rules.placement, &wanted).await? {
+            Ok(placed) => placed,
+            Err(shortage) => return Ok(Err(shortage)),
+        };
         sqlx::query!(
             "update sandboxes set host_id = $3, host_epoch = $4, updated_at = now() where id = $1 and revision = $2 and host_id is null",
             operation.sandbox.as_str(),
@@ -327,7 +335,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(Some(host))
+        Ok(Ok(host))
     }
 
     /// The host has no room, or could not be reached at all: whatever it was asked for, it has not got.

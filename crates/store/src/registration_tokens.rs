@@ -51,7 +51,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<NewToken, StoreError> {
         let mut tx = self.begin().await?;
-        let Some(row) = hosts!("where id = $2 for update", host.0).fetch_optional(&mut *tx).await? else {
+        let Some(row) = hosts!("where id = $2 for update of hosts", host.0).fetch_optional(&mut *tx).await? else {
             return Ok(NewToken::Missing);
         };
         let row = Host::from(row);

@@ -15,9 +15,10 @@ use uuid::Uuid;
 use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
 use crate::operations::{self, Kind, Lease};
-use crate::placement::{self, Wanted};
+use crate::placement::{self, Asked, Shortage, Strategy, Wanted};
 use crate::policy::{self, Policy};
-use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
+use crate::quotas::{self, Exceeded};
+use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx};
 
 /// Of one answer of the list; paging comes with the full API.
 pub const LIST_MAX: i64 = 10_000;
@@ -37,6 +38,8 @@ pub struct Sandbox {
     /// Empty: the template's own.
     pub default_user: String,
     pub policy: Policy,
+    /// What its create asked of its host.
+    pub asked: Asked,
     /// What its last pause was to keep.
     pub kept: Kept,
     /// None while it works, and when its idle time does not count.
@@ -91,6 +94,7 @@ pub struct NewSandbox {
     pub metadata: BTreeMap<String, String>,
     pub default_user: String,
     pub policy: Policy,
+    pub asked: Asked,
 }
 
 pub enum Created {
@@ -100,7 +104,9 @@ pub enum Created {
     Repeated(SandboxId, OperationId),
     OtherArguments,
     /// No host has room; nothing was written.
-    NoHost,
+    NoHost(Shortage),
+    /// The team has as much as it may have; nothing was written.
+    OverQuota(Exceeded),
     /// The snapshot is not there any more; nothing was written.
     NoSnapshot,
 }
@@ -146,6 +152,8 @@ pub(crate) struct Row {
     timeout_keeps: String,
     kept: String,
     auto_resume: bool,
+    host_tags: Vec<String>,
+    strategy: Option<String>,
     idle_timeout_sec: i64,
     idle_since: Option<DateTime<Utc>>,
     deadline: Option<DateTime<Utc>>,
@@ -204,6 +212,10 @@ impl TryFrom<Row> for Sandbox {
                 idle_timeout_sec: row.idle_timeout_sec,
                 auto_resume: row.auto_resume,
             },
+            asked: Asked {
+                strategy: row.strategy.as_deref().map(str::parse).transpose().map_err(|_| damaged("strategy"))?,
+                tags: row.host_tags,
+            },
             kept: row.kept.parse().map_err(|_| damaged("kept"))?,
             idle_since: row.idle_since,
             deadline: row.deadline,
@@ -225,7 +237,7 @@ macro_rules! sandboxes {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
-                   s.timeout_sec, s.on_timeout, s.timeout_keeps, s.kept, s.auto_resume, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
+                   s.timeout_sec, s.on_timeout, s.timeout_keeps, s.kept, s.auto_resume, s.host_tags, s.strategy, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
@@ -257,15 +269,15 @@ impl Store {
                 }
             }
         }
-        let shape = &new.shape;
-        let wanted = Wanted {
-            template: new.template.as_str(),
-            vcpus: shape.vcpus().into(),
-            memory_mib: shape.memory().0.into(),
-            refused: &[],
-        };
+        let asked = quotas::of_new(new.shape, 1);
+        if let Some(exceeded) = quotas::claim(&mut tx, &self.rules.quotas, new.team, &asked).await? {
+            return Ok(Created::OverQuota(exceeded));
+        }
+        let template = new.template.as_str();
+        let wanted = Wanted { template, shape: new.shape, count: 1, asked: &new.asked, refused: &[] };
+        let rules = &self.rules.placement;
         let placed = match new.snapshot {
-            None => placement::choose(&mut tx, &wanted).await?,
+            None => placement::choose(&mut tx, rules, &wanted).await?,
             Some(id) => {
                 // Whoever deletes it waits until this sandbox is there to be seen.
                 let host = sqlx::query_scalar!(
@@ -276,10 +288,13 @@ impl Store {
                 .fetch_optional(&mut *tx)
                 .await?;
                 let Some(host) = host.map(HostId) else { return Ok(Created::NoSnapshot) };
-                placement::reserve_on(&mut tx, host, &wanted).await?.map(|epoch| (host, epoch))
+                placement::reserve_on(&mut tx, host, rules, &wanted).await?.map(|epoch| (host, epoch))
             }
         };
-        let Some((host, epoch)) = placed else { return Ok(Created::NoHost) };
+        let (host, epoch) = match placed {
+            Ok(placed) => placed,
+            Err(shortage) => return Ok(Created::NoHost(shortage)),
+        };
         let birth = Birth {
             id: &new.id,
             team: new.team,
@@ -289,6 +304,7 @@ impl Store {
             metadata: serde_json::json!(new.metadata),
             default_user: &new.default_user,
             policy: new.policy,
+            asked: &new.asked,
             host,
             epoch,
             snapshot: new.snapshot,
@@ -339,78 +355,6 @@ impl Store {
         Ok(())
     }
 
-    /// Takes in what a host says of its sandboxes. Returns the ids that no row of this host claims.
-    ///
-    /// With `complete`, rows that the host does not name are marked, for somebody to ask it about each by itself: a create that ended
-    /// while the report was under way is not in it.
-    pub async fn take_sightings(
-        &self,
-        host: HostId,
-        sightings: &[Sighting],
-        complete: bool,
-    ) -> Result<Vec<String>, StoreError> {
-        let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
-        let observed: Vec<String> = sightings.iter().map(|seen| seen.observed.as_str().to_owned()).collect();
-        let revisions: Vec<i64> = sightings.iter().map(|seen| seen.revision).collect();
-        let incarnations: Vec<String> = sightings.iter().map(|seen| seen.incarnation.clone()).collect();
-        let reasons: Vec<String> = sightings.iter().map(|seen| seen.reason.clone()).collect();
-        let mut tx = self.begin().await?;
-        // What is under way belongs to its operation, whose end says more than a report.
-        let changed = sqlx::query_scalar!(
-            "update sandboxes s set observed = seen.observed, reason = nullif(seen.reason, ''),
-                 incarnation = coalesce(nullif(seen.incarnation, ''), s.incarnation), updated_at = now()
-             from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
-                 as seen (id, observed, revision, incarnation, reason)
-             where s.id = seen.id and s.host_id = $1 and s.revision = seen.revision and s.desired = 'running'
-                 and s.observed in ('running', 'failed') and seen.observed in ('running', 'failed')
-                 and s.observed <> seen.observed
-                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
-             returning s.id",
-            host.0,
-            &ids,
-            &observed,
-            &revisions,
-            &incarnations,
-            &reasons,
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        note_exits(&mut tx, &changed).await?;
-        // A sandbox that was killed and is there again: whoever brought it back, it ends again.
-        sqlx::query!(
-            "insert into operations (id, sandbox_id, kind, revision)
-             select gen_random_uuid(), s.id, 'kill', s.revision from sandboxes s
-             where s.id = any($2) and s.host_id = $1 and s.observed = 'killed'
-             on conflict do nothing",
-            host.0,
-            &ids
-        )
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query!(
-            "update sandboxes set absent_since = null where host_id = $1 and absent_since is not null and id = any($2)",
-            host.0,
-            &ids
-        )
-        .execute(&mut *tx)
-        .await?;
-        if complete {
-            sqlx::query!(
-                "update sandboxes set absent_since = now()
-                 where host_id = $1 and observed in ('running', 'paused') and absent_since is null and id <> all($2)",
-                host.0,
-                &ids
-            )
-            .execute(&mut *tx)
-            .await?;
-        }
-        let claimed = sqlx::query_scalar!("select id from sandboxes where host_id = $1 and id = any($2)", host.0, &ids)
-            .fetch_all(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(ids.into_iter().filter(|id| !claimed.contains(id)).collect())
-    }
-
     /// Running and paused sandboxes that their hosts did not name, for which nothing is under way.
     pub async fn absent_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError> {
         let rows = sandboxes!(
@@ -423,44 +367,6 @@ impl Store {
         .await?;
         rows.into_iter().map(Sandbox::try_from).collect()
     }
-
-    /// The host, asked about this one sandbox, has it after all.
-    pub async fn sandbox_is_present(&self, id: &SandboxId) -> Result<(), StoreError> {
-        sqlx::query!("update sandboxes set absent_since = null where id = $1", id.as_str()).execute(&self.pool).await?;
-        Ok(())
-    }
-
-    /// The host, asked about this one sandbox, does not have it.
-    pub async fn sandbox_is_gone(&self, id: &SandboxId, revision: i64, reason: &str) -> Result<Update, StoreError> {
-        let mut tx = self.begin().await?;
-        let updated = sqlx::query!(
-            "update sandboxes set observed = 'failed', reason = $3, absent_since = null, updated_at = now()
-             where id = $1 and revision = $2 and observed in ('running', 'paused') and absent_since is not null",
-            id.as_str(),
-            revision,
-            reason
-        )
-        .execute(&mut *tx)
-        .await?;
-        if updated.rows_affected() == 1 {
-            note_exits(&mut tx, &[id.to_string()]).await?;
-        }
-        tx.commit().await?;
-        Ok(Update::of(updated.rows_affected()))
-    }
-}
-
-/// Of those that have failed: for their timelines.
-async fn note_exits(tx: &mut Tx, ids: &[String]) -> Result<(), StoreError> {
-    sqlx::query!(
-        "insert into operations (id, sandbox_id, kind, revision, phase, error_code, error_message, finished_at)
-         select gen_random_uuid(), id, 'exit', revision, 'failed', 'agent_error', reason, now() from sandboxes
-         where id = any($1) and observed = 'failed'",
-        ids
-    )
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
 }
 
 /// What the row of a new sandbox holds.
@@ -473,6 +379,7 @@ pub(crate) struct Birth<'a> {
     pub metadata: Value,
     pub default_user: &'a str,
     pub policy: Policy,
+    pub asked: &'a Asked,
     pub host: HostId,
     pub epoch: i64,
     pub snapshot: Option<SnapshotId>,
@@ -482,8 +389,8 @@ pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreEr
     sqlx::query!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, envs, metadata, default_user, timeout_sec,
              on_timeout, desired, revision, observed, host_id, host_epoch, snapshot_id, idle_timeout_sec,
-             auto_resume, timeout_keeps)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15, $16, $17)",
+             auto_resume, timeout_keeps, host_tags, strategy)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $13, 'running', 1, 'starting', $11, $12, $14, $15, $16, $17, $18, $19)",
         birth.id.as_str(),
         birth.team.0,
         birth.template,
@@ -501,6 +408,8 @@ pub(crate) async fn insert(tx: &mut Tx, birth: &Birth<'_>) -> Result<(), StoreEr
         birth.policy.idle_timeout_sec,
         birth.policy.auto_resume,
         policy::words(birth.policy.on_timeout).1,
+        &birth.asked.tags,
+        birth.asked.strategy.map(Strategy::as_str),
     )
     .execute(&mut **tx)
     .await?;

@@ -17,8 +17,9 @@ use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
 use crate::idleness;
 use crate::operations::{self, Kind, Lease, Operation};
-use crate::placement::{self, Wanted};
+use crate::placement::{self, Asked, Wanted};
 use crate::policy::PolicyChange;
+use crate::quotas::{self, Exceeded};
 use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
 use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
 
@@ -73,8 +74,10 @@ pub enum ForkWish {
     Repeated(Vec<(SandboxId, OperationId)>),
     OtherArguments,
     Wrong(Status),
-    /// The source's host has no room for all of them; nothing was written.
+    /// The source's host has no room for all of them, or takes no new ones; nothing was written.
     NoRoom,
+    /// The team has as much as it may have; nothing was written.
+    OverQuota(Exceeded),
     Missing,
 }
 
@@ -217,13 +220,16 @@ impl Store {
             (other, _) => return Ok(ForkWish::Wrong(other)),
         };
         let count = i64::try_from(children.len()).unwrap_or(i64::MAX);
-        let wanted = Wanted {
-            template: &sandbox.template,
-            vcpus: count * i64::from(sandbox.shape.vcpus()),
-            memory_mib: count * i64::from(sandbox.shape.memory().0),
-            refused: &[],
-        };
-        let Some(epoch) = placement::reserve_on(&mut tx, placed, &wanted).await? else { return Ok(ForkWish::NoRoom) };
+        let asked = quotas::of_new(sandbox.shape, count);
+        if let Some(exceeded) = quotas::claim(&mut tx, &self.rules.quotas, team, &asked).await? {
+            return Ok(ForkWish::OverQuota(exceeded));
+        }
+        // Its host was what its own create asked for; tags that it has lost since keep nothing from beginning beside it.
+        let anything = Asked::default();
+        let wanted =
+            Wanted { template: &sandbox.template, shape: sandbox.shape, count, asked: &anything, refused: &[] };
+        let reserved = placement::reserve_on(&mut tx, placed, &self.rules.placement, &wanted).await?;
+        let Ok(epoch) = reserved else { return Ok(ForkWish::NoRoom) };
         new_snapshot(&mut tx, id, &sandbox, placed, None).await?;
         idleness::used(&mut tx, of).await?;
         let mut opened = Vec::with_capacity(children.len());
@@ -239,6 +245,7 @@ impl Store {
                 metadata: serde_json::json!(metadata),
                 default_user: &sandbox.default_user,
                 policy: sandbox.policy.with(&child.policy),
+                asked: &sandbox.asked,
                 host: placed,
                 epoch,
                 snapshot: Some(SnapshotId(id)),

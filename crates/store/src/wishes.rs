@@ -6,8 +6,9 @@ use model::sandbox::{Desired, Kept, Observed, OnTimeout, Status};
 
 use crate::audit::{self, Actor};
 use crate::operations::{self, Kind, Lease};
-use crate::placement::{self, Wanted};
+use crate::placement::{self, Asked, Wanted};
 use crate::policy::{self, PolicyChange};
+use crate::quotas::{self, Exceeded};
 use crate::sandboxes::{self, Sandbox};
 use crate::{BATCH_MAX, Store, StoreError, Tx};
 
@@ -52,6 +53,8 @@ pub enum Turned {
     Wrong(Status),
     /// Its host has no room for it; nothing was written.
     NoRoom,
+    /// The team has as much as it may have; nothing was written.
+    OverQuota(Exceeded),
     Missing,
 }
 
@@ -103,13 +106,15 @@ impl Store {
         if sandbox.observed == Observed::Paused
             && let Some(placed) = &sandbox.host
         {
-            let wanted = Wanted {
-                template: &sandbox.template,
-                vcpus: sandbox.shape.vcpus().into(),
-                memory_mib: sandbox.shape.memory().0.into(),
-                refused: &[],
-            };
-            if !placement::has_room(&mut tx, placed.host, &wanted).await? {
+            let again = quotas::of_paused(sandbox.shape, 1);
+            if let Some(exceeded) = quotas::claim(&mut tx, &self.rules.quotas, team, &again).await? {
+                return Ok(Turned::OverQuota(exceeded));
+            }
+            // It is where it is, whatever tags that host has now.
+            let anything = Asked::default();
+            let wanted =
+                Wanted { template: &sandbox.template, shape: sandbox.shape, count: 1, asked: &anything, refused: &[] };
+            if !placement::has_room(&mut tx, placed.host, &self.rules.placement, &wanted).await? {
                 return Ok(Turned::NoRoom);
             }
         }

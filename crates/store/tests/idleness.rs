@@ -11,6 +11,7 @@ use store::audit::Actor;
 use store::hosts::NewHost;
 use store::idleness::Pinged;
 use store::operations::{Kind, Lease, Operation};
+use store::placement::Asked;
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
 use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting};
@@ -43,6 +44,7 @@ impl Bench {
             provider: None,
             availability_zone: None,
             created_by: "test".to_owned(),
+            tags: Vec::new(),
             token_hash: [7; 32],
         };
         store.create_host(&new, None, &actor).await.unwrap();
@@ -72,6 +74,7 @@ impl Bench {
             metadata: BTreeMap::new(),
             default_user: String::new(),
             policy: Policy { on_timeout, idle_timeout_sec: 60, ..Policy::default() },
+            asked: Asked::default(),
         };
         match self.store.create_sandbox(&new, &self.lease, None, &self.actor).await.unwrap() {
             Created::Made(sandbox, operation) => {

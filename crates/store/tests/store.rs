@@ -8,9 +8,10 @@ use model::ids::{HostId, SandboxId, SnapshotId, TeamId, UserId};
 use model::sandbox::{Kept, Observed, OnTimeout, Status};
 use model::shape::Shape;
 use store::audit::Actor;
-use store::hosts::{Deleted, NewHost};
+use store::hosts::{Deleted, Losses, NewHost};
 use store::idempotency::Key;
 use store::operations::{Kind, Lease, Operation, Phase};
+use store::placement::{Asked, Dimension, Shortage};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
 use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting};
@@ -55,6 +56,7 @@ impl Bench {
             provider: None,
             availability_zone: None,
             created_by: "test".to_owned(),
+            tags: Vec::new(),
             token_hash: rand_hash(id),
         };
         self.store.create_host(&new, None, &Actor::platform("test")).await.unwrap();
@@ -88,6 +90,7 @@ impl Bench {
             metadata: BTreeMap::new(),
             default_user: String::new(),
             policy: Policy { timeout_sec: 60, ..Policy::default() },
+            asked: Asked::default(),
         };
         match self.store.create_sandbox(&new, &self.lease, None, &Actor::platform("test")).await.unwrap() {
             Created::Made(sandbox, operation) => (sandbox.id, operation),
@@ -196,7 +199,7 @@ async fn a_failed_create_gives_its_room_back_and_cleans_up() {
         made.push(bench.create().await);
     }
     let full = bench.store.place(&made[0].1, &bench.get(&made[0].0).await).await.unwrap();
-    assert_eq!(full, None, "4096 MiB are eight of 512");
+    assert_eq!(full, Err(Shortage(vec![Dimension::Memory])), "4096 MiB are eight of 512");
     let (id, operation) = &made[3];
     assert_eq!(bench.store.fail_run(operation, "agent_error", "it broke", &[]).await.unwrap(), Update::Changed);
     let failed = bench.get(id).await;
@@ -512,7 +515,7 @@ async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
     let absent = bench.store.absent_sandboxes().await.unwrap();
     assert_eq!(absent.iter().map(|sandbox| sandbox.id.clone()).collect::<Vec<_>>(), [made[0].clone()]);
     bench.store.sandbox_is_gone(&made[0], 2, "the host no longer has it").await.unwrap();
-    assert_eq!(bench.get(&made[0]).await.status(), Status::Error);
+    assert_eq!(bench.get(&made[0]).await.status(), Status::Missing);
 }
 
 #[tokio::test]
@@ -618,7 +621,7 @@ async fn a_fork_is_all_of_its_sandboxes_or_none() {
     bench.database.sql("update sandboxes set observed = 'killed', desired = 'killed'").await;
     let actor = Actor::platform("test");
     let held = bench.store.delete_host(bench.host, false, &actor).await.unwrap();
-    let Deleted::Holds { sandboxes, snapshots } = held else { panic!("it is gone") };
+    let Deleted::Holds(Losses { sandboxes, snapshots }) = held else { panic!("it is gone") };
     assert_eq!((sandboxes.len(), snapshots), (0, vec!["kept".to_owned()]));
     assert!(matches!(bench.store.delete_host(bench.host, true, &actor).await.unwrap(), Deleted::Done));
     assert!(bench.store.snapshots(bench.team).await.unwrap().is_empty());

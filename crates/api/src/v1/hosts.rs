@@ -14,6 +14,9 @@ pub struct CreateHost {
     pub provider: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability_zone: Option<String>,
+    /// Words (`gpu`) and pairs (`zone=a`) that creates can ask for; at most 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -35,8 +38,17 @@ pub struct Host {
     pub disk_gb: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// pending (not registered yet), online, unreachable (silent for more than 90 s)
+    /// pending (not registered yet), online, draining (takes nothing new), unreachable (silent for more than 90 s, which says nothing of
+    /// what is on it)
     pub status: String,
+    /// Whether it takes nothing new, also while it is unreachable.
+    #[serde(default)]
+    pub is_draining: bool,
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// What is on it.
+    #[serde(default)]
+    pub held: Held,
     /// How new sandboxes on it are isolated: `firecracker/kvm`, `qemu/kvm` or `qemu/emulated`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
@@ -47,6 +59,59 @@ pub struct Host {
     pub created_by: String,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// What is on a host: how many sandboxes and snapshots, and what the sandboxes that are not paused have reserved.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Held {
+    pub running: i64,
+    pub paused: i64,
+    /// Those that have failed and were not killed yet.
+    pub failed: i64,
+    /// With a name.
+    pub snapshots: i64,
+    pub vcpus: i64,
+    pub memory_mb: i64,
+    /// Of its pool, as it was last heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_free_mb: Option<i64>,
+}
+
+/// `POST /v1/hosts/{id}/tags`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AddTag {
+    /// A word or `key=value`, each 1 to 63 of a-z, 0-9, `-`, `_` and `.`, beginning with a letter or digit.
+    pub tag: String,
+}
+
+/// `GET /v1/hosts/{id}/delete-preview`: what a removal with force would lose. Of each kind the oldest hundred; `host.held` counts all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeletePreview {
+    pub host: Host,
+    pub sandbox_ids: Vec<String>,
+    pub sandboxes: Vec<OnHost>,
+    /// Their names.
+    pub snapshots: Vec<String>,
+    /// What the host reports and nothing here knows.
+    pub unclaimed: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OnHost {
+    pub id: String,
+    pub status: String,
+}
+
+/// `GET /v1/hosts/silence`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Silence {
+    /// That have ever been heard of.
+    pub hosts: i64,
+    /// Of them, those that were silent for more than 90 s.
+    pub silent: i64,
+    /// Since when nothing is ended, failed or removed by what is heard of hosts, because most fell silent together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brake_since: Option<DateTime<Utc>>,
 }
 
 /// Answer of `POST /v1/hosts` and `POST /v1/hosts/{id}/token`.

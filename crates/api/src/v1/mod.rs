@@ -8,5 +8,6 @@ pub mod exec;
 pub mod files;
 pub mod hosts;
 pub mod keys;
+pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;

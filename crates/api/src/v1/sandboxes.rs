@@ -40,6 +40,12 @@ pub struct CreateSandbox {
     /// Environment of every process in the sandbox; at most 128 pairs, 32 KiB in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub envs: Option<BTreeMap<String, String>>,
+    /// Tags that its host must have, all of them; at most 32. Of a snapshot: that the host has on which it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<String>>,
+    /// `spread` (onto the emptiest host) or `pack` (onto the fullest that has room); as the platform has it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<String>,
 }
 
 /// `POST /v1/sandboxes/{id}/timeout`: the time begins anew, that of being idle too, with what is given changed.
@@ -134,6 +140,9 @@ pub struct Sandbox {
     pub isolation: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
+    /// Those that its create asked of its host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// The run of the microVM; a new one after each start or restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<String>,

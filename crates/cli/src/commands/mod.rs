@@ -8,6 +8,7 @@ mod down;
 mod exec_stream;
 mod host;
 mod key;
+mod quota;
 mod run;
 mod sandbox;
 mod snapshot;
@@ -63,6 +64,9 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(key::Command),
+    /// What a team may have and has.
+    #[command(subcommand)]
+    Quota(quota::Command),
     /// For administrators of the platform on this machine.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -90,6 +94,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::ControlPlane(command) => control_plane::run(command, &options, format).await,
         Command::Host(command) => host::run(command, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
+        Command::Quota(command) => quota::run(command, &options, format).await,
         Command::Admin(command) => admin::run(&command, &options, format).await,
         Command::Version(arguments) => version::run(&arguments, &options, format).await,
     }

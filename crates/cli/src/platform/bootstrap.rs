@@ -111,6 +111,7 @@ pub async fn host(dir: &Path, administrator: &Client) -> Result<HostIdentity, Fa
                 kind: "regular".to_owned(),
                 provider: Some("wrenn up".to_owned()),
                 availability_zone: None,
+                tags: None,
             };
             let made: HostWithToken = administrator.post(administrator.url(&["v1", "hosts"]), &wanted).await?;
             let pending = Pending { host_id: made.host.id.clone() };

@@ -27,7 +27,7 @@ pub enum Policy {
 use Policy::{Administrator, Host, Open, Team};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 41] = [
+pub const TABLE: [(&str, &str, Policy); 51] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -44,9 +44,19 @@ pub const TABLE: [(&str, &str, Policy); 41] = [
     ("DELETE", "/v1/hosts/{id}", Administrator),
     ("POST", "/v1/hosts/{id}/token", Administrator),
     ("GET", "/v1/hosts/{id}/inspect", Administrator),
+    ("GET", "/v1/hosts/{id}/delete-preview", Administrator),
+    ("POST", "/v1/hosts/{id}/drain", Administrator),
+    ("POST", "/v1/hosts/{id}/undrain", Administrator),
+    ("GET", "/v1/hosts/{id}/tags", Administrator),
+    ("POST", "/v1/hosts/{id}/tags", Administrator),
+    ("DELETE", "/v1/hosts/{id}/tags/{tag}", Administrator),
+    ("GET", "/v1/hosts/silence", Administrator),
     ("POST", "/v1/hosts/register", Open),
     ("POST", "/v1/hosts/{id}/renew", Host),
     ("POST", "/v1/hosts/{id}/heartbeat", Host),
+    ("GET", "/v1/teams/self/quotas", Team),
+    ("GET", "/v1/teams/{id}/quotas", Administrator),
+    ("PUT", "/v1/teams/{id}/quotas", Administrator),
     ("POST", "/v1/sandboxes", Team),
     ("GET", "/v1/sandboxes", Team),
     ("GET", "/v1/sandboxes/{id}", Team),

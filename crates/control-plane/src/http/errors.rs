@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use store::StoreError;
+use store::placement::Shortage;
+use store::quotas::{Exceeded, Quota};
 use tracing::error;
 
 use crate::agents::{AgentError, Refusal};
@@ -44,6 +46,8 @@ pub const CODES: [(&str, StatusCode); 26] = [
     ("insufficient_storage", StatusCode::INSUFFICIENT_STORAGE),
 ];
 
+/// A part of the minute over which creates are counted.
+const CREATES_RETRY_SEC: u32 = 10;
 /// Input is repeated in messages up to this many characters.
 const ECHO_CHARS_MAX: usize = 64;
 
@@ -165,6 +169,21 @@ impl ApiError {
         Self::new("quota_exceeded", message)
     }
 
+    /// Of creates per minute some are free again soon, of the others none without somebody's doing.
+    pub fn over_quota(exceeded: &Exceeded) -> Self {
+        let Exceeded { quota, limit, used, asked } = *exceeded;
+        let name = quota.as_str();
+        let error = if quota == Quota::CreatesPerMin {
+            let message = format!("the team may create {limit} sandboxes in a minute and has created {used}");
+            Self::new("rate_limited", message).retry_after(CREATES_RETRY_SEC)
+        } else {
+            let message =
+                format!("the team's quota of {name} is {limit}: {used} are used, and {asked} more are too many");
+            Self::new("quota_exceeded", message)
+        };
+        error.with("quota", name).with("limit", limit).with("used", used).with("asked", asked)
+    }
+
     pub fn internal() -> Self {
         Self::new(
             "internal_error",
@@ -178,6 +197,12 @@ impl ApiError {
 
     pub fn no_hosts_available() -> Self {
         Self::new("no_hosts_available", "no host has room for the sandbox").retry_after(10)
+    }
+
+    /// Which of what a host has is short where the sandbox comes closest to fitting. Whose it is, and how much, is not told.
+    pub fn short_of(shortage: &Shortage) -> Self {
+        let short: Vec<&str> = shortage.0.iter().map(|dimension| dimension.as_str()).collect();
+        Self::new("no_hosts_available", shortage.to_string()).retry_after(10).with("short", short)
     }
 
     pub fn unavailable() -> Self {

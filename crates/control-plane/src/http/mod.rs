@@ -45,6 +45,7 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1/auth", v1::auth::router())
         .nest("/v1/api-keys", v1::api_keys::router())
         .nest("/v1/hosts", v1::hosts::router())
+        .nest("/v1", v1::quotas::router())
         .nest("/v1/sandboxes", v1::sandboxes::router())
         .nest("/v1/snapshots", v1::snapshots::router())
 }

@@ -1,7 +1,7 @@
 //! Asks hosts about sandboxes that they no longer name.
 //!
 //! A report that was composed before a create ended does not have it either, so the report alone says nothing: the host is asked about
-//! this one sandbox, now. A host that does not answer says nothing at all.
+//! this one sandbox, now. A host that does not answer says nothing at all. While most hosts are silent nobody is asked.
 
 use api::host::GetSandboxRequest;
 use model::sandbox::Observed;
@@ -13,6 +13,9 @@ use crate::agents::{AgentError, ask};
 use crate::app::App;
 
 pub async fn run(app: App) -> Result<(), StoreError> {
+    if app.store.is_braked().await? {
+        return Ok(());
+    }
     for sandbox in app.store.absent_sandboxes().await? {
         match look(&app, &sandbox).await {
             Some(Observed::Running | Observed::Paused) => app.store.sandbox_is_present(&sandbox.id).await?,

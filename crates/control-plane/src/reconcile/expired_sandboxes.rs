@@ -1,4 +1,5 @@
-//! Pauses or kills sandboxes whose deadline has passed, and those that have been idle for too long.
+//! Pauses or kills sandboxes whose deadline has passed, and those that have been idle for too long. A deadline is a wish of whoever set it;
+//! that something is idle is a host's word, and waits while most hosts are silent.
 
 use store::StoreError;
 use tracing::info;
@@ -10,6 +11,9 @@ pub async fn run(app: App) -> Result<(), StoreError> {
     if count > 0 {
         info!(count, "{count} sandboxes have reached their deadlines");
         app.driver.wake();
+    }
+    if app.store.is_braked().await? {
+        return Ok(());
     }
     let count = app.store.end_idle_sandboxes().await?;
     if count > 0 {

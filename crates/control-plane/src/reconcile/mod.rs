@@ -7,6 +7,7 @@ pub mod driver;
 mod expired_sandboxes;
 mod old_rows;
 mod run;
+pub mod silent_hosts;
 mod snapshots;
 
 use std::future::Future;
@@ -38,6 +39,7 @@ pub fn start(app: &App) {
     }));
     tracker.spawn(every(app.clone(), "absent_sandboxes", ABSENT_EVERY, absent_sandboxes::run));
     tracker.spawn(every(app.clone(), "unwanted_snapshots", UNWANTED_SNAPSHOTS_EVERY, snapshots::remove_unwanted));
+    tracker.spawn(every(app.clone(), "silent_hosts", silent_hosts::EVERY, silent_hosts::run));
     tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, old_rows::run));
     tracker.spawn(every(app.clone(), "client_certificate", CLIENT_CERTIFICATE_EVERY, |app| async move {
         match app.authority.client_config(chrono::Utc::now()) {

@@ -9,6 +9,7 @@ use api::host::{
 use connectrpc::client::CallOptions;
 use model::sandbox::{Kept, Observed};
 use store::operations::{Kind, Operation};
+use store::placement::Shortage;
 use store::sandboxes::{Placed, Report, Sandbox};
 use store::{StoreError, Update};
 use tokio::time::Instant;
@@ -20,6 +21,9 @@ use crate::app::App;
 
 /// One call of "ensure": the agent answers with what is true before this is over, and is asked again.
 pub(super) const ENSURE_TIME_MAX: Duration = Duration::from_secs(60);
+/// Hosts that are asked for one sandbox, one after the other, before it is said that there is no room: the books that they were chosen by are
+/// not what they have, and more of them will not be either.
+const HOSTS_MAX: usize = 3;
 /// A host agent that restarts is back within a second; after this time another host is tried.
 const REACH_TIME_MAX: Duration = Duration::from_millis(2500);
 const REACH_AGAIN: Duration = Duration::from_millis(150);
@@ -74,9 +78,12 @@ async fn run_sandbox(
                     .await?;
                 return Ok(());
             }
-            if app.store.place(&operation, &sandbox).await?.is_none() {
-                let (code, message) = no_host(&operation, had_no_room);
-                app.store.fail_run(&operation, code, message, &[]).await?;
+            let refusals = operation.refused_hosts.len();
+            let placed = if refusals < HOSTS_MAX { Some(app.store.place(&operation, &sandbox).await?) } else { None };
+            if let None | Some(Err(_)) = placed {
+                let shortage = placed.and_then(Result::err);
+                let (code, message) = no_host(&operation, had_no_room, shortage);
+                app.store.fail_run(&operation, code, &message, &[]).await?;
                 return Ok(());
             }
             let Some(read) =
@@ -165,11 +172,14 @@ async fn run_sandbox(
     }
 }
 
-fn no_host(operation: &Operation, had_no_room: bool) -> (&'static str, &'static str) {
-    if had_no_room || operation.refused_hosts.is_empty() {
-        ("no_hosts_available", "no host has room for the sandbox")
+/// `shortage`: of the hosts that are left; none when there were enough refusals.
+fn no_host(operation: &Operation, had_no_room: bool, shortage: Option<Shortage>) -> (&'static str, String) {
+    if had_no_room {
+        ("no_hosts_available", "no host has room for the sandbox".to_owned())
+    } else if operation.refused_hosts.is_empty() {
+        ("no_hosts_available", shortage.map_or_else(String::new, |shortage| shortage.to_string()))
     } else {
-        ("host_unavailable", "no host that has room could be reached")
+        ("host_unavailable", "no host that has room could be reached".to_owned())
     }
 }
 

@@ -112,6 +112,9 @@ async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<(i64, Vec<(String
 
 /// Tells hosts of what nothing will begin with any more. A host that is silent is told when it is back.
 pub async fn remove_unwanted(app: App) -> Result<(), StoreError> {
+    if app.store.is_braked().await? {
+        return Ok(());
+    }
     let unwanted = app.store.unwanted_snapshots().await?;
     // Side by side: a host that hangs keeps nobody else's from going.
     let removals = unwanted.iter().map(|snapshot| remove(&app, snapshot));

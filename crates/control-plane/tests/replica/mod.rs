@@ -3,9 +3,10 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 use chrono::{TimeDelta, Utc};
+use control_plane::capacity::Capacity;
 use control_plane::config::{Config, Settings};
 use control_plane::run::{self, Serving};
-use model::ids::{ApiKeyId, HostId, SandboxId, UserId};
+use model::ids::{ApiKeyId, HostId, SandboxId, TeamId, UserId};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::postgres::Database;
@@ -17,6 +18,7 @@ pub struct Replica {
     pub key: String,
     pub serving: Serving,
     pub http: reqwest::Client,
+    pub config: Config,
     _dir: tempfile::TempDir,
 }
 
@@ -61,9 +63,15 @@ impl Replica {
     }
 
     pub async fn on(database: Database) -> Self {
+        Self::with(database, Capacity::default()).await
+    }
+
+    pub async fn with(database: Database, capacity: Capacity) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
-        let serving = run::start(&config(&database.url, dir.path())).await.unwrap();
+        let rules = capacity.rules().unwrap();
+        let config = Config { rules, silence_grace: capacity.silence_grace(), ..config(&database.url, dir.path()) };
+        let serving = run::start(&config).await.unwrap();
         let app = serving.app.clone();
         let administrator = app.store.any_administrator().await.unwrap().expect("the first start made one");
         let mut replica = Self {
@@ -73,11 +81,19 @@ impl Replica {
             serving,
             http: reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build().unwrap(),
             database,
+            config,
             _dir: dir,
         };
         let made = replica.call(Who::Bearer(&replica.admin), Method::POST, "/v1/api-keys", Some(json!({}))).await;
         replica.key = made.body["key"].as_str().unwrap_or_else(|| panic!("{}", made.body)).to_owned();
         replica
+    }
+
+    /// A second one of the same platform; its address.
+    pub async fn another(&self) -> (Serving, String) {
+        let serving = run::start(&self.config).await.unwrap();
+        let url = format!("http://{}", serving.address);
+        (serving, url)
     }
 
     pub async fn call(&self, who: Who<'_>, method: Method, path: &str, body: Option<Value>) -> Answer {
@@ -156,6 +172,11 @@ impl Replica {
         ApiKeyId(uuid::Uuid::nil()).to_string()
     }
 
+    /// The id of a team that is none.
+    pub fn no_team() -> String {
+        TeamId(uuid::Uuid::nil()).to_string()
+    }
+
     pub fn token_of_user(&self, user: UserId, age: TimeDelta) -> String {
         self.serving.app.tokens.for_user(user, Utc::now() - age)
     }
@@ -175,6 +196,7 @@ pub fn config(database_url: &str, dir: &std::path::Path) -> Config {
         secret: None,
         ready_file: None,
         idle_timeout_min_sec: 60,
+        capacity: Capacity::default(),
     };
     settings.check().unwrap()
 }

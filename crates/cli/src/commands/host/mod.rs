@@ -4,7 +4,7 @@ pub mod install;
 
 use std::process::ExitCode;
 
-use api::v1::hosts::{CreateHost, Host, HostWithToken};
+use api::v1::hosts::{AddTag, CreateHost, DeletePreview, Host, HostWithToken, Silence};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -21,11 +21,35 @@ pub enum Command {
         provider: Option<String>,
         #[arg(long)]
         availability_zone: Option<String>,
+        /// A word (gpu) or a pair (zone=a) that creates can ask for; may be repeated.
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
     },
     #[command(visible_alias = "ls")]
     List,
-    /// Remove a host. Its credentials stop working at once.
-    Rm { id: String },
+    /// Take nothing new onto a host. What is on it goes on; the answer says what is left.
+    Drain { id: String },
+    /// Take new sandboxes onto it again.
+    Undrain { id: String },
+    /// Say what a host is, for creates that ask for it; show its tags.
+    Tag {
+        id: String,
+        /// Tags that it gets.
+        tags: Vec<String>,
+        /// Tags that it loses.
+        #[arg(long = "remove", value_name = "TAG")]
+        removed: Vec<String>,
+    },
+    /// Remove a host. Its credentials stop working at once. One with sandboxes or snapshots stays, unless it is forced.
+    Rm {
+        id: String,
+        /// Only show what would be lost.
+        #[arg(long)]
+        preview: bool,
+        /// Also with what is on it, which counts as killed and deleted.
+        #[arg(long, conflicts_with = "preview")]
+        force: bool,
+    },
     /// Make this machine a host: look whether it can be one, put the service into place, join by a registration token.
     Install(Box<install::Arguments>),
     /// What the host agent itself says: VMM, templates, what it holds in the kernel.
@@ -40,8 +64,9 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
     let client = Client::of_administrator(options).await?;
     match command {
         Command::Install(_) => {}
-        Command::Add { provider, availability_zone } => {
-            let wanted = CreateHost { kind: "regular".to_owned(), provider, availability_zone };
+        Command::Add { provider, availability_zone, tags } => {
+            let tags = (!tags.is_empty()).then_some(tags);
+            let wanted = CreateHost { kind: "regular".to_owned(), provider, availability_zone, tags };
             let made: HostWithToken = client.post(client.url(&["v1", "hosts"]), &wanted).await?;
             show(format, &made, |made| how_to_register(&client, made))?;
         }
@@ -49,13 +74,32 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
             let hosts: Vec<Host> = client.get(client.url(&["v1", "hosts"])).await?;
             show(format, &hosts, |hosts| {
                 table(
-                    &["ID", "STATUS", "ISOLATION", "ADDRESS", "CPUS", "MEMORY", "HEARTBEAT"],
+                    &["ID", "STATUS", "ISOLATION", "ADDRESS", "CPUS", "MEMORY", "HELD", "TAGS", "HEARTBEAT"],
                     hosts.iter().map(row).collect(),
                 )
             })?;
+            warn_of_silence(&client, format).await;
         }
-        Command::Rm { id } => {
-            client.delete::<Value>(client.url(&["v1", "hosts", &id])).await?;
+        Command::Drain { id } => turn(&client, format, &id, "drain").await?,
+        Command::Undrain { id } => turn(&client, format, &id, "undrain").await?,
+        Command::Tag { id, tags, removed } => {
+            for tag in tags {
+                client.post_for_nothing(client.url(&["v1", "hosts", &id, "tags"]), &AddTag { tag }).await?;
+            }
+            for tag in &removed {
+                client.delete::<Value>(client.url(&["v1", "hosts", &id, "tags", tag])).await?;
+            }
+            let tags: Vec<String> = client.get(client.url(&["v1", "hosts", &id, "tags"])).await?;
+            show(format, &tags, |tags| tags.join("\n"))?;
+        }
+        Command::Rm { id, preview: true, .. } => {
+            let preview: DeletePreview = client.get(client.url(&["v1", "hosts", &id, "delete-preview"])).await?;
+            show(format, &preview, would_be_lost)?;
+        }
+        Command::Rm { id, force, .. } => {
+            let mut url = client.url(&["v1", "hosts", &id]);
+            url.set_query(force.then_some("force=true"));
+            client.delete::<Value>(url).await?;
             show(format, &json!({ "id": id, "removed": true }), |_| format!("removed {id}"))?;
         }
         Command::Inspect { id } => {
@@ -64,6 +108,37 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn turn(client: &Client, format: Format, id: &str, verb: &str) -> Result<(), Failure> {
+    let host: Host = client.post(client.url(&["v1", "hosts", id, verb]), &json!({})).await?;
+    show(format, &host, |host| {
+        let held = &host.held;
+        format!(
+            "{} is {}; on it: {} running, {} paused, {} failed, {} snapshots",
+            host.id, host.status, held.running, held.paused, held.failed, held.snapshots
+        )
+    })
+}
+
+/// For people only, and no reason to fail: a control plane of before does not know the route.
+async fn warn_of_silence(client: &Client, format: Format) {
+    let silence = client.get::<Silence>(client.url(&["v1", "hosts", "silence"])).await;
+    if let (Format::Human, Ok(Silence { hosts, silent, brake_since: Some(_) })) = (format, silence) {
+        eprintln!(
+            "{silent} of {hosts} hosts fell silent together: nothing is concluded from that until half of them are back"
+        );
+    }
+}
+
+fn would_be_lost(preview: &DeletePreview) -> String {
+    let held = &preview.host.held;
+    let sandboxes = preview.sandboxes.iter().map(|on| format!("sandbox {} ({})", on.id, on.status));
+    let snapshots = preview.snapshots.iter().map(|name| format!("snapshot {name}"));
+    let unclaimed = preview.unclaimed.iter().map(|id| format!("unknown sandbox {id}"));
+    let lines: Vec<String> = sandboxes.chain(snapshots).chain(unclaimed).collect();
+    let count = held.running + held.paused + held.failed + held.snapshots;
+    format!("{}\n{count} in all; nothing was removed", lines.join("\n")).trim_start().to_owned()
 }
 
 fn how_to_register(client: &Client, made: &HostWithToken) -> String {
@@ -90,6 +165,8 @@ fn row(host: &Host) -> Vec<String> {
         host.address.clone().unwrap_or_default(),
         number(host.cpu_cores),
         host.memory_mb.map(|mib| format!("{mib} MiB")).unwrap_or_default(),
+        format!("{}+{}", host.held.running, host.held.paused + host.held.failed),
+        host.tags.join(" "),
         host.last_heartbeat_at.map(|at| format!("{} ago", age(at))).unwrap_or_default(),
     ]
 }

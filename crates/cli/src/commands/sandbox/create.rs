@@ -66,6 +66,12 @@ pub struct Arguments {
     /// Pairs to find it again by.
     #[arg(long = "metadata", value_name = "NAME=VALUE", value_parser = pair)]
     metadata: Vec<(String, String)>,
+    /// A tag that its host must have; may be repeated.
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Onto the emptiest host, or the fullest that has room [default: as the platform has it].
+    #[arg(long, value_name = "spread|pack")]
+    placement: Option<String>,
     /// Do not wait until it runs.
     #[arg(long)]
     no_wait: bool,
@@ -82,6 +88,8 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
         idle_timeout_sec: arguments.idle_timeout,
         envs: pairs(&arguments.envs),
         metadata: pairs(&arguments.metadata),
+        tags: (!arguments.tags.is_empty()).then(|| arguments.tags.clone()),
+        placement: arguments.placement.clone(),
         ..arguments.size.wanted()
     };
     let mut sandbox = ask(&client, &wanted).await?;

@@ -3,6 +3,7 @@
 pub mod api_keys;
 pub mod auth;
 pub mod hosts;
+pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;
 

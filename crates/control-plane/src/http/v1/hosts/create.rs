@@ -32,6 +32,7 @@ pub async fn create(
             return Err(ApiError::invalid(field, "must have at most 128 printable characters"));
         }
     }
+    let tags = super::tags::checked(body.tags.clone())?;
     let idempotency = repeat.scoped(&caller, "POST /v1/hosts", &body);
     let (token, token_hash) = tokens::registration_token(&secret_bytes(&app, idempotency.as_ref()));
     let actor = caller.actor();
@@ -40,6 +41,7 @@ pub async fn create(
         kind: body.kind,
         provider: body.provider,
         availability_zone: body.availability_zone,
+        tags,
         created_by: actor.id.clone(),
         token_hash,
     };

@@ -34,9 +34,9 @@ pub async fn delete(
     match super::super::detached(&app, async move { store.delete_host(id, force.force, &actor).await }).await? {
         Deleted::Done => Ok(StatusCode::NO_CONTENT),
         Deleted::Missing => Err(ApiError::not_found("host")),
-        Deleted::Holds { sandboxes, snapshots } => {
-            let sandboxes = sandboxes.iter().map(ToString::to_string).collect();
-            Err(ApiError::host_has_sandboxes(sandboxes, snapshots))
+        Deleted::Holds(losses) => {
+            let sandboxes = losses.sandboxes.iter().map(|(id, _)| id.to_string()).collect();
+            Err(ApiError::host_has_sandboxes(sandboxes, losses.snapshots))
         }
     }
 }

@@ -2,17 +2,21 @@
 
 mod create;
 mod delete;
+mod delete_preview;
+mod drain;
 mod get;
 mod heartbeat;
 mod inspect;
 mod list;
 mod register;
 mod renew;
+mod silence;
+pub mod tags;
 mod token;
 
 use std::net::IpAddr;
 
-use api::v1::hosts::{Host, HostFacts};
+use api::v1::hosts::{Held, Host, HostFacts};
 use model::ids::HostId;
 use store::hosts::{Facts, HostState};
 use utoipa_axum::router::OpenApiRouter;
@@ -30,6 +34,12 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(create::create, list::list))
         .routes(routes!(register::register))
         .routes(routes!(get::get, delete::delete))
+        .routes(routes!(delete_preview::delete_preview))
+        .routes(routes!(drain::drain))
+        .routes(routes!(drain::undrain))
+        .routes(routes!(tags::list, tags::add))
+        .routes(routes!(tags::remove))
+        .routes(routes!(silence::silence))
         .routes(routes!(token::token))
         .routes(routes!(inspect::inspect))
         .routes(routes!(renew::renew))
@@ -57,6 +67,17 @@ fn shown(host: store::hosts::Host) -> Host {
             HostState::Draining => "draining",
         }
         .to_owned(),
+        is_draining: host.is_draining,
+        tags: host.tags,
+        held: Held {
+            running: host.held.running,
+            paused: host.held.paused,
+            failed: host.held.failed,
+            snapshots: host.held.snapshots,
+            vcpus: host.held.vcpus,
+            memory_mb: host.held.memory_mib,
+            disk_free_mb: host.held.disk_free_mib,
+        },
         isolation: facts.map(|f| f.isolation.clone()),
         agent_version: facts.map(|f| f.agent_version.clone()),
         last_heartbeat_at: host.last_heartbeat_at,

@@ -17,9 +17,11 @@ use model::ids::SandboxId;
 use model::sandbox::Status;
 use model::shape::{Shape, TemplateName};
 use store::operations::Phase;
+use store::placement::{Asked, Shortage};
 use store::policy::{Policy, PolicyChange};
 use store::sandboxes::{Created, NewSandbox};
 
+use super::super::hosts::tags;
 use super::view::shown;
 use crate::app::App;
 use crate::http::access::Caller;
@@ -45,7 +47,7 @@ const ENVS_BYTES_MAX: usize = 32 * 1024;
 
 #[utoipa::path(post, path = "/", tag = "sandboxes", params(Wait), request_body = CreateSandbox,
     responses((status = 201, body = Sandbox), (status = 202, body = Sandbox), (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
+        (status = 404, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -77,7 +79,8 @@ pub async fn create(
         Created::Repeated(id, operation) => (id, operation),
         Created::OtherArguments => return Err(ApiError::idempotency_key_reused()),
         Created::NoSnapshot => return Err(ApiError::no_template(template.as_str())),
-        Created::NoHost => return Err(no_host(&app, &template, is_snapshot).await?),
+        Created::NoHost(shortage) => return Err(no_host(&app, &template, is_snapshot, &shortage).await?),
+        Created::OverQuota(exceeded) => return Err(ApiError::over_quota(&exceeded)),
     };
     let ended = app.outcomes.wait(operation, deadline).await?;
     if let Some(Phase::Failed { code, message }) = ended.map(|operation| operation.phase) {
@@ -97,13 +100,18 @@ pub(in crate::http::v1) fn waiting(wait: &Wait, default_sec: u32) -> Result<Dura
     Ok(Duration::from_secs(seconds.into()))
 }
 
-async fn no_host(app: &App, template: &TemplateName, is_snapshot: bool) -> Result<ApiError, ApiError> {
+async fn no_host(
+    app: &App,
+    template: &TemplateName,
+    is_snapshot: bool,
+    shortage: &Shortage,
+) -> Result<ApiError, ApiError> {
     if is_snapshot {
-        return Ok(ApiError::no_hosts_available());
+        return Ok(ApiError::short_of(shortage));
     }
     // Without a host nobody knows which templates there are.
     let is_unknown = !app.store.template_is_offered(template.as_str()).await? && app.store.any_host_online().await?;
-    Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::no_hosts_available() })
+    Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::short_of(shortage) })
 }
 
 fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError> {
@@ -121,6 +129,8 @@ fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox
         ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
     })?;
     let change = policy(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec, body.auto_resume)?;
+    let strategy = body.placement.as_deref().map(str::parse).transpose();
+    let strategy = strategy.map_err(|error| ApiError::invalid("placement", error))?;
     let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
@@ -132,6 +142,7 @@ fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox
         metadata: metadata(body.metadata.unwrap_or_default())?,
         default_user: default_user.to_owned(),
         policy: Policy::default().with(&change),
+        asked: Asked { tags: tags::checked(body.tags)?, strategy },
     })
 }
 

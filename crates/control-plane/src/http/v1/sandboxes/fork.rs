@@ -30,7 +30,7 @@ const COUNT_MAX: i64 = 64;
 
 #[utoipa::path(post, path = "/{id}/fork", tag = "sandboxes", params(("id" = String, Path), Wait), request_body = Fork,
     responses((status = 201, body = Forked), (status = 202, body = Forked), (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+        (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn fork(
     State(app): State<App>,
     caller: Caller,
@@ -68,6 +68,7 @@ pub async fn fork(
             let message = "only a sandbox that runs or is paused can be forked";
             return Err(ApiError::wrong_state(message, status));
         }
+        ForkWish::OverQuota(exceeded) => return Err(ApiError::over_quota(&exceeded)),
         ForkWish::NoRoom => return Err(ApiError::no_hosts_available()),
         ForkWish::Missing => return Err(ApiError::not_found("sandbox")),
     };

@@ -66,6 +66,7 @@ impl From<NotAwake> for ApiError {
         match why {
             NotAwake::State(status) => Self::invalid_state(status),
             NotAwake::NoRoom => Self::no_hosts_available(),
+            NotAwake::OverQuota(exceeded) => Self::over_quota(&exceeded),
             NotAwake::Failed { code, message } => Self::of_operation(&code, &message),
             NotAwake::Late => Self::deadline_exceeded("the sandbox was not resumed in time"),
             NotAwake::Gone => Self::not_found("sandbox"),
@@ -97,6 +98,7 @@ async fn turned(
             return Err(ApiError::wrong_state(message, status));
         }
         Turned::NoRoom => return Err(ApiError::no_hosts_available()),
+        Turned::OverQuota(exceeded) => return Err(ApiError::over_quota(&exceeded)),
         Turned::Missing => return Err(ApiError::not_found("sandbox")),
     };
     if let Some(operation) = operation {

@@ -21,7 +21,7 @@ const WAIT_DEFAULT_SEC: u32 = 4;
 
 #[utoipa::path(post, path = "/{id}/resume", tag = "sandboxes", params(("id" = String, Path), Wait),
     responses((status = 200, body = Sandbox), (status = 202, body = Sandbox), (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+        (status = 409, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn resume(
     State(app): State<App>,
     caller: Caller,

@@ -31,6 +31,7 @@ pub fn shown(sandbox: store::sandboxes::Sandbox) -> Sandbox {
         idle_since: sandbox.idle_since.filter(|_| status == Status::Running),
         expires_at: sandbox.deadline.filter(|_| status == Status::Running),
         isolation: sandbox.isolation,
+        tags: sandbox.asked.tags,
         host_id: sandbox.host.map(|placed| placed.host.to_string()),
         incarnation: sandbox.incarnation,
         created_at: sandbox.created_at,

@@ -1,0 +1,161 @@
+//! What hosts say of their sandboxes, and what follows from it.
+//!
+//! ```text
+//!   the row    the host says           what is done
+//!   running    failed                  it has failed, with the host's reason
+//!   paused     running                 it is paused again
+//!   lost       paused, as it was       it is paused: it was not lost
+//!   killed     anything                it is killed again
+//!   none       anything                it is `unclaimed`: left alone, shown to operators
+//!   any        nothing, complete       the host is asked about this one; running: failed, paused: lost
+//!   any        nothing, or silence     nothing
+//! ```
+//!
+//! Rows are never deleted because something was not heard of.
+
+use model::ids::{HostId, SandboxId};
+
+use crate::sandboxes::Sighting;
+use crate::{Store, StoreError, Tx, Update};
+
+impl Store {
+    /// Takes in what a host says of its sandboxes. Returns the ids that no row of this host claims.
+    ///
+    /// With `complete`, rows that the host does not name are marked, for somebody to ask it about each by itself: a create that ended
+    /// while the report was under way is not in it.
+    pub async fn take_sightings(
+        &self,
+        host: HostId,
+        sightings: &[Sighting],
+        complete: bool,
+    ) -> Result<Vec<String>, StoreError> {
+        let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
+        let observed: Vec<String> = sightings.iter().map(|seen| seen.observed.as_str().to_owned()).collect();
+        let revisions: Vec<i64> = sightings.iter().map(|seen| seen.revision).collect();
+        let incarnations: Vec<String> = sightings.iter().map(|seen| seen.incarnation.clone()).collect();
+        let reasons: Vec<String> = sightings.iter().map(|seen| seen.reason.clone()).collect();
+        let mut tx = self.begin().await?;
+        // What is under way belongs to its operation, whose end says more than a report.
+        let changed = sqlx::query_scalar!(
+            "update sandboxes s set observed = seen.observed, reason = nullif(seen.reason, ''),
+                 incarnation = coalesce(nullif(seen.incarnation, ''), s.incarnation), updated_at = now()
+             from unnest($2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
+                 as seen (id, observed, revision, incarnation, reason)
+             where s.id = seen.id and s.host_id = $1 and s.revision = seen.revision and s.desired = 'running'
+                 and s.observed in ('running', 'failed') and seen.observed in ('running', 'failed')
+                 and s.observed <> seen.observed
+                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
+             returning s.id",
+            host.0,
+            &ids,
+            &observed,
+            &revisions,
+            &incarnations,
+            &reasons,
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        note_exits(&mut tx, &changed).await?;
+        // The wish stands, and the host has it running all the same: it is told again.
+        sqlx::query!(
+            "with astray as (
+                 update sandboxes s set observed = 'pausing', updated_at = now()
+                 from unnest($2::text[], $3::text[], $4::bigint[]) as seen (id, observed, revision)
+                 where s.id = seen.id and s.host_id = $1 and s.revision = seen.revision and s.desired = 'paused'
+                     and s.observed = 'paused' and seen.observed = 'running'
+                     and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
+                 returning s.id, s.revision)
+             insert into operations (id, sandbox_id, kind, revision) select gen_random_uuid(), id, 'pause', revision from astray
+             on conflict do nothing",
+            host.0,
+            &ids,
+            &observed,
+            &revisions,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update sandboxes s set observed = 'paused', reason = null, updated_at = now()
+             from unnest($2::text[], $3::text[], $4::bigint[]) as seen (id, observed, revision)
+             where s.id = seen.id and s.host_id = $1 and s.revision = seen.revision and s.desired = 'paused'
+                 and s.observed = 'lost' and seen.observed = 'paused'",
+            host.0,
+            &ids,
+            &observed,
+            &revisions,
+        )
+        .execute(&mut *tx)
+        .await?;
+        // A sandbox that was killed and is there again: whoever brought it back, it ends again.
+        sqlx::query!(
+            "insert into operations (id, sandbox_id, kind, revision)
+             select gen_random_uuid(), s.id, 'kill', s.revision from sandboxes s
+             where s.id = any($2) and s.host_id = $1 and s.observed = 'killed'
+             on conflict do nothing",
+            host.0,
+            &ids
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update sandboxes set absent_since = null where host_id = $1 and absent_since is not null and id = any($2)",
+            host.0,
+            &ids
+        )
+        .execute(&mut *tx)
+        .await?;
+        if complete {
+            sqlx::query!(
+                "update sandboxes set absent_since = now()
+                 where host_id = $1 and observed in ('running', 'paused') and absent_since is null and id <> all($2)",
+                host.0,
+                &ids
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        let claimed = sqlx::query_scalar!("select id from sandboxes where host_id = $1 and id = any($2)", host.0, &ids)
+            .fetch_all(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(ids.into_iter().filter(|id| !claimed.contains(id)).collect())
+    }
+
+    /// The host, asked about this one sandbox, has it after all.
+    pub async fn sandbox_is_present(&self, id: &SandboxId) -> Result<(), StoreError> {
+        sqlx::query!("update sandboxes set absent_since = null where id = $1", id.as_str()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// The host, asked about this one sandbox, does not have it. Of one that was paused the row stays, as lost: its host may find it again.
+    pub async fn sandbox_is_gone(&self, id: &SandboxId, revision: i64, reason: &str) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let updated = sqlx::query!(
+            "update sandboxes set observed = case when observed = 'paused' then 'lost' else 'failed' end, reason = $3, absent_since = null, updated_at = now()
+             where id = $1 and revision = $2 and observed in ('running', 'paused') and absent_since is not null",
+            id.as_str(),
+            revision,
+            reason
+        )
+        .execute(&mut *tx)
+        .await?;
+        if updated.rows_affected() == 1 {
+            note_exits(&mut tx, &[id.to_string()]).await?;
+        }
+        tx.commit().await?;
+        Ok(Update::of(updated.rows_affected()))
+    }
+}
+
+/// Of those that have failed: for their timelines.
+async fn note_exits(tx: &mut Tx, ids: &[String]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into operations (id, sandbox_id, kind, revision, phase, error_code, error_message, finished_at)
+         select gen_random_uuid(), id, 'exit', revision, 'failed', 'agent_error', reason, now() from sandboxes
+         where id = any($1) and observed in ('failed', 'lost')",
+        ids
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
