@@ -8,9 +8,11 @@ use store::operations::Lease;
 use store::presence::Replica;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
 use crate::agents::Agents;
 use crate::authority::Authority;
+use crate::mail::Mail;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
 use crate::secrets::Secret;
@@ -31,9 +33,17 @@ pub struct Shared {
     pub dir: PathBuf,
     /// The shortest idle time after which a sandbox ends.
     pub idle_timeout_min_sec: i64,
+    pub accounts: Accounts,
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,
+}
+
+/// How people come in.
+pub struct Accounts {
+    pub is_signup_open: bool,
+    pub public_url: Url,
+    pub mail: Mail,
 }
 
 impl std::ops::Deref for App {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::account_settings::{AccountConfig, AccountSettings};
 use crate::networks::Networks;
 
 /// `sysexits.h`: something was found in an unconfigured or misconfigured state.
@@ -38,6 +39,8 @@ pub struct Settings {
     /// For tests, which cannot wait for a minute: the shortest idle time, in seconds
     #[arg(long, env = "WRENN_TEST_IDLE_TIMEOUT_MIN_SEC", hide = true, default_value_t = IDLE_TIMEOUT_MIN_SEC, global = true)]
     pub idle_timeout_min_sec: u32,
+    #[command(flatten)]
+    pub accounts: AccountSettings,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,7 @@ pub struct Config {
     pub secret: Option<String>,
     pub ready_file: Option<PathBuf>,
     pub idle_timeout_min_sec: i64,
+    pub accounts: AccountConfig,
 }
 
 impl Settings {
@@ -105,6 +109,7 @@ impl Settings {
             secret: self.secret.filter(|secret| !secret.is_empty()),
             ready_file: self.ready_file,
             idle_timeout_min_sec: self.idle_timeout_min_sec.max(1).into(),
+            accounts: self.accounts.check()?,
         })
     }
 }
@@ -123,6 +128,7 @@ mod tests {
             secret: None,
             ready_file: None,
             idle_timeout_min_sec: IDLE_TIMEOUT_MIN_SEC,
+            accounts: AccountSettings::default(),
         }
     }
 

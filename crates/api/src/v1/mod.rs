@@ -3,6 +3,7 @@
 //! Times are RFC 3339 in UTC. On routes that published clients use, unknown request fields are ignored. Absent optional fields are
 //! left out of answers. Status words are those of `model::sandbox::Status`.
 
+pub mod accounts;
 pub mod errors;
 pub mod exec;
 pub mod files;
@@ -10,3 +11,4 @@ pub mod hosts;
 pub mod keys;
 pub mod sandboxes;
 pub mod snapshots;
+pub mod teams;

@@ -29,7 +29,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
     let client = Client::of_administrator(options).await?;
     match command {
         Command::Create { name } => {
-            let key: ApiKey = client.post(client.url(&["v1", "api-keys"]), &CreateApiKey { name }).await?;
+            let key: ApiKey = client.post(client.url(&["v1", "api-keys"]), &CreateApiKey { name, ..CreateApiKey::default() }).await?;
             show(format, &key, |key| key.key.clone().unwrap_or_default())?;
         }
         Command::List => {

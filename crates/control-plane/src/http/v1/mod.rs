@@ -3,8 +3,13 @@
 pub mod api_keys;
 pub mod auth;
 pub mod hosts;
+pub mod invitations;
+mod links;
+pub mod me;
 pub mod sandboxes;
 pub mod snapshots;
+pub mod teams;
+pub mod users;
 
 use std::future::Future;
 
