@@ -50,9 +50,18 @@ impl Client {
         Ok(Self { base, credential, http })
     }
 
-    /// With the API key: for the commands of users.
+    /// With the API key, or the session of `wrenn login`: for the commands of users.
     pub fn of_user(options: &Options) -> Result<Self, Failure> {
-        Self::new(options.api_url()?, Credential::ApiKey(options.api_key()?))
+        Self::new(options.api_url()?, options.of_team()?)
+    }
+
+    /// With the session of `wrenn login`, for the commands of a person. Without one an administrator acts, where that is possible.
+    pub async fn of_person(options: &Options) -> Result<Self, Failure> {
+        let is_given = options.admin_token.as_ref().is_some_and(|token| !token.is_empty());
+        match options.session_token()?.filter(|_| !is_given) {
+            Some(token) => Self::new(options.api_url()?, Credential::Bearer(token)),
+            None => Self::of_administrator(options).await,
+        }
     }
 
     /// With an administrator's JWT: for the commands of operators.
@@ -64,7 +73,7 @@ impl Client {
             None if options.is_local(&url)? => crate::commands::admin::token(options).await?,
             None => {
                 return Err(Failure::new(format!(
-                    "{url} is not the platform of {}: give an administrator's token of it as WRENN_ADMIN_TOKEN",
+                    "{url} is not the platform of {}: `wrenn login`, or give an administrator's token of it as WRENN_ADMIN_TOKEN",
                     options.dir()?.display()
                 )));
             }
@@ -133,6 +142,18 @@ impl Client {
     /// As `post`, answered with no body (204).
     pub async fn post_for_nothing<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
         self.repeated(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await.map(drop)
+    }
+
+    /// A call that makes a new thing each time: it is not repeated.
+    pub async fn post_once<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
+        let sent = self.request(Method::POST, url).timeout(CALL_MAX).json(body).send().await;
+        let answer = self.checked(sent.map_err(|error| self.broken(&error))?).await?;
+        self.read(answer).await
+    }
+
+    /// A change to what `body` says, answered with none (204).
+    pub async fn patch<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
+        self.repeated(self.request(Method::PATCH, url).timeout(CALL_MAX).json(body)).await.map(drop)
     }
 
     /// A call that needs no body, may be repeated, and is answered with none (204).

@@ -1,5 +1,5 @@
-//! Where the API is and what opens it: options, then the environment, then what `wrenn up` left in `cli.json`, then the control plane that
-//! is installed on this machine.
+//! Where the API is and what opens it: options, then the environment, then the session of `wrenn login`, then what `wrenn up` left in
+//! `cli.json`, then the control plane that is installed on this machine.
 
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::client::Credential;
 use crate::failure::{Doing as _, Failure};
 use crate::platform::control_plane;
 use crate::platform::service::Settings;
+use crate::session::Session;
 
 pub const DIR: &str = "/var/lib/wrenn";
 
@@ -91,9 +93,11 @@ impl Options {
         }
         let text = match self.api_url.clone().filter(|url| !url.is_empty()) {
             Some(url) => url,
-            None => match Kept::read(&self.dir()?)? {
-                Some(kept) => kept.api_url,
-                None => {
+            None => match (Session::kept()?, Kept::read(&self.dir()?)) {
+                (Some(session), _) => session.api_url,
+                (None, Ok(Some(kept))) => kept.api_url,
+                (None, Err(error)) => return Err(error),
+                (None, Ok(None)) => {
                     return Err(Failure::new(format!(
                         "no API to talk to: give --api-url or WRENN_API_URL, or start a platform on this machine with `wrenn up` \
                          (there is no {})",
@@ -105,13 +109,25 @@ impl Options {
         parse_url(&text)
     }
 
-    pub fn api_key(&self) -> Result<String, Failure> {
+    /// The token of a session with the API that is talked to.
+    pub fn session_token(&self) -> Result<Option<String>, Failure> {
+        let url = self.api_url()?;
+        let session =
+            Session::kept()?.filter(|kept| parse_url(&kept.api_url).is_ok_and(|kept| kept.origin() == url.origin()));
+        session.map(|session| checked_header(session.token, "the session's token")).transpose()
+    }
+
+    /// What opens the team's things: a key, or a session.
+    pub fn of_team(&self) -> Result<Credential, Failure> {
         if let Some(key) = self.api_key.clone().filter(|key| !key.is_empty()) {
-            return checked_header(key, "WRENN_API_KEY");
+            return checked_header(key, "WRENN_API_KEY").map(Credential::ApiKey);
+        }
+        if let Some(token) = self.session_token()? {
+            return Ok(Credential::Bearer(token));
         }
         match Kept::read(&self.dir()?)? {
-            Some(kept) => checked_header(kept.api_key, "the key in cli.json"),
-            None => Err(Failure::new("no API key: give WRENN_API_KEY (or --api-key)")),
+            Some(kept) => checked_header(kept.api_key, "the key in cli.json").map(Credential::ApiKey),
+            None => Err(Failure::new("no API key: give WRENN_API_KEY (or --api-key), or `wrenn login`")),
         }
     }
 }

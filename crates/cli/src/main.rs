@@ -9,6 +9,7 @@ mod credentials;
 mod failure;
 mod output;
 mod platform;
+mod session;
 mod signals;
 
 use std::process::ExitCode;

@@ -9,9 +9,11 @@ use store::operations::Lease;
 use store::presence::Replica;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
 use crate::agents::Agents;
 use crate::authority::Authority;
+use crate::mail::Mail;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
 use crate::reconcile::silent_hosts::Watch;
@@ -37,9 +39,17 @@ pub struct Shared {
     pub watch: Watch,
     /// For how long it must have, for their silence to say something.
     pub silence_grace: Duration,
+    pub accounts: Accounts,
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,
+}
+
+/// How people come in.
+pub struct Accounts {
+    pub is_signup_open: bool,
+    pub public_url: Url,
+    pub mail: Mail,
 }
 
 impl std::ops::Deref for App {

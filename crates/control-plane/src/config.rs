@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::account_settings::{AccountConfig, AccountSettings};
 use crate::capacity::Capacity;
 use crate::networks::Networks;
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub idle_timeout_min_sec: u32,
     #[command(flatten)]
     pub capacity: Capacity,
+    #[command(flatten)]
+    pub accounts: AccountSettings,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,7 @@ pub struct Config {
     pub idle_timeout_min_sec: i64,
     pub rules: store::Rules,
     pub silence_grace: Duration,
+    pub accounts: AccountConfig,
 }
 
 impl Settings {
@@ -113,6 +117,7 @@ impl Settings {
             idle_timeout_min_sec: self.idle_timeout_min_sec.max(1).into(),
             rules: self.capacity.rules()?,
             silence_grace: self.capacity.silence_grace(),
+            accounts: self.accounts.check()?,
         })
     }
 }
@@ -132,6 +137,7 @@ mod tests {
             ready_file: None,
             idle_timeout_min_sec: IDLE_TIMEOUT_MIN_SEC,
             capacity: Capacity::default(),
+            accounts: AccountSettings::default(),
         }
     }
 

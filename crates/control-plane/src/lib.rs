@@ -3,6 +3,7 @@
 //! Handlers write wishes; `reconcile` carries them out by calling host agents; PostgreSQL is the only shared truth, so that any number
 //! of replicas may run. It refuses to hold state of its own that matters.
 
+pub mod account_settings;
 pub mod agents;
 pub mod app;
 pub mod authority;
@@ -10,6 +11,8 @@ pub mod capacity;
 pub mod config;
 pub mod first_start;
 pub mod http;
+pub mod login;
+pub mod mail;
 pub mod networks;
 pub mod outcomes;
 pub mod passwords;

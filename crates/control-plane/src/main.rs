@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use chrono::Utc;
 use clap::{Parser, Subcommand};
 use control_plane::authority::AuthorityError;
 use control_plane::config::{Config, EXIT_CONFIG, Misconfigured, Settings};
 use control_plane::secrets::{Secret, SecretError};
 use control_plane::tokens::Tokens;
-use control_plane::{http, run};
+use control_plane::{http, login, run};
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
@@ -31,7 +30,7 @@ enum Command {
     Serve,
     /// Check the settings, and whether the database answers; change nothing
     Check,
-    /// Print a token of an administrator, valid for 24 hours
+    /// Print a token of an administrator, valid for 12 hours
     AdminToken,
     /// Print the OpenAPI document
     Openapi,
@@ -114,7 +113,11 @@ async fn admin_token(config: &Config) -> anyhow::Result<()> {
         anyhow::anyhow!("the database at DATABASE_URL does not answer; does the platform run?")
     })?;
     let administrator = administrator.context("there is no administrator; start the platform once")?;
-    println!("{}", Tokens::new(&secret).for_user(administrator, Utc::now()));
+    let token = login::open(&store, &Tokens::new(&secret), administrator, "wrenn-cp admin-token")
+        .await
+        .context("make a session for the administrator")?
+        .context("the administrator was disabled in this moment; try again")?;
+    println!("{token}");
     Ok(())
 }
 

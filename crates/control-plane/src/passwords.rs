@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 const AT_ONCE: usize = 2;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 pub const PASSWORD_BYTES_MAX: usize = 1024;
+pub const PASSWORD_CHARS_MIN: usize = 8;
 
 static ROOM: Semaphore = Semaphore::const_new(AT_ONCE);
 
@@ -21,6 +22,11 @@ pub async fn hash(password: &str) -> String {
     })
     .await
     .expect("hashing does not panic")
+}
+
+/// For callers who must not wait for long. None: too many ask at once.
+pub async fn hash_in_time(password: &str) -> Option<String> {
+    tokio::time::timeout(WAIT_MAX, hash(password)).await.ok()
 }
 
 /// Takes the same time for an unknown user (no hash) as for a wrong password. None: too many ask at once.

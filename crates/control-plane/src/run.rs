@@ -14,9 +14,10 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::Agents;
-use crate::app::{App, Shared};
+use crate::app::{Accounts, App, Shared};
 use crate::authority::Authority;
 use crate::config::Config;
+use crate::mail::Mail;
 use crate::outcomes::Outcomes;
 use crate::reconcile;
 use crate::reconcile::driver::Driver;
@@ -69,6 +70,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         idle_timeout_min_sec: config.idle_timeout_min_sec,
         watch: Watch::new(Instant::now()),
         silence_grace: config.silence_grace,
+        accounts: Accounts {
+            is_signup_open: config.accounts.is_signup_open,
+            public_url: config.accounts.public_url.clone(),
+            mail: Mail::new(config.accounts.smtp.as_ref()).context("set up mail (WRENN_SMTP_HOST)")?,
+        },
         tracker: TaskTracker::new(),
         stop: CancellationToken::new(),
     }));

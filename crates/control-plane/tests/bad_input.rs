@@ -19,8 +19,8 @@ const JSON_ROUTES: [(&str, &str); 7] = [
 ];
 
 fn who<'a>(replica: &'a Replica, path: &str) -> Who<'a> {
-    let is_for_administrators = path.starts_with("/v1/hosts") || path.starts_with("/v1/teams");
-    if is_for_administrators { Who::Bearer(&replica.admin) } else { Who::Key(&replica.key) }
+    let of_a_person = ["/v1/hosts", "/v1/me", "/v1/teams", "/v1/admin"].iter().any(|prefix| path.starts_with(prefix));
+    if of_a_person { Who::Bearer(&replica.admin) } else { Who::Key(&replica.key) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,12 @@ async fn wrong_ids_methods_and_addresses_lead_nowhere() {
     for (method, route, _) in TABLE.iter().filter(|(_, route, _)| route.contains("{id}")) {
         let method: Method = method.parse().unwrap();
         for id in ids.into_iter().chain([long.as_str()]) {
-            let path = route.replace("{id}", id).replace("{selector}", "1").replace("{tag}", "gpu");
+            let path = route
+                .replace("{id}", id)
+                .replace("{selector}", "1")
+                .replace("{tag}", "gpu")
+                .replace("{user_id}", id)
+                .replace("{invitation_id}", id);
             let answer = replica.call(who(&replica, route), method.clone(), &path, Some(json!({}))).await;
             let allowed = matches!(answer.status.as_u16(), 400 | 401 | 404 | 405 | 415);
             assert!(allowed, "{method} {path}: {} {}", answer.status, answer.body);

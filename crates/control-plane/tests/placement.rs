@@ -25,13 +25,13 @@ impl Replica {
         hosts.map(|host| (host["id"].as_str().unwrap().to_owned(), host["held"]["running"].as_i64().unwrap())).collect()
     }
 
-    async fn team(&self) -> String {
+    async fn own_team(&self) -> String {
         let id = self.database.sql("select team_id from api_keys limit 1").await;
         TeamId(id.trim().parse().unwrap()).to_string()
     }
 
     async fn set_quotas(&self, quotas: Value) {
-        let path = format!("/v1/teams/{}/quotas", self.team().await);
+        let path = format!("/v1/teams/{}/quotas", self.own_team().await);
         let set = self.as_admin(Method::PUT, &path, Some(quotas)).await;
         assert_eq!(set.status, 200, "{}", set.body);
     }
@@ -270,7 +270,7 @@ async fn forks_and_resumes_count_and_quotas_are_shown() {
     assert_eq!(of("sandboxes"), json!({"name": "sandboxes", "limit": 4, "used": 4, "is_own": true}));
     assert_eq!(of("running"), json!({"name": "running", "limit": 9, "used": 4, "is_own": true}));
     assert_eq!(of("memory_mb"), json!({"name": "memory_mb", "used": 2048, "is_own": false}));
-    let team = replica.team().await;
+    let team = replica.own_team().await;
     assert_eq!(shown["team_id"], json!(team));
     assert_eq!(replica.as_admin(Method::GET, &format!("/v1/teams/{team}/quotas"), None).await.body, shown);
     // Another team has its own, and sees no other.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use control_plane::http::access::{Policy, TABLE};
 use control_plane::run;
-use replica::{Answer, Replica, Who, config};
+use model::ids::TeamId;
+use replica::{Answer, Replica, Slots, Who, config, path};
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::postgres::Database;
@@ -182,17 +183,15 @@ async fn without_its_database_the_platform_says_so_and_comes_back() {
     let replica = Replica::on(Database::on_own_server().await).await;
     let host = replica.host(4096).await;
     let sandbox = replica.sandbox(host).await;
+    let slots = Slots { team: TeamId(uuid::Uuid::nil()), host: host.to_string(), sandbox: sandbox.to_string() };
     replica.database.stop_server().await;
     for (method, route, policy) in TABLE {
-        let is_asked = policy == Policy::Team || policy == Policy::Administrator || route == "/health";
+        let is_asked = !matches!(policy, Policy::Open | Policy::Host) || route == "/health";
         if !is_asked || route.ends_with("/exec/stream") {
             continue;
         }
-        let id = if route.starts_with("/v1/hosts") { host.to_string() } else { sandbox.to_string() };
-        let id = if route.starts_with("/v1/api-keys") { Replica::no_key() } else { id };
-        let id = if route.starts_with("/v1/teams") { Replica::no_team() } else { id };
-        let path = route.replace("{id}", &id).replace("{tag}", "gpu").replace("{selector}", "1");
-        let who = if policy == Policy::Administrator { Who::Bearer(&replica.admin) } else { Who::Key(&replica.key) };
+        let path = path(route, &slots);
+        let who = if matches!(policy, Policy::Team(_)) { Who::Key(&replica.key) } else { Who::Bearer(&replica.admin) };
         let answer = replica.call(who, method.parse().unwrap(), &path, Some(json!({"cmd": "true"}))).await;
         assert_eq!(answer.error(), (503, "unavailable"), "{method} {route}");
         assert!(answer.headers.contains_key("retry-after"), "{method} {route}");

@@ -125,6 +125,14 @@ uuid_id!(
     ApiKeyId, "key", "API key"
 );
 uuid_id!(
+    /// One login of a person, until it ends or is ended.
+    SessionId, "ses", "session"
+);
+uuid_id!(
+    /// An offer to join a team.
+    InvitationId, "inv", "invitation"
+);
+uuid_id!(
     /// A saved state that sandboxes begin with.
     SnapshotId, "snap", "snapshot"
 );

@@ -4,13 +4,17 @@
 //! in one transaction; states change by conditional updates that answer [`Update`]. This crate refuses to decide anything, and to call
 //! anybody. Used by the control plane alone.
 
+pub mod account_tokens;
 pub mod api_keys;
+mod attempts;
 pub mod audit;
 mod fault;
 pub mod hosts;
 pub mod idempotency;
 pub mod idleness;
+pub mod invitations;
 pub mod keyring;
+pub mod members;
 pub mod operations;
 pub mod placement;
 pub mod policy;
@@ -18,9 +22,11 @@ pub mod presence;
 pub mod quotas;
 pub mod registration_tokens;
 pub mod sandboxes;
+pub mod sessions;
 mod sightings;
 pub mod silence;
 pub mod snapshots;
+pub mod teams;
 pub mod timeline;
 pub mod users;
 pub mod wishes;

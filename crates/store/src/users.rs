@@ -1,9 +1,16 @@
-//! People and their teams: the first administrator, and who may log in.
+//! People: who they are, whether they may log in, and who administers the platform.
 
-use model::ids::{TeamId, UserId};
+use chrono::{DateTime, Utc};
+use model::ids::{SessionId, TeamId, UserId};
 
+use crate::account_tokens::{self, NewAccountToken};
 use crate::audit::{self, Actor};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, Tx, sessions};
+
+/// Of one page of [`Store::users`].
+pub const PAGE: i64 = 100;
+/// After it, one who did not follow the link is forgotten.
+const SIGN_UP_LIFE_SEC: f64 = 86_400.0;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct User {
@@ -13,9 +20,66 @@ pub struct User {
     /// PHC string; none for people who log in elsewhere.
     pub password_hash: Option<String>,
     pub is_admin: bool,
-    pub is_active: bool,
-    /// The team that the user joined first.
-    pub team: Option<TeamId>,
+    pub status: UserStatus,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserStatus {
+    /// Has not yet shown that the address is theirs.
+    Pending,
+    Active,
+    Disabled,
+}
+
+impl UserStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        [Self::Pending, Self::Active, Self::Disabled]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| StoreError::Damaged { row: "users".to_owned(), column: "status" })
+    }
+}
+
+pub struct NewUser {
+    pub id: UserId,
+    pub email: String,
+    pub name: String,
+    /// None for people who set it when they activate their account.
+    pub password_hash: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum SignedUp {
+    Made,
+    EmailTaken,
+    /// Somebody has just signed up with this address, and has a link.
+    Cooldown,
+}
+
+/// What came of an administrator's change of somebody.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Governed {
+    Done,
+    Missing,
+    /// Then nobody could administer the platform.
+    LastAdministrator,
+}
+
+/// A person as administrators see them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Person {
+    pub user: User,
+    pub teams_joined: i64,
+    pub teams_owned: i64,
 }
 
 struct Row {
@@ -25,20 +89,20 @@ struct Row {
     password_hash: Option<String>,
     is_admin: bool,
     status: String,
-    team_id: Option<uuid::Uuid>,
+    created_at: DateTime<Utc>,
 }
 
-impl From<Row> for User {
-    fn from(row: Row) -> Self {
-        Self {
-            id: UserId(row.id),
-            email: row.email,
-            name: row.name,
-            password_hash: row.password_hash,
-            is_admin: row.is_admin,
-            is_active: row.status == "active",
-            team: row.team_id.map(TeamId),
-        }
+impl Row {
+    fn user(self) -> Result<User, StoreError> {
+        Ok(User {
+            id: UserId(self.id),
+            email: self.email,
+            name: self.name,
+            password_hash: self.password_hash,
+            is_admin: self.is_admin,
+            status: UserStatus::parse(&self.status)?,
+            created_at: self.created_at,
+        })
     }
 }
 
@@ -46,27 +110,23 @@ impl Store {
     pub async fn user_by_email(&self, email: &str) -> Result<Option<User>, StoreError> {
         let row = sqlx::query_as!(
             Row,
-            r#"select id, email, name, password_hash, is_admin, status,
-                   (select team_id from team_members m where m.user_id = users.id order by created_at limit 1) as "team_id?"
-               from users where lower(email) = lower($1)"#,
+            "select id, email, name, password_hash, is_admin, status, created_at from users where lower(email) = lower($1)",
             email
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(row.map(User::from))
+        row.map(Row::user).transpose()
     }
 
     pub async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
         let row = sqlx::query_as!(
             Row,
-            r#"select id, email, name, password_hash, is_admin, status,
-                   (select team_id from team_members m where m.user_id = users.id order by created_at limit 1) as "team_id?"
-               from users where id = $1"#,
+            "select id, email, name, password_hash, is_admin, status, created_at from users where id = $1",
             id.0
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(row.map(User::from))
+        row.map(Row::user).transpose()
     }
 
     pub async fn has_administrator(&self) -> Result<bool, StoreError> {
@@ -127,4 +187,169 @@ impl Store {
         tx.commit().await?;
         Ok(true)
     }
+
+    /// A person who is not active yet, with the token by which they become it. One who signed up with the address before, and let the link
+    /// run out, gives way.
+    pub async fn sign_up(&self, new: &NewUser, token: &NewAccountToken, actor: &Actor) -> Result<SignedUp, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!(
+            "delete from users where lower(email) = lower($1) and status = 'pending' and not exists
+                 (select 1 from account_tokens t where t.user_id = users.id and t.used_at is null and t.expires_at > now())",
+            new.email
+        )
+        .execute(&mut *tx)
+        .await?;
+        let made = sqlx::query!(
+            "insert into users (id, email, name, password_hash, status) values ($1, $2, $3, $4, 'pending')
+             on conflict do nothing",
+            new.id.0,
+            new.email,
+            new.name,
+            new.password_hash
+        )
+        .execute(&mut *tx)
+        .await?;
+        if made.rows_affected() == 0 {
+            let status = sqlx::query_scalar!("select status from users where lower(email) = lower($1)", new.email)
+                .fetch_optional(&mut *tx)
+                .await?;
+            let is_pending = status.as_deref() == Some(UserStatus::Pending.as_str());
+            return Ok(if is_pending { SignedUp::Cooldown } else { SignedUp::EmailTaken });
+        }
+        account_tokens::insert(&mut tx, token).await?;
+        audit::record(&mut tx, actor, "user.create", &new.id.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(SignedUp::Made)
+    }
+
+    /// People who signed up and never followed their link. Those whom an administrator made, who have no password yet, are waited for.
+    pub async fn purge_sign_ups(&self) -> Result<(), StoreError> {
+        sqlx::query!(
+            "delete from users where id in
+                 (select id from users u where status = 'pending' and password_hash is not null
+                      and created_at < now() - make_interval(secs => $1)
+                      and not exists (select 1 from account_tokens t where t.user_id = u.id and t.expires_at > now())
+                  limit $2)",
+            SIGN_UP_LIFE_SEC,
+            PAGE
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    pub async fn rename_user(&self, id: UserId, name: &str, actor: &Actor) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!("update users set name = $2 where id = $1", id.0, name).execute(&mut *tx).await?;
+        audit::record(&mut tx, actor, "user.rename", &id.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// All sessions but the one that asks end: whoever knew the old password is out.
+    pub async fn change_password(
+        &self,
+        id: UserId,
+        password_hash: &str,
+        keep: SessionId,
+        actor: &Actor,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        set_password(&mut tx, id, password_hash, Some(keep)).await?;
+        audit::record(&mut tx, actor, "user.password", &id.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// People by the time at which they came, page 1 first, and how many there are.
+    pub async fn users(&self, page: i64) -> Result<(Vec<Person>, i64), StoreError> {
+        let total = sqlx::query_scalar!(r#"select count(*) as "count!" from users"#).fetch_one(&self.pool).await?;
+        let rows = sqlx::query!(
+            r#"select id, email, name, is_admin, status, created_at,
+                   (select count(*) from team_members m where m.user_id = users.id) as "joined!",
+                   (select count(*) from team_members m where m.user_id = users.id and role = 'owner') as "owned!"
+               from users order by created_at, id limit $1 offset $2"#,
+            PAGE,
+            (page - 1) * PAGE
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut people = Vec::new();
+        for row in rows {
+            let user = User {
+                id: UserId(row.id),
+                email: row.email,
+                name: row.name,
+                password_hash: None,
+                is_admin: row.is_admin,
+                status: UserStatus::parse(&row.status)?,
+                created_at: row.created_at,
+            };
+            people.push(Person { user, teams_joined: row.joined, teams_owned: row.owned });
+        }
+        Ok((people, total))
+    }
+
+    /// Whoever is put out loses sessions, links and keys in the same moment; whoever comes back logs in anew.
+    pub async fn set_active(&self, id: UserId, to: bool, actor: &Actor) -> Result<Governed, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!("lock table users in share row exclusive mode").execute(&mut *tx).await?;
+        if !to && is_last_administrator(&mut tx, id).await? {
+            return Ok(Governed::LastAdministrator);
+        }
+        let status = if to { UserStatus::Active } else { UserStatus::Disabled };
+        let changed =
+            sqlx::query!("update users set status = $2 where id = $1", id.0, status.as_str()).execute(&mut *tx).await?;
+        if changed.rows_affected() == 0 {
+            return Ok(Governed::Missing);
+        }
+        if !to {
+            sessions::end_others(&mut tx, id, None).await?;
+            sqlx::query!("delete from account_tokens where user_id = $1", id.0).execute(&mut *tx).await?;
+            sqlx::query!("delete from api_keys where created_by = $1", id.0).execute(&mut *tx).await?;
+        }
+        let action = if to { "user.enable" } else { "user.disable" };
+        audit::record(&mut tx, actor, action, &id.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(Governed::Done)
+    }
+
+    pub async fn set_administrator(&self, id: UserId, to: bool, actor: &Actor) -> Result<Governed, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query!("lock table users in share row exclusive mode").execute(&mut *tx).await?;
+        if !to && is_last_administrator(&mut tx, id).await? {
+            return Ok(Governed::LastAdministrator);
+        }
+        let changed = sqlx::query!("update users set is_admin = $2 where id = $1", id.0, to).execute(&mut *tx).await?;
+        if changed.rows_affected() == 0 {
+            return Ok(Governed::Missing);
+        }
+        audit::record(&mut tx, actor, "user.admin", &id.to_string(), serde_json::json!({ "admin": to })).await?;
+        tx.commit().await?;
+        Ok(Governed::Done)
+    }
+}
+
+/// The old password opens nothing from now on, and neither do links and sessions of before.
+pub(crate) async fn set_password(
+    tx: &mut Tx,
+    id: UserId,
+    password_hash: &str,
+    keep: Option<SessionId>,
+) -> Result<(), StoreError> {
+    sqlx::query!("update users set password_hash = $2 where id = $1", id.0, password_hash).execute(&mut **tx).await?;
+    sqlx::query!("delete from account_tokens where user_id = $1 and used_at is null", id.0).execute(&mut **tx).await?;
+    sessions::end_others(tx, id, keep).await
+}
+
+/// The table must be locked: two who put each other out at once must not both find the other.
+async fn is_last_administrator(tx: &mut Tx, id: UserId) -> Result<bool, StoreError> {
+    let last = sqlx::query_scalar!(
+        r#"select exists (select 1 from users where id = $1 and is_admin and status = 'active')
+               and not exists (select 1 from users where id <> $1 and is_admin and status = 'active') as "last!""#,
+        id.0
+    )
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(last)
 }

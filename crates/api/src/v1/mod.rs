@@ -3,6 +3,7 @@
 //! Times are RFC 3339 in UTC. On routes that published clients use, unknown request fields are ignored. Absent optional fields are
 //! left out of answers. Status words are those of `model::sandbox::Status`.
 
+pub mod accounts;
 pub mod errors;
 pub mod exec;
 pub mod files;
@@ -11,3 +12,4 @@ pub mod keys;
 pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;
+pub mod teams;

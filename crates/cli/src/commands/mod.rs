@@ -8,10 +8,12 @@ mod down;
 mod exec_stream;
 mod host;
 mod key;
+mod login;
 mod quota;
 mod run;
 mod sandbox;
 mod snapshot;
+mod team;
 mod up;
 mod version;
 
@@ -61,12 +63,19 @@ enum Command {
     /// Hosts of the platform (administrators).
     #[command(subcommand)]
     Host(host::Command),
+    /// Log in, for the commands of a person: keys, teams.
+    Login(login::Arguments),
+    /// End the session of `wrenn login`.
+    Logout,
     /// API keys.
     #[command(subcommand)]
     Key(key::Command),
     /// What a team may have and has.
     #[command(subcommand)]
     Quota(quota::Command),
+    /// Teams and who is in them.
+    #[command(subcommand)]
+    Team(team::Command),
     /// For administrators of the platform on this machine.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -93,6 +102,9 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Snapshot(command) => snapshot::run(command, &options, format).await,
         Command::ControlPlane(command) => control_plane::run(command, &options, format).await,
         Command::Host(command) => host::run(command, &options, format).await,
+        Command::Login(arguments) => login::login(arguments, &options, format).await,
+        Command::Logout => login::logout(&options, format).await,
+        Command::Team(command) => team::run(command, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
         Command::Quota(command) => quota::run(command, &options, format).await,
         Command::Admin(command) => admin::run(&command, &options, format).await,

@@ -59,7 +59,7 @@ pub async fn api_key(dir: &Path, url: &Url, administrator: &Client) -> Result<St
             return Err(Failure::new(format!("the control plane answered {status} to the API key in cli.json")));
         }
     }
-    let wanted = CreateApiKey { name: Some("wrenn up".to_owned()) };
+    let wanted = CreateApiKey { name: Some("wrenn up".to_owned()), ..CreateApiKey::default() };
     let made: ApiKey = administrator.post(administrator.url(&["v1", "api-keys"]), &wanted).await?;
     let api_key = made.key.ok_or_else(|| Failure::new("the control plane made an API key and did not tell it"))?;
     Kept { api_url, api_key: api_key.clone() }.write(dir)?;

@@ -1,43 +1,84 @@
 //! Who may call which route: one table, looked at before any handler runs. A route that is not in the table answers nobody.
 
-use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use chrono::{DateTime, Utc};
 use http::request::Parts;
-use http::{HeaderMap, Method, header};
-use model::ids::{ApiKeyId, HostId, TeamId, UserId};
+use http::{HeaderMap, Method};
+use model::access::{Role, Scope};
+use model::ids::{ApiKeyId, HostId, SessionId, TeamId, UserId};
+use store::api_keys::KeyBy;
 use store::audit::{Actor, ActorKind};
+use store::sessions::{SessionBy, Standing};
 
+use super::credentials::{self, Credential};
 use super::errors::{ApiError, REQUEST_ID};
+use super::rights::{self, Grant};
 use crate::app::App;
-use crate::tokens;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     /// Anybody.
     Open,
-    /// An API key or a user's token: a team's things.
-    Team,
-    /// An administrator's token.
+    /// A person, in whatever team.
+    Person,
+    /// The team's things: a key with this scope, or a person of the team.
+    Team(Scope),
+    /// A person who has at least this role in the team that the path names. To others there is no such team.
+    Member(Role),
+    /// An administrator of the platform.
     Administrator,
     /// The host's own token.
     Host,
 }
 
-use Policy::{Administrator, Host, Open, Team};
+use Policy::{Administrator, Host, Member, Open, Person, Team};
+use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
+use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 51] = [
+pub const TABLE: [(&str, &str, Policy); 81] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
     ("GET", "/docs", Open),
     ("GET", "/docs/", Open),
     ("GET", "/docs/{*rest}", Open),
+    ("POST", "/v1/auth/signup", Open),
+    ("POST", "/v1/auth/activate", Open),
     ("POST", "/v1/auth/login", Open),
-    ("POST", "/v1/api-keys", Team),
-    ("GET", "/v1/api-keys", Team),
-    ("DELETE", "/v1/api-keys/{id}", Team),
+    ("POST", "/v1/auth/logout", Person),
+    ("POST", "/v1/auth/switch-team", Person),
+    ("POST", "/v1/me/password/reset", Open),
+    ("POST", "/v1/me/password/reset/confirm", Open),
+    ("GET", "/v1/me", Person),
+    ("PATCH", "/v1/me", Person),
+    ("POST", "/v1/me/password", Person),
+    ("GET", "/v1/me/sessions", Person),
+    ("DELETE", "/v1/me/sessions/{id}", Person),
+    ("GET", "/v1/teams", Person),
+    ("POST", "/v1/teams", Person),
+    ("GET", "/v1/teams/{id}", Member(AsMember)),
+    ("PATCH", "/v1/teams/{id}", Member(AsAdmin)),
+    ("DELETE", "/v1/teams/{id}", Member(AsOwner)),
+    ("GET", "/v1/teams/{id}/members", Member(AsMember)),
+    ("POST", "/v1/teams/{id}/members", Member(AsAdmin)),
+    ("PATCH", "/v1/teams/{id}/members/{user_id}", Member(AsAdmin)),
+    ("DELETE", "/v1/teams/{id}/members/{user_id}", Member(AsAdmin)),
+    ("POST", "/v1/teams/{id}/leave", Member(AsMember)),
+    ("GET", "/v1/teams/{id}/invitations", Member(AsAdmin)),
+    ("POST", "/v1/teams/{id}/invitations", Member(AsAdmin)),
+    ("DELETE", "/v1/teams/{id}/invitations/{invitation_id}", Member(AsAdmin)),
+    ("POST", "/v1/invitations/accept", Person),
+    ("GET", "/v1/admin/users", Administrator),
+    ("POST", "/v1/admin/users", Administrator),
+    ("PUT", "/v1/admin/users/{id}/active", Administrator),
+    ("PUT", "/v1/admin/users/{id}/admin", Administrator),
+    ("POST", "/v1/admin/users/{id}/link", Administrator),
+    ("POST", "/v1/api-keys", Team(ApiKeys)),
+    ("GET", "/v1/api-keys", Team(ApiKeys)),
+    ("DELETE", "/v1/api-keys/{id}", Team(ApiKeys)),
     ("POST", "/v1/hosts", Administrator),
     ("GET", "/v1/hosts", Administrator),
     ("GET", "/v1/hosts/{id}", Administrator),
@@ -54,31 +95,31 @@ pub const TABLE: [(&str, &str, Policy); 51] = [
     ("POST", "/v1/hosts/register", Open),
     ("POST", "/v1/hosts/{id}/renew", Host),
     ("POST", "/v1/hosts/{id}/heartbeat", Host),
-    ("GET", "/v1/teams/self/quotas", Team),
+    ("GET", "/v1/teams/self/quotas", Team(SandboxesRead)),
     ("GET", "/v1/teams/{id}/quotas", Administrator),
     ("PUT", "/v1/teams/{id}/quotas", Administrator),
-    ("POST", "/v1/sandboxes", Team),
-    ("GET", "/v1/sandboxes", Team),
-    ("GET", "/v1/sandboxes/{id}", Team),
-    ("DELETE", "/v1/sandboxes/{id}", Team),
-    ("POST", "/v1/sandboxes/{id}/pause", Team),
-    ("POST", "/v1/sandboxes/{id}/resume", Team),
-    ("POST", "/v1/sandboxes/{id}/timeout", Team),
-    ("POST", "/v1/sandboxes/{id}/ping", Team),
-    ("POST", "/v1/sandboxes/{id}/fork", Team),
-    ("GET", "/v1/sandboxes/{id}/timeline", Team),
-    ("POST", "/v1/sandboxes/{id}/exec", Team),
-    ("GET", "/v1/sandboxes/{id}/exec/stream", Team),
-    ("GET", "/v1/sandboxes/{id}/processes", Team),
-    ("DELETE", "/v1/sandboxes/{id}/processes/{selector}", Team),
-    ("GET", "/v1/sandboxes/{id}/console", Team),
-    ("POST", "/v1/sandboxes/{id}/files/read", Team),
-    ("POST", "/v1/sandboxes/{id}/files/write", Team),
-    ("POST", "/v1/sandboxes/{id}/files/stream/read", Team),
-    ("POST", "/v1/sandboxes/{id}/files/stream/write", Team),
-    ("POST", "/v1/snapshots", Team),
-    ("GET", "/v1/snapshots", Team),
-    ("DELETE", "/v1/snapshots/{id}", Team),
+    ("POST", "/v1/sandboxes", Team(SandboxesWrite)),
+    ("GET", "/v1/sandboxes", Team(SandboxesRead)),
+    ("GET", "/v1/sandboxes/{id}", Team(SandboxesRead)),
+    ("DELETE", "/v1/sandboxes/{id}", Team(SandboxesWrite)),
+    ("POST", "/v1/sandboxes/{id}/pause", Team(SandboxesWrite)),
+    ("POST", "/v1/sandboxes/{id}/resume", Team(SandboxesWrite)),
+    ("POST", "/v1/sandboxes/{id}/timeout", Team(SandboxesWrite)),
+    ("POST", "/v1/sandboxes/{id}/ping", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/fork", Team(SandboxesWrite)),
+    ("GET", "/v1/sandboxes/{id}/timeline", Team(SandboxesRead)),
+    ("POST", "/v1/sandboxes/{id}/exec", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/exec/stream", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/processes", Team(SandboxesRead)),
+    ("DELETE", "/v1/sandboxes/{id}/processes/{selector}", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/console", Team(SandboxesRead)),
+    ("POST", "/v1/sandboxes/{id}/files/read", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/write", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/stream/read", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/stream/write", Team(SandboxesUse)),
+    ("POST", "/v1/snapshots", Team(SnapshotsWrite)),
+    ("GET", "/v1/snapshots", Team(SnapshotsRead)),
+    ("DELETE", "/v1/snapshots/{id}", Team(SnapshotsWrite)),
 ];
 
 pub fn policy(method: &Method, route: &str) -> Option<Policy> {
@@ -94,6 +135,10 @@ pub fn policy(method: &Method, route: &str) -> Option<Policy> {
 pub struct Caller {
     pub team: TeamId,
     pub who: Who,
+    /// What a person is in the team; keys have scopes instead.
+    pub role: Option<Role>,
+    /// All of them for persons.
+    pub scopes: Vec<Scope>,
     pub request_id: String,
 }
 
@@ -120,6 +165,44 @@ impl Caller {
     }
 }
 
+/// A person with a session, whatever they are in teams.
+#[derive(Debug, Clone)]
+pub struct PersonCaller {
+    pub user: UserId,
+    pub session: SessionId,
+    pub session_ends: DateTime<Utc>,
+    pub is_admin: bool,
+    /// In whose name the session acts, and what the person is there.
+    pub team: Option<(TeamId, Role)>,
+    /// Of a session in a cookie: what its page must show.
+    pub csrf_token: Option<String>,
+    pub request_id: String,
+}
+
+impl PersonCaller {
+    pub fn actor(&self) -> Actor {
+        self.actor_in(None)
+    }
+
+    pub fn actor_in(&self, team: Option<TeamId>) -> Actor {
+        Actor { kind: ActorKind::User, id: self.user.to_string(), team, request_id: self.request_id.clone() }
+    }
+}
+
+/// A person of the team that the path names.
+#[derive(Debug, Clone)]
+pub struct MemberCaller {
+    pub person: PersonCaller,
+    pub team: TeamId,
+    pub role: Role,
+}
+
+impl MemberCaller {
+    pub fn actor(&self) -> Actor {
+        self.person.actor_in(Some(self.team))
+    }
+}
+
 /// The caller is an administrator of the platform.
 #[derive(Debug, Clone)]
 pub struct Admin(pub Caller);
@@ -128,15 +211,15 @@ pub struct Admin(pub Caller);
 #[derive(Debug, Clone, Copy)]
 pub struct HostCaller(pub HostId);
 
-enum Credential {
-    Key([u8; 32]),
-    Token(String),
-}
+/// The id of the request, for routes that anybody may call.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
 
 /// The layer in front of every route.
 pub async fn check(
     State(app): State<App>,
     route: MatchedPath,
+    params: RawPathParams,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
@@ -148,90 +231,125 @@ pub async fn check(
         return if known { Ok(next.run(request).await) } else { Err(ApiError::not_found("route")) };
     };
     let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-    let headers = request.headers();
-    match policy {
-        Open => {}
-        Team => {
-            let caller = caller(&app, headers, request_id).await?;
-            request.extensions_mut().insert(caller);
-        }
-        Administrator => {
-            let admin = administrator(&app, headers, request_id).await?;
-            request.extensions_mut().insert(admin);
+    let (headers, method) = (request.headers().clone(), request.method().clone());
+    let asked = Asked { app: &app, headers: &headers, method: &method, request_id };
+    let extensions = request.extensions_mut();
+    let grant = match policy {
+        Open => {
+            extensions.insert(RequestId(asked.request_id));
+            return Ok(next.run(request).await);
         }
         Host => {
-            let token = bearer(headers)?.ok_or_else(ApiError::unauthorized)?;
+            let token = credentials::bearer(&headers)?.ok_or_else(ApiError::unauthorized)?;
             let host = app.tokens.host(&token).ok_or_else(ApiError::unauthorized)?;
-            request.extensions_mut().insert(HostCaller(host));
+            extensions.insert(HostCaller(host));
+            return Ok(next.run(request).await);
         }
-    }
-    Ok(next.run(request).await)
-}
-
-async fn caller(app: &App, headers: &HeaderMap, request_id: String) -> Result<Caller, ApiError> {
-    match credential(headers)? {
-        Some(Credential::Key(hash)) => {
-            let (id, team) = app.store.use_api_key(&hash).await?.ok_or_else(ApiError::unauthorized)?;
-            Ok(Caller { team, who: Who::Key(id), request_id })
+        Team(scope) => {
+            let (caller, grant) = asked.team(scope).await?;
+            extensions.insert(caller);
+            grant
         }
-        Some(Credential::Token(token)) => Ok(user(app, &token, request_id).await?.0),
-        None => Err(ApiError::unauthorized()),
-    }
-}
-
-async fn administrator(app: &App, headers: &HeaderMap, request_id: String) -> Result<Admin, ApiError> {
-    match credential(headers)? {
-        Some(Credential::Token(token)) => {
-            let (caller, is_admin) = user(app, &token, request_id).await?;
-            if is_admin { Ok(Admin(caller)) } else { Err(ApiError::forbidden("only administrators may do this")) }
+        Person => {
+            let person = asked.person().await?;
+            let grant = Grant::session(policy, person.session, None);
+            extensions.insert(person);
+            grant
         }
-        Some(Credential::Key(hash)) => {
-            app.store.use_api_key(&hash).await?.ok_or_else(ApiError::unauthorized)?;
-            Err(ApiError::forbidden("this needs an administrator's token (Authorization: Bearer), not an API key"))
+        Member(least) => {
+            let person = asked.person().await?;
+            let team = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id).unwrap_or_default();
+            let team: TeamId = team.parse().map_err(|error| ApiError::invalid("id", format!("is {error}")))?;
+            let role = app.store.role_in(team, person.user).await?.ok_or_else(|| ApiError::not_found("team"))?;
+            if role < least {
+                return Err(ApiError::forbidden("the role in this team does not allow that"));
+            }
+            let grant = Grant::session(policy, person.session, Some(team));
+            extensions.insert(MemberCaller { person, team, role });
+            grant
         }
-        None => Err(ApiError::unauthorized()),
-    }
-}
-
-/// The token says who; what they are now is in the database.
-async fn user(app: &App, token: &str, request_id: String) -> Result<(Caller, bool), ApiError> {
-    let id = app.tokens.user(token).ok_or_else(ApiError::unauthorized)?;
-    let user = app.store.user(id).await?.filter(|user| user.is_active).ok_or_else(ApiError::unauthorized)?;
-    let team = user.team.ok_or_else(|| ApiError::forbidden("this person is in no team"))?;
-    Ok((Caller { team, who: Who::User(id), request_id }, user.is_admin))
-}
-
-/// The one credential of a request; two are refused, because proxies and logs may mean the other one.
-fn credential(headers: &HeaderMap) -> Result<Option<Credential>, ApiError> {
-    let mut keys = headers.get_all("x-api-key").iter();
-    let key = keys.next();
-    if keys.next().is_some() {
-        return Err(ApiError::invalid("X-API-Key", "is there twice"));
-    }
-    let token = bearer(headers)?;
-    match (key, token) {
-        (Some(_), Some(_)) => Err(ApiError::invalid("", "both an API key and a token are given; give one")),
-        (Some(key), None) => {
-            let hash = key.to_str().ok().and_then(tokens::api_key_hash).ok_or_else(ApiError::unauthorized)?;
-            Ok(Some(Credential::Key(hash)))
+        Administrator => {
+            let (admin, grant) = asked.administrator().await?;
+            extensions.insert(admin);
+            grant
         }
-        (None, Some(token)) => Ok(Some(Credential::Token(token))),
-        (None, None) => Ok(None),
+    };
+    extensions.insert(grant.clone());
+    // Rights that are lost end what goes on, as a client does that leaves.
+    tokio::select! {
+        response = next.run(request) => Ok(rights::bounded(response, &app, &grant)),
+        () = rights::lost(&app, &grant) => Err(ApiError::unauthorized()),
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let mut given = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(value) = given.next() else { return Ok(None) };
-    if given.next().is_some() {
-        return Err(ApiError::invalid("Authorization", "is there twice"));
+/// A request, as far as it says who sends it.
+struct Asked<'a> {
+    app: &'a App,
+    headers: &'a HeaderMap,
+    method: &'a Method,
+    request_id: String,
+}
+
+impl Asked<'_> {
+    async fn team(&self, scope: Scope) -> Result<(Caller, Grant), ApiError> {
+        let request_id = self.request_id.clone();
+        if let Some(Credential::Key(hash)) = credentials::credential(self.headers)? {
+            let key = self.app.store.use_api_key(KeyBy::Hash(&hash)).await?.ok_or_else(ApiError::unauthorized)?;
+            if !key.scopes.contains(&scope) {
+                return Err(
+                    ApiError::forbidden("the scopes of this API key do not allow that").with("scope", scope.as_str())
+                );
+            }
+            let grant = Grant::key(Team(scope), key.id);
+            let who = Who::Key(key.id);
+            return Ok((Caller { team: key.team, who, role: None, scopes: key.scopes, request_id }, grant));
+        }
+        let person = self.person().await?;
+        let (team, role) = person.team.ok_or_else(ApiError::no_team)?;
+        let grant = Grant::session(Team(scope), person.session, Some(team));
+        let who = Who::User(person.user);
+        Ok((Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), request_id }, grant))
     }
-    let text = value.to_str().map_err(|_| ApiError::unauthorized())?;
-    let (scheme, token) = text.split_once(' ').ok_or_else(ApiError::unauthorized)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(ApiError::unauthorized());
+
+    async fn administrator(&self) -> Result<(Admin, Grant), ApiError> {
+        let person = self.person().await?;
+        if !person.is_admin {
+            return Err(ApiError::forbidden("only administrators may do this"));
+        }
+        let (team, role) = person.team.ok_or_else(ApiError::no_team)?;
+        let grant = Grant::session(Administrator, person.session, Some(team));
+        let who = Who::User(person.user);
+        let request_id = self.request_id.clone();
+        Ok((Admin(Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), request_id }), grant))
     }
-    Ok(Some(token.trim().to_owned()))
+
+    /// The credential says which session; what its person is now is in the database.
+    async fn person(&self) -> Result<PersonCaller, ApiError> {
+        let (standing, csrf_token) = match credentials::credential(self.headers)? {
+            Some(Credential::Token(token)) => {
+                let named = self.app.tokens.user(&token).ok_or_else(ApiError::unauthorized)?;
+                let standing = self.app.store.standing(SessionBy::Id(named.session), Some(named.team)).await?;
+                (standing.filter(|standing| standing.user == named.user), None)
+            }
+            Some(Credential::Cookie { hash, csrf_token }) => {
+                let standing = self.app.store.standing(SessionBy::Cookie(hash), None).await?;
+                if standing.is_some() {
+                    credentials::own_page(self.headers, self.method, &csrf_token, &self.app.accounts.public_url)?;
+                }
+                (standing, Some(csrf_token))
+            }
+            Some(Credential::Key(hash)) => {
+                self.app.store.use_api_key(KeyBy::Hash(&hash)).await?.ok_or_else(ApiError::unauthorized)?;
+                return Err(ApiError::forbidden("this needs a person's token (Authorization: Bearer), not an API key"));
+            }
+            None => (None, None),
+        };
+        let Standing { session, user, is_admin, team, role, expires_at } =
+            standing.ok_or_else(ApiError::unauthorized)?;
+        let request_id = self.request_id.clone();
+        let team = team.zip(role);
+        Ok(PersonCaller { user, session, session_ends: expires_at, is_admin, team, csrf_token, request_id })
+    }
 }
 
 macro_rules! from_check {
@@ -247,40 +365,16 @@ macro_rules! from_check {
     )+};
 }
 
-from_check!(Caller, Admin, HostCaller);
+from_check!(Caller, PersonCaller, MemberCaller, Admin, HostCaller, RequestId, Grant);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn one_credential_and_no_more() {
-        let key = format!("wrn_{}", "ab".repeat(32));
-        let headers = |list: &[(&'static str, &str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in list {
-                headers.append(*name, value.parse().unwrap());
-            }
-            headers
-        };
-        let code = |list: &[(&'static str, &str)]| match credential(&headers(list)) {
-            Ok(Some(_)) => "one",
-            Ok(None) => "none",
-            Err(error) => error.code(),
-        };
-        assert_eq!(code(&[]), "none");
-        assert_eq!(code(&[("x-api-key", &key)]), "one");
-        assert_eq!(code(&[("authorization", "Bearer x")]), "one");
-        assert_eq!(code(&[("x-api-key", &key), ("x-api-key", &key)]), "invalid_request");
-        assert_eq!(code(&[("x-api-key", &key), ("authorization", "Bearer x")]), "invalid_request");
-        assert_eq!(code(&[("x-api-key", "nonsense")]), "unauthorized");
-        assert_eq!(code(&[("authorization", "Basic x")]), "unauthorized");
-    }
-
-    #[test]
     fn capsules_are_sandboxes() {
-        assert_eq!(policy(&Method::POST, "/v1/capsules"), Some(Team));
-        assert_eq!(policy(&Method::GET, "/v1/capsules/{id}/console"), Some(Team));
+        assert_eq!(policy(&Method::POST, "/v1/capsules"), Some(Team(SandboxesWrite)));
+        assert_eq!(policy(&Method::GET, "/v1/capsules/{id}/console"), Some(Team(SandboxesRead)));
         assert_eq!(policy(&Method::PUT, "/v1/sandboxes"), None);
     }
 }

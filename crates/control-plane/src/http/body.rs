@@ -64,24 +64,35 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// One path parameter, parsed.
+/// The path parameter `id`, parsed.
 pub struct Id<T>(pub T);
 
-impl<T, S> FromRequestParts<S> for Id<T>
-where
-    T: std::str::FromStr,
-    T::Err: fmt::Display,
-    S: Send + Sync,
-{
-    type Rejection = ApiError;
+/// The last path parameter, parsed: of routes that name a thing within another.
+pub struct LastId<T>(pub T);
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let raw = axum::extract::RawPathParams::from_request_parts(parts, state).await;
-        let raw = raw.map_err(|_| ApiError::invalid("id", "is not UTF-8"))?;
-        let text = raw.iter().find(|(name, _)| *name == "id").map(|(_, value)| value).unwrap_or_default();
-        text.parse().map(Self).map_err(|error| ApiError::invalid("id", format!("is {error}")))
-    }
+macro_rules! from_path {
+    ($type:ident, $pick:expr) => {
+        impl<T, S> FromRequestParts<S> for $type<T>
+        where
+            T: std::str::FromStr,
+            T::Err: fmt::Display,
+            S: Send + Sync,
+        {
+            type Rejection = ApiError;
+
+            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+                let raw = axum::extract::RawPathParams::from_request_parts(parts, state).await;
+                let raw = raw.map_err(|_| ApiError::invalid("id", "is not UTF-8"))?;
+                let pick: fn(&axum::extract::RawPathParams) -> Option<(&str, &str)> = $pick;
+                let (name, text) = pick(&raw).unwrap_or_default();
+                text.parse().map(Self).map_err(|error| ApiError::invalid(name, format!("is {error}")))
+            }
+        }
+    };
 }
+
+from_path!(Id, |params| params.iter().find(|(name, _)| *name == "id"));
+from_path!(LastId, |params| params.iter().last());
 
 fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let wrong = || ApiError::unsupported_media_type("application/json");

@@ -18,7 +18,7 @@ use crate::app::App;
     info(title = "Wrenn", description = "Sandboxes for code that nobody has to trust. Errors have one shape and a page each in docs/errors."),
     components(schemas(api::v1::errors::ErrorBody)),
     modifiers(&Credentials),
-    security(("api_key" = []), ("token" = [])),
+    security(("api_key" = []), ("token" = []), ("cookie" = [])),
 )]
 struct Wrenn;
 
@@ -31,6 +31,8 @@ impl Modify for Credentials {
             .add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key"))));
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
         components.add_security_scheme("token", SecurityScheme::Http(bearer));
+        let cookie = ApiKeyValue::new(super::credentials::COOKIE);
+        components.add_security_scheme("cookie", SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
     }
 }
 

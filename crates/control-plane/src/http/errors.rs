@@ -17,10 +17,16 @@ use tracing::error;
 use crate::agents::{AgentError, Refusal};
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 26] = [
+pub const CODES: [(&str, StatusCode); 36] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
+    ("invalid_token", StatusCode::BAD_REQUEST),
+    ("already_activated", StatusCode::BAD_REQUEST),
     ("unauthorized", StatusCode::UNAUTHORIZED),
+    ("wrong_password", StatusCode::UNAUTHORIZED),
     ("forbidden", StatusCode::FORBIDDEN),
+    ("no_team", StatusCode::FORBIDDEN),
+    ("account_not_activated", StatusCode::FORBIDDEN),
+    ("account_disabled", StatusCode::FORBIDDEN),
     ("not_found", StatusCode::NOT_FOUND),
     ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
     ("request_timeout", StatusCode::REQUEST_TIMEOUT),
@@ -29,6 +35,10 @@ pub const CODES: [(&str, StatusCode); 26] = [
     ("host_has_sandboxes", StatusCode::CONFLICT),
     ("name_reserved", StatusCode::CONFLICT),
     ("template_name_taken", StatusCode::CONFLICT),
+    ("email_taken", StatusCode::CONFLICT),
+    ("signup_cooldown", StatusCode::CONFLICT),
+    ("last_owner", StatusCode::CONFLICT),
+    ("team_not_empty", StatusCode::CONFLICT),
     ("snapshot_incompatible", StatusCode::CONFLICT),
     ("snapshot_damaged", StatusCode::CONFLICT),
     ("too_large", StatusCode::PAYLOAD_TOO_LARGE),
@@ -101,6 +111,59 @@ impl ApiError {
 
     pub fn forbidden(message: &'static str) -> Self {
         Self::new("forbidden", message)
+    }
+
+    pub fn invalid_token() -> Self {
+        Self::new("invalid_token", "the token is unknown, was used, or its time is over; ask for another")
+    }
+
+    pub fn already_activated() -> Self {
+        Self::new("already_activated", "the account is active already; log in")
+    }
+
+    pub fn wrong_password() -> Self {
+        Self::new("wrong_password", "the current password is another one").with("field", "current_password")
+    }
+
+    pub fn no_team() -> Self {
+        Self::new("no_team", "this person is not in the team for which the session acts; switch to another team")
+    }
+
+    pub fn account_not_activated() -> Self {
+        Self::new("account_not_activated", "the account is not active yet; follow the link that was sent")
+    }
+
+    pub fn account_disabled() -> Self {
+        Self::new("account_disabled", "an administrator has disabled this account")
+    }
+
+    pub fn email_taken() -> Self {
+        Self::new("email_taken", "there is an account with this address already; log in").with("field", "email")
+    }
+
+    pub fn signup_cooldown() -> Self {
+        Self::new("signup_cooldown", "a link was sent to this address a short while ago; follow it, or try again later")
+            .with("field", "email")
+    }
+
+    pub fn last_owner() -> Self {
+        Self::new("last_owner", "a team has an owner at all times; make somebody else one first")
+    }
+
+    pub fn last_administrator() -> Self {
+        Self::new("conflict", "the platform has an administrator at all times; make somebody else one first")
+    }
+
+    pub fn team_not_empty() -> Self {
+        Self::new("team_not_empty", "the team has sandboxes or snapshots; kill and delete them first")
+    }
+
+    pub fn already_a_member() -> Self {
+        Self::invalid("email", "is that of a member already")
+    }
+
+    pub fn too_many_attempts(retry_after_sec: u32) -> Self {
+        Self::new("rate_limited", "too many tries; wait a little").retry_after(retry_after_sec)
     }
 
     /// Unknown and foreign things are the same.

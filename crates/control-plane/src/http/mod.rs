@@ -6,10 +6,13 @@
 
 pub mod access;
 mod body;
+mod credentials;
 pub mod docs;
 mod edge;
 pub mod errors;
+mod fields;
 mod idempotency;
+mod rights;
 pub mod serve;
 mod v1;
 
@@ -43,6 +46,10 @@ pub fn router(app: App) -> Router {
 fn documented() -> OpenApiRouter<App> {
     docs::openapi()
         .nest("/v1/auth", v1::auth::router())
+        .nest("/v1/me", v1::me::router())
+        .nest("/v1/teams", v1::teams::router())
+        .nest("/v1/invitations", v1::invitations::router())
+        .nest("/v1/admin/users", v1::users::router())
         .nest("/v1/api-keys", v1::api_keys::router())
         .nest("/v1/hosts", v1::hosts::router())
         .nest("/v1", v1::quotas::router())

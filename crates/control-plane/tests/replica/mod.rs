@@ -3,10 +3,14 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 use chrono::{TimeDelta, Utc};
+use control_plane::account_settings::AccountSettings;
 use control_plane::capacity::Capacity;
 use control_plane::config::{Config, Settings};
+use control_plane::login;
 use control_plane::run::{self, Serving};
-use model::ids::{ApiKeyId, HostId, SandboxId, TeamId, UserId};
+use control_plane::tokens::Named;
+use model::access::{Role, Scope};
+use model::ids::{ApiKeyId, HostId, InvitationId, SandboxId, SessionId, TeamId, UserId};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::postgres::Database;
@@ -20,6 +24,18 @@ pub struct Replica {
     pub http: reqwest::Client,
     pub config: Config,
     _dir: tempfile::TempDir,
+}
+
+pub struct Person {
+    pub id: UserId,
+    pub token: String,
+}
+
+pub struct Team {
+    pub id: TeamId,
+    pub owner: Person,
+    pub admin: Person,
+    pub member: Person,
 }
 
 /// How a request says who sends it.
@@ -67,16 +83,26 @@ impl Replica {
     }
 
     pub async fn with(database: Database, capacity: Capacity) -> Self {
+        Self::set_up(database, capacity, "open").await
+    }
+
+    /// Where nobody may sign up.
+    pub async fn closed(database: Database) -> Self {
+        Self::set_up(database, Capacity::default(), "closed").await
+    }
+
+    async fn set_up(database: Database, capacity: Capacity, signup: &str) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let rules = capacity.rules().unwrap();
-        let config = Config { rules, silence_grace: capacity.silence_grace(), ..config(&database.url, dir.path()) };
+        let silence_grace = capacity.silence_grace();
+        let config = Config { rules, silence_grace, ..config_with(&database.url, dir.path(), signup) };
         let serving = run::start(&config).await.unwrap();
         let app = serving.app.clone();
         let administrator = app.store.any_administrator().await.unwrap().expect("the first start made one");
         let mut replica = Self {
             url: format!("http://{}", serving.address),
-            admin: app.tokens.for_user(administrator, Utc::now()),
+            admin: login::open(&app.store, &app.tokens, administrator, "test").await.unwrap().unwrap(),
             key: String::new(),
             serving,
             http: reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build().unwrap(),
@@ -84,7 +110,8 @@ impl Replica {
             config,
             _dir: dir,
         };
-        let made = replica.call(Who::Bearer(&replica.admin), Method::POST, "/v1/api-keys", Some(json!({}))).await;
+        let all = json!({"scopes": Scope::ALL.iter().map(|scope| scope.as_str()).collect::<Vec<_>>()});
+        let made = replica.call(Who::Bearer(&replica.admin), Method::POST, "/v1/api-keys", Some(all)).await;
         replica.key = made.body["key"].as_str().unwrap_or_else(|| panic!("{}", made.body)).to_owned();
         replica
     }
@@ -167,6 +194,60 @@ impl Replica {
         key
     }
 
+    /// A person with a password that nobody knows, and a session.
+    pub async fn person(&self, email: &str) -> Person {
+        let id = UserId(uuid::Uuid::now_v7());
+        self.database
+            .sql(&format!("insert into users (id, email, name) values ('{}', '{email}', 'Somebody')", id.0))
+            .await;
+        Person { id, token: self.session(id).await }
+    }
+
+    /// The token of a new session.
+    pub async fn session(&self, user: UserId) -> String {
+        login::open(&self.serving.app.store, &self.serving.app.tokens, user, "test").await.unwrap().unwrap()
+    }
+
+    pub async fn join(&self, team: TeamId, user: UserId, role: Role) {
+        self.database
+            .sql(&format!(
+                "insert into team_members (team_id, user_id, role) values ('{}', '{}', '{role}')
+                 on conflict (team_id, user_id) do update set role = excluded.role",
+                team.0, user.0
+            ))
+            .await;
+    }
+
+    /// A team of persons who are in no other.
+    pub async fn team(&self) -> Team {
+        let id = TeamId(uuid::Uuid::now_v7());
+        self.database.sql(&format!("insert into teams (id, name) values ('{}', 'ours')", id.0)).await;
+        let mut people = Vec::new();
+        for role in [Role::Owner, Role::Admin, Role::Member] {
+            let user = UserId(uuid::Uuid::now_v7());
+            let email = format!("{role}-{}@example.org", user.0.simple());
+            self.database
+                .sql(&format!("insert into users (id, email, name) values ('{}', '{email}', 'Somebody')", user.0))
+                .await;
+            self.join(id, user, role).await;
+            people.push(Person { id: user, token: self.session(user).await });
+        }
+        let member = people.pop().unwrap();
+        let admin = people.pop().unwrap();
+        let owner = people.pop().unwrap();
+        Team { id, owner, admin, member }
+    }
+
+    pub async fn as_person(&self, person: &Person, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.call(Who::Bearer(&person.token), method, path, body).await
+    }
+
+    /// How often something was written into the audit.
+    pub async fn audited(&self, action: &str) -> usize {
+        let count = self.database.sql(&format!("select count(*) from audit where action = '{action}'")).await;
+        count.trim().parse().unwrap()
+    }
+
     /// The id of a key that nobody has.
     pub fn no_key() -> String {
         ApiKeyId(uuid::Uuid::nil()).to_string()
@@ -177,8 +258,12 @@ impl Replica {
         TeamId(uuid::Uuid::nil()).to_string()
     }
 
+    /// A token that was made some time ago, of a session that is not over.
     pub fn token_of_user(&self, user: UserId, age: TimeDelta) -> String {
-        self.serving.app.tokens.for_user(user, Utc::now() - age)
+        let now = Utc::now();
+        let none = uuid::Uuid::nil();
+        let named = Named { user, session: SessionId(none), team: TeamId(none) };
+        self.serving.app.tokens.for_user(named, now - age, now + TimeDelta::days(1))
     }
 
     pub fn token_of_host(&self, host: HostId) -> String {
@@ -186,7 +271,44 @@ impl Replica {
     }
 }
 
+/// What stands in the slots of paths.
+pub struct Slots {
+    pub team: TeamId,
+    pub host: String,
+    pub sandbox: String,
+}
+
+/// The table's route with things that exist in its slots, where that does not end them.
+pub fn path(route: &str, slots: &Slots) -> String {
+    let none = uuid::Uuid::nil();
+    let id = match route.split('/').nth(2) {
+        Some("hosts") => slots.host.clone(),
+        Some("api-keys") => Replica::no_key(),
+        Some("teams") => slots.team.to_string(),
+        Some("admin") => UserId(none).to_string(),
+        Some("me") => SessionId(none).to_string(),
+        _ => slots.sandbox.clone(),
+    };
+    let path = route
+        .replace("{id}", &id)
+        .replace("{selector}", "1")
+        .replace("{tag}", "gpu")
+        .replace("{user_id}", &UserId(none).to_string())
+        .replace("{invitation_id}", &InvitationId(none).to_string())
+        .replace("{*rest}", "index.css");
+    // Nobody answers for the host, and that is not what is waited for.
+    let waits = ["", "/{id}", "/{id}/pause", "/{id}/resume", "/{id}/fork"];
+    match route.strip_prefix("/v1/sandboxes") {
+        Some(rest) if waits.contains(&rest) => format!("{path}?wait_sec=0"),
+        _ => path,
+    }
+}
+
 pub fn config(database_url: &str, dir: &std::path::Path) -> Config {
+    config_with(database_url, dir, "open")
+}
+
+fn config_with(database_url: &str, dir: &std::path::Path, signup: &str) -> Config {
     let settings = Settings {
         database_url: Some(database_url.to_owned()),
         listen: "127.0.0.1:0".to_owned(),
@@ -197,6 +319,7 @@ pub fn config(database_url: &str, dir: &std::path::Path) -> Config {
         ready_file: None,
         idle_timeout_min_sec: 60,
         capacity: Capacity::default(),
+        accounts: AccountSettings { signup: Some(signup.to_owned()), ..AccountSettings::default() },
     };
     settings.check().unwrap()
 }

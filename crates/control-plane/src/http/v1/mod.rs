@@ -3,9 +3,14 @@
 pub mod api_keys;
 pub mod auth;
 pub mod hosts;
+pub mod invitations;
+mod links;
+pub mod me;
 pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;
+pub mod teams;
+pub mod users;
 
 use std::future::Future;
 

@@ -3,7 +3,9 @@
 use api::v1::errors::ErrorBody;
 use api::v1::keys::{ApiKey, CreateApiKey};
 use axum::extract::State;
+use chrono::Utc;
 use http::StatusCode;
+use model::access::Scope;
 use model::ids::ApiKeyId;
 use store::api_keys::{Created, NewApiKey};
 
@@ -11,6 +13,7 @@ use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::OptionalJson;
 use crate::http::errors::ApiError;
+use crate::http::fields;
 use crate::http::idempotency::{IdempotencyKey, secret_bytes};
 use crate::tokens;
 
@@ -25,19 +28,22 @@ pub async fn create(
     repeat: IdempotencyKey,
     OptionalJson(body): OptionalJson<CreateApiKey>,
 ) -> Result<(StatusCode, axum::Json<ApiKey>), ApiError> {
-    let name = body.name.as_deref().unwrap_or(NAME_DEFAULT).trim();
-    if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(is_misleading) {
-        return Err(ApiError::invalid("name", "must have 1 to 128 printable characters"));
+    let name = fields::display_name("name", body.name.as_deref().unwrap_or(NAME_DEFAULT), NAME_CHARS_MAX)?;
+    let scopes = scopes(&caller, body.scopes.as_deref())?;
+    if body.expires_at.is_some_and(|at| at <= Utc::now()) {
+        return Err(ApiError::invalid("expires_at", "must be in the future"));
     }
     let idempotency = repeat.scoped(&caller, "POST /v1/api-keys", &body);
     let (key, key_hash, key_prefix) = tokens::api_key(&secret_bytes(&app, idempotency.as_ref()));
     let new = NewApiKey {
         id: ApiKeyId(uuid::Uuid::now_v7()),
         team: caller.team,
-        name: name.to_owned(),
+        name,
         key_hash,
         key_prefix,
         created_by: caller.user(),
+        scopes,
+        expires_at: body.expires_at,
     };
     let actor = caller.actor();
     let store = app.store.clone();
@@ -53,7 +59,24 @@ pub async fn create(
     }
 }
 
-/// Control characters, and those that change the direction of the text around them.
-fn is_misleading(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// No key makes one that opens more than itself.
+fn scopes(caller: &Caller, wanted: Option<&[String]>) -> Result<Vec<Scope>, ApiError> {
+    let Some(wanted) = wanted else {
+        return Ok(Scope::ordinary().into_iter().filter(|scope| caller.scopes.contains(scope)).collect());
+    };
+    let mut scopes = Vec::new();
+    for word in wanted {
+        let scope: Scope = word.parse().map_err(|error| ApiError::invalid("scopes", error))?;
+        if !caller.scopes.contains(&scope) {
+            return Err(ApiError::forbidden("a key may not make one with more scopes than its own")
+                .with("scope", word.as_str()));
+        }
+        scopes.push(scope);
+    }
+    if scopes.is_empty() {
+        return Err(ApiError::invalid("scopes", "must name at least one"));
+    }
+    scopes.sort_unstable();
+    scopes.dedup();
+    Ok(scopes)
 }

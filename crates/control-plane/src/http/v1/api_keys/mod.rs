@@ -23,6 +23,8 @@ fn shown(key: store::api_keys::ApiKey, secret: Option<String>) -> ApiKey {
         created_by: key.created_by.map(|user| user.to_string()),
         created_at: key.created_at,
         last_used: key.last_used,
+        scopes: key.scopes.iter().map(ToString::to_string).collect(),
+        expires_at: key.expires_at,
         key: secret,
     }
 }

@@ -24,16 +24,21 @@ use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::Id;
 use crate::http::errors::ApiError;
+use crate::http::rights::{self, Grant};
 
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 const START_TIME_MAX: Duration = Duration::from_secs(30);
 const SEND_TIME_MAX: Duration = Duration::from_secs(60);
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// For the last frame, when the rights are lost.
+const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// Frames that say nothing we know, before the connection is closed.
 const NONSENSE_MAX: u32 = 10;
 
 const NORMAL: u16 = 1000;
 const POLICY: u16 = 1008;
+/// Of the range that is everybody's own: who has opened it may no longer.
+const UNAUTHORIZED: u16 = 4401;
 const RESTART: u16 = 1012;
 const TRY_LATER: u16 = 1013;
 
@@ -43,6 +48,7 @@ const TRY_LATER: u16 = 1013;
 pub async fn exec_stream(
     State(app): State<App>,
     caller: Caller,
+    grant: Grant,
     Id(id): Id<SandboxId>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
@@ -52,12 +58,22 @@ pub async fn exec_stream(
     Ok(upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
-        .on_upgrade(move |socket| async move { Session { socket, stop, nonsense: 0 }.run(&agent, &id).await }))
+        .on_upgrade(move |socket| async move {
+            let rights = CancellationToken::new();
+            let session = Session { socket, stop, rights: rights.clone(), nonsense: 0 };
+            // The look at the rights ends with the session, and the session soon after the rights.
+            tokio::select! {
+                () = session.run(&agent, &id) => {}
+                () = async { rights::lost(&app, &grant).await; rights.cancel(); tokio::time::sleep(END_TIME_MAX).await } => {}
+            }
+        }))
 }
 
 struct Session {
     socket: WebSocket,
     stop: CancellationToken,
+    /// Cancelled when whoever opened it may no longer.
+    rights: CancellationToken,
     nonsense: u32,
 }
 
@@ -102,7 +118,7 @@ impl Session {
 
     async fn relay(mut self, events: Events, mut encoder: Encoder) {
         let mut events = events.map_err(AgentError::from);
-        let stop = self.stop.clone();
+        let (stop, rights) = (self.stop.clone(), self.rights.clone());
         let mut ping = tokio::time::interval(PING_EVERY);
         ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -122,6 +138,7 @@ impl Session {
                     Err(Over) => return,
                 },
                 () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
+                () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
             };
             let (frames, is_end) = match event {
                 Some(Ok(event)) => match event.event {

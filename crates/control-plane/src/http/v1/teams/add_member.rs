@@ -1,0 +1,35 @@
+//! `POST /v1/teams/{id}/members`: somebody who has an account joins as a member, and is told so.
+
+use api::v1::errors::ErrorBody;
+use api::v1::teams::{AddMember, Member};
+use axum::extract::State;
+use http::StatusCode;
+use store::members::Added;
+
+use crate::app::App;
+use crate::http::access::MemberCaller;
+use crate::http::body::Json;
+use crate::http::errors::ApiError;
+use crate::http::fields;
+
+#[utoipa::path(post, path = "/{id}/members", tag = "teams", params(("id" = String, Path)), request_body = AddMember,
+    responses((status = 201, body = Member), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 404, body = ErrorBody)))]
+pub async fn add(
+    State(app): State<App>,
+    caller: MemberCaller,
+    Json(body): Json<AddMember>,
+) -> Result<(StatusCode, axum::Json<Member>), ApiError> {
+    let email = fields::email(&body.email)?;
+    let (store, actor, team) = (app.store.clone(), caller.actor(), caller.team);
+    let member = match super::super::detached(&app, async move { store.add_member(team, &email, &actor).await }).await?
+    {
+        Added::Made(member) => member,
+        Added::Already => return Err(ApiError::already_a_member()),
+        Added::NoUser => return Err(ApiError::not_found("user")),
+        Added::TooMany => return Err(ApiError::quota_exceeded("the team has as many members as it may have")),
+    };
+    let text = "You are in a team of Wrenn now. Log in and look at your teams.\n".to_owned();
+    app.accounts.mail.send(&app.tracker, &member.email, "You were added to a team", text);
+    Ok((StatusCode::CREATED, axum::Json(super::shown_member(member))))
+}

@@ -1,0 +1,30 @@
+//! `POST /v1/teams`: a team whose owner is the caller.
+
+use api::v1::errors::ErrorBody;
+use api::v1::teams::{Team, TeamName};
+use axum::extract::State;
+use http::StatusCode;
+use model::access::Role;
+use model::ids::TeamId;
+
+use crate::app::App;
+use crate::http::access::PersonCaller;
+use crate::http::body::Json;
+use crate::http::errors::ApiError;
+use crate::http::fields;
+
+#[utoipa::path(post, path = "/", tag = "teams", request_body = TeamName,
+    responses((status = 201, body = Team), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
+pub async fn create(
+    State(app): State<App>,
+    person: PersonCaller,
+    Json(body): Json<TeamName>,
+) -> Result<(StatusCode, axum::Json<Team>), ApiError> {
+    let name = fields::team_name(&body.name)?;
+    let (store, actor) = (app.store.clone(), person.actor());
+    let id = TeamId(uuid::Uuid::now_v7());
+    let made =
+        super::super::detached(&app, async move { store.create_team(id, &name, person.user, &actor).await }).await?;
+    let team = made.ok_or_else(|| ApiError::quota_exceeded("this person is in as many teams as one may be in"))?;
+    Ok((StatusCode::CREATED, axum::Json(super::shown(team, Role::Owner))))
+}

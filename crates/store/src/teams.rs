@@ -1,0 +1,190 @@
+//! Teams: who owns sandboxes, snapshots and keys. One that is deleted keeps its row, because rows of its sandboxes outlive it.
+
+use chrono::{DateTime, Utc};
+use model::access::Role;
+use model::ids::{TeamId, UserId};
+use uuid::Uuid;
+
+use crate::audit::{self, Actor};
+use crate::{Store, StoreError, Tx};
+
+/// That one person may be in; more is a mistake in somebody's script.
+pub const TEAMS_MAX: i64 = 100;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Team {
+    pub id: TeamId,
+    pub name: String,
+    pub slug: String,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Deleted {
+    Done,
+    /// It has sandboxes or snapshots.
+    NotEmpty,
+    /// The platform's own.
+    Platform,
+    Missing,
+}
+
+struct Row {
+    id: Uuid,
+    name: String,
+    slug: String,
+    created_at: DateTime<Utc>,
+}
+
+impl From<Row> for Team {
+    fn from(row: Row) -> Self {
+        Self { id: TeamId(row.id), name: row.name, slug: row.slug, created_at: row.created_at }
+    }
+}
+
+impl Store {
+    /// The teams of a person, in the order in which they joined, with what they are there.
+    pub async fn teams_of(&self, user: UserId) -> Result<Vec<(Team, Role)>, StoreError> {
+        let rows = sqlx::query!(
+            "select t.id, t.name, t.slug, t.created_at, m.role from teams t join team_members m on m.team_id = t.id
+             where m.user_id = $1 and t.deleted_at is null order by m.created_at, t.id limit $2",
+            user.0,
+            TEAMS_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let team = |id, name, slug, created_at| Team { id: TeamId(id), name, slug, created_at };
+        rows.into_iter().map(|row| Ok((team(row.id, row.name, row.slug, row.created_at), role(&row.role)?))).collect()
+    }
+
+    pub async fn team(&self, id: TeamId) -> Result<Option<Team>, StoreError> {
+        let row = sqlx::query_as!(
+            Row,
+            "select id, name, slug, created_at from teams where id = $1 and deleted_at is null",
+            id.0
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.map(Team::from))
+    }
+
+    /// None when the person is not in the team, or there is none.
+    pub async fn role_in(&self, team: TeamId, user: UserId) -> Result<Option<Role>, StoreError> {
+        let found = sqlx::query_scalar!(
+            "select m.role from team_members m join teams t on t.id = m.team_id
+             where m.team_id = $1 and m.user_id = $2 and t.deleted_at is null",
+            team.0,
+            user.0
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        found.map(|found| role(&found)).transpose()
+    }
+
+    /// A team whose owner is `owner`. None when that person is in [`TEAMS_MAX`].
+    pub async fn create_team(
+        &self,
+        id: TeamId,
+        name: &str,
+        owner: UserId,
+        actor: &Actor,
+    ) -> Result<Option<Team>, StoreError> {
+        let mut tx = self.begin().await?;
+        // Two calls of one person must not both find room.
+        sqlx::query!("select id from users where id = $1 for no key update", owner.0).fetch_one(&mut *tx).await?;
+        let count = sqlx::query_scalar!(r#"select count(*) as "count!" from team_members where user_id = $1"#, owner.0)
+            .fetch_one(&mut *tx)
+            .await?;
+        if count >= TEAMS_MAX {
+            return Ok(None);
+        }
+        let team = insert(&mut tx, id, name, owner).await?;
+        let actor = Actor { team: Some(id), ..actor.clone() };
+        audit::record(&mut tx, &actor, "team.create", &id.to_string(), serde_json::json!({ "name": name })).await?;
+        tx.commit().await?;
+        Ok(Some(team))
+    }
+
+    /// False when there is no such team.
+    pub async fn rename_team(&self, id: TeamId, name: &str, actor: &Actor) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let renamed = sqlx::query!("update teams set name = $2 where id = $1 and deleted_at is null", id.0, name)
+            .execute(&mut *tx)
+            .await?;
+        if renamed.rows_affected() == 0 {
+            return Ok(false);
+        }
+        audit::record(&mut tx, actor, "team.rename", &id.to_string(), serde_json::json!({ "name": name })).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Its keys, members and invitations go with it.
+    pub async fn delete_team(&self, id: TeamId, actor: &Actor) -> Result<Deleted, StoreError> {
+        let mut tx = self.begin().await?;
+        // Stronger than the lock of a member's change: sandboxes that are being created refer to the row and are waited for.
+        let team = sqlx::query!("select is_platform from teams where id = $1 and deleted_at is null for update", id.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+        match team {
+            None => return Ok(Deleted::Missing),
+            Some(team) if team.is_platform => return Ok(Deleted::Platform),
+            Some(_) => {}
+        }
+        let is_used = sqlx::query_scalar!(
+            r#"select exists (select 1 from sandboxes where team_id = $1 and observed <> 'killed')
+                   or exists (select 1 from snapshots where team_id = $1) as "used!""#,
+            id.0
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if is_used {
+            return Ok(Deleted::NotEmpty);
+        }
+        sqlx::query!("update teams set deleted_at = now() where id = $1", id.0).execute(&mut *tx).await?;
+        sqlx::query!("delete from api_keys where team_id = $1", id.0).execute(&mut *tx).await?;
+        sqlx::query!("delete from invitations where team_id = $1", id.0).execute(&mut *tx).await?;
+        sqlx::query!("delete from team_members where team_id = $1", id.0).execute(&mut *tx).await?;
+        audit::record(&mut tx, actor, "team.delete", &id.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(Deleted::Done)
+    }
+}
+
+/// The team that the person joined first, made when there is none.
+pub(crate) async fn first_team(tx: &mut Tx, user: UserId) -> Result<TeamId, StoreError> {
+    // Two first logins must not make two teams.
+    let name = sqlx::query_scalar!("select name from users where id = $1 for no key update", user.0)
+        .fetch_one(&mut **tx)
+        .await?;
+    let first = sqlx::query_scalar!(
+        "select m.team_id from team_members m join teams t on t.id = m.team_id
+         where m.user_id = $1 and t.deleted_at is null order by m.created_at, m.team_id limit 1",
+        user.0
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    match first {
+        Some(team) => Ok(TeamId(team)),
+        None => Ok(insert(tx, TeamId(Uuid::now_v7()), &format!("{name}'s Team"), user).await?.id),
+    }
+}
+
+async fn insert(tx: &mut Tx, id: TeamId, name: &str, owner: UserId) -> Result<Team, StoreError> {
+    let row = sqlx::query_as!(
+        Row,
+        "insert into teams (id, name) values ($1, $2) returning id, name, slug, created_at",
+        id.0,
+        name
+    )
+    .fetch_one(&mut **tx)
+    .await?;
+    sqlx::query!("insert into team_members (team_id, user_id, role) values ($1, $2, 'owner')", id.0, owner.0)
+        .execute(&mut **tx)
+        .await?;
+    Ok(row.into())
+}
+
+pub(crate) fn role(text: &str) -> Result<Role, StoreError> {
+    text.parse().map_err(|_| StoreError::Damaged { row: "team_members".to_owned(), column: "role" })
+}
