@@ -43,9 +43,11 @@ fn settings_service_and_token_are_put_into_place_and_kept_when_it_is_repeated() 
     let root = dir.path();
     let data = root.join("data");
     let at = format!("WRENN_DIR={}", data.display());
-    let more = ["--set", &at, "--set", "WRENN_VMM=qemu", "--set", "WRENN_NOTE=two words \"quoted\""];
+    let more = ["--set", &at, "--set", "WRENN_VMM=qemu", "--set", "WRENN_LOG=two words \"quoted\""];
+    let done = install(root, &[&FIRST[..4], &more].concat());
+    assert!(done.status.success() && words(&done).contains("wrenn host add"), "{}", words(&done));
     let done = install(root, &[&FIRST[..], &more].concat());
-    assert!(done.status.success(), "{}", words(&done));
+    assert!(done.status.success() && !words(&done).contains("wrenn host add"), "{}", words(&done));
     let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(report["running"], false);
     assert!(report["next"].as_str().unwrap().contains("systemctl enable --now wrenn-agent.service"), "{report}");
@@ -56,7 +58,7 @@ fn settings_service_and_token_are_put_into_place_and_kept_when_it_is_repeated() 
     for line in [
         "WRENN_CP_URL=\"http://10.0.0.1:8000\"",
         "WRENN_HOST_ADDRESS=\"10.0.0.5:50051\"",
-        "WRENN_NOTE=\"two words \\\"quoted\\\"\"",
+        "WRENN_LOG=\"two words \\\"quoted\\\"\"",
         "WRENN_VMM=\"qemu\"",
     ] {
         assert!(settings.lines().any(|it| it == line), "{line} is not in\n{settings}");
@@ -116,14 +118,15 @@ fn disks_by_device_mapper_have_their_module_and_udev_looks_away() {
 fn wrong_usage_is_told_and_changes_nothing() {
     let with = |arguments: &[&'static str]| [&FIRST[..4], arguments].concat();
     for (arguments, told) in [
-        (vec![], "--cp-url and --address"),
-        (vec!["--address", "10.0.0.5:50051"], "--cp-url is missing"),
+        (vec![], "needed the first time: --cp-url, --address"),
+        (vec!["--address", "10.0.0.5:50051"], "needed the first time: --cp-url"),
         (vec!["--cp-url", "10.0.0.1:8000", "--address", "10.0.0.5:50051"], "no http or https URL"),
         (vec!["--cp-url", "http://10.0.0.1", "--address", "10.0.0.5"], "HOST:PORT"),
         (vec!["--cp-url", "http://10.0.0.1", "--address", ":50051"], "HOST:PORT"),
         (with(&["--set", "PATH=/tmp"]), "begins with WRENN_"),
         (with(&["--set", "WRENN_DIR=data"]), "no absolute path"),
         (with(&["--set", "WRENN_VMM"]), "NAME=VALUE"),
+        (with(&["--set", "WRENN_VM=qemu"]), "is WRENN_VMM meant?"),
         (with(&["--set", "WRENN_VMM=qemu\nLD_PRELOAD=x"]), "control characters"),
         (with(&["--register", "a'; rm -rf /'"]), "registration token"),
     ] {

@@ -74,7 +74,7 @@ pub enum CredentialsError {
         cause: io::Error,
     },
     #[error(
-        "{path} is damaged; restore it, or register this host anew: POST /v1/hosts/<id>/token gives a token for wrenn-agent --register"
+        "{path} is damaged; restore it, or register this host anew: `wrenn host token ID` gives a token for wrenn-agent --register"
     )]
     Damaged { path: PathBuf },
     #[error("make a key and a certificate request for {address}")]

@@ -1,5 +1,6 @@
 //! `wrenn-agent`: reads settings, sets up logging, runs the library.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -60,6 +61,7 @@ fn log() {
     if std::env::var("WRENN_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();
     } else {
-        builder.init();
+        // Colours are for people, not for journals and files.
+        builder.with_ansi(std::io::stderr().is_terminal()).init();
     }
 }

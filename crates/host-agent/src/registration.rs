@@ -28,7 +28,7 @@ const RENEW_CHECK_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     #[error(
-        "the control plane refused the registration token ({code}): {message}; make a new one with POST /v1/hosts/<id>/token, it works once and for one hour"
+        "the control plane refused the registration token ({code}): {message}; make a new one with `wrenn host token ID`, it works once and for one hour"
     )]
     TokenRefused { code: String, message: String },
     #[error("the control plane refused the registration ({status} {code}): {message}")]

@@ -1,5 +1,6 @@
 //! The storage pool on real parts: files, loop devices, XFS, ext4. Needs root; without it it says so and does nothing.
 
+use std::io::BufRead as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -102,6 +103,36 @@ fn name() -> TemplateName {
 /// What the file system in an image holds; read by a program, not by the kernel.
 fn content(disk: &Path) -> String {
     run("debugfs", &["-R", "cat /content", text(disk)])
+}
+
+#[test]
+fn held_in_another_mount_namespace_it_is_not_mounted_twice_and_says_so() {
+    let Some(dir) = Dir::new() else { return };
+    drop(dir.open());
+    let mut other = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "echo ready; read -r _"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut word = String::new();
+    std::io::BufReader::new(other.stdout.take().unwrap()).read_line(&mut word).unwrap();
+    assert_eq!(word, "ready\n");
+    nix::mount::umount(&dir.0.join("pool")).unwrap();
+
+    let refused = Pool::open(&dir.0, Some(POOL_MIB)).err().unwrap();
+    assert!(matches!(refused, PoolError::Elsewhere { .. }), "{refused}");
+    assert!(refused.is_config());
+
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    // The kernel lets go of a namespace a moment after its last process.
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while dir.held().1 > 0 && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(dir.open());
+    assert_eq!(dir.held(), (1, 1));
 }
 
 #[test]

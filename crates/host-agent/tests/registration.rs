@@ -163,7 +163,7 @@ async fn what_says_nothing_is_repeated_with_the_same_key() {
 #[tokio::test]
 async fn a_refusal_is_told_and_not_repeated() {
     for (status, code, words) in [
-        (401, "unauthorized", "POST /v1/hosts/<id>/token"),
+        (401, "unauthorized", "wrenn host token ID"),
         (400, "invalid_request", "refused the registration"),
         (426, "agent_too_old", "agent_too_old"),
     ] {

@@ -1,6 +1,7 @@
 //! `wrenn doctor`: what this machine can do as a host, said plainly: each finding with its cure. Where a platform runs, the host agent
 //! is asked what it really found, because only a boot proves that KVM works.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -155,6 +156,11 @@ fn agent_findings(host: &Value, dir: &Path) -> Vec<Finding> {
 
 fn kvm_node() -> Finding {
     match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(file) if file.metadata().is_ok_and(|about| is_for_root_alone(&about)) => Finding::warn(
+            "/dev/kvm",
+            "open to root alone, and no microVM runs as root",
+            "chgrp kvm /dev/kvm && chmod 660 /dev/kvm",
+        ),
         Ok(_) => Finding::ok("/dev/kvm", "opens (whether it boots a guest is found out by the host agent)"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Finding::warn(
             "/dev/kvm",
@@ -165,6 +171,11 @@ fn kvm_node() -> Finding {
             Finding::warn("/dev/kvm", error.to_string(), "sandboxes run under emulation; give the container the device")
         }
     }
+}
+
+fn is_for_root_alone(about: &std::fs::Metadata) -> bool {
+    let may = |bits: u32| about.mode() & bits == bits;
+    !may(0o006) && (about.gid() == 0 || !may(0o060))
 }
 
 fn cgroups() -> Finding {

@@ -62,6 +62,10 @@ pub enum PoolError {
         #[source]
         cause: io::Error,
     },
+    #[error(
+        "the storage pool {image} is mounted in another mount namespace ({device}), where sandboxes or an agent of before hold it; start the agent there (nsenter --mount), or end what runs there"
+    )]
+    Elsewhere { image: PathBuf, device: String },
     #[error("{point} has a {kind} mounted that is not this agent's pool; unmount it")]
     Occupied { point: PathBuf, kind: String },
     #[error("{point}/sandboxes holds sandboxes that the pool's mount would hide; move them away")]
@@ -83,7 +87,7 @@ pub enum PoolError {
 impl PoolError {
     /// Starting again does not help: somebody has to change something first.
     pub fn is_config(&self) -> bool {
-        matches!(self, Self::NoSpace { .. } | Self::Occupied { .. } | Self::InTheWay { .. })
+        matches!(self, Self::NoSpace { .. } | Self::Elsewhere { .. } | Self::Occupied { .. } | Self::InTheWay { .. })
     }
 }
 

@@ -120,7 +120,15 @@ impl OwnXfs {
         // Direct I/O: the pool's pages are cached once, not twice.
         let wish = Attachment { block_bytes: SECTOR, is_direct: true, ..Attachment::default() };
         let device = loops::attach(&self.image, wish).map_err(failed)?;
-        mount(Some(&device.path), &self.point, Some("xfs"), FLAGS, None::<&str>).map_err(|errno| failed(errno.into()))
+        mount(Some(&device.path), &self.point, Some("xfs"), FLAGS, None::<&str>).map_err(|errno| {
+            // XFS refuses to be mounted twice, and says no more than that.
+            let others = loops::all().unwrap_or_default();
+            let other = others.into_iter().find(|(number, file)| *file == self.image && *number != device.number);
+            match other {
+                Some((device, _)) => PoolError::Elsewhere { image: self.image.clone(), device },
+                None => failed(errno.into()),
+            }
+        })
     }
 
     /// Unmounts and waits until the loop device has let go of the file. Also of what is not mounted.

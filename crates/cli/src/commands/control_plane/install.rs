@@ -171,7 +171,7 @@ async fn checked(program: &Path, settings: &Settings) -> Result<(), Failure> {
 fn by_hand(program: &str) -> String {
     format!(
         "systemd does not run here, so nothing was started. By hand:\n  install -d -m 700 -o {USER} -g {USER} {DIR}\n  \
-         set -a; . /{SETTINGS}; WRENN_DIR={DIR}; set +a\n  runuser -u {USER} --preserve-environment -- {program}"
+         set -a; . /{SETTINGS}; WRENN_DIR={DIR} HOME={DIR}; set +a\n  cd / && runuser -u {USER} --preserve-environment -- {program}"
     )
 }
 

@@ -22,6 +22,8 @@ const SERVICE: Service = Service {
     // It makes its pool and looks whether KVM boots a guest before it joins.
     start_max: Duration::from_secs(180),
 };
+/// For one look at the control plane.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 const DIR: &str = "WRENN_DIR";
 /// In that directory, of a host that has joined.
 const JOINED: &str = "host-token";
@@ -95,7 +97,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let missing: Vec<&str> =
         needed.iter().filter(|(name, _)| settings.get(name).is_none()).map(|(_, option)| *option).collect();
     if !missing.is_empty() {
-        return Err(Failure::usage(format!("{} is missing: the first time it has to be given", missing.join(" and "))));
+        return Err(Failure::usage(format!("not given yet, and needed the first time: {}", missing.join(", "))));
     }
     let token = checked_token(arguments)?;
     let is_here = arguments.root == Path::new("/");
@@ -106,6 +108,12 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     findings.extend(doctor::of_machine(&dir));
     findings.extend(settings.get(DISK).and_then(doctor::disk_driver));
     findings.extend(advice::all());
+    let has_joined = dir.join(JOINED).exists();
+    let has_token = token.is_some() || files.at(REGISTRATION).exists();
+    findings.push(membership(has_joined, has_token));
+    if is_here {
+        findings.push(control_plane(settings.get("WRENN_CP_URL").unwrap_or_default()).await);
+    }
     let is_fit = findings.iter().all(|finding| finding.grade != Grade::Fail);
     if is_here && !is_fit && !arguments.force {
         let report = Installed { findings, files: Vec::new(), running: false, next: Some(NOT_FIT.to_owned()) };
@@ -114,7 +122,6 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     }
     let program = SERVICE.place(&mut files)?;
     findings.extend(SERVICE.hidden(&program, &arguments.root));
-    let has_joined = dir.join(JOINED).exists();
     lay_out(&settings, (token, has_joined), &mut files)?;
     let next = if arguments.no_start || !is_here {
         Some(SERVICE.later())
@@ -127,6 +134,47 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let report = Installed { findings, files: files.written, running: next.is_none(), next };
     show(format, &report, in_words)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether it will be let in.
+fn membership(has_joined: bool, has_token: bool) -> Finding {
+    const WHAT: &str = "membership";
+    match (has_joined, has_token) {
+        (true, _) => Finding::ok(WHAT, "this machine has joined"),
+        (false, true) => Finding::ok(WHAT, "a registration token is given"),
+        (false, false) => Finding::warn(
+            WHAT,
+            "this machine has not joined, and no registration token is given",
+            "`wrenn host add` on the control plane prints one; repeat this with WRENN_REGISTRATION_TOKEN=... before it",
+        ),
+    }
+}
+
+/// No reason to refuse anything: it may be made after its hosts, and they ask for it as long as it takes.
+async fn control_plane(url: &str) -> Finding {
+    const WHAT: &str = "control plane";
+    let cure = "is --cp-url right, does wrenn-cp run there, and is the way to it open?";
+    let asked = async {
+        let client = reqwest::Client::builder().timeout(ANSWER_MAX).redirect(reqwest::redirect::Policy::none()).build();
+        let health = url::Url::parse(url).and_then(|url| url.join("health")).map_err(|error| error.to_string())?;
+        let answer =
+            client.map_err(|error| causes(&error))?.get(health).send().await.map_err(|error| causes(&error))?;
+        let status = answer.status();
+        let said: serde_json::Value = answer.json().await.unwrap_or_default();
+        said["version"]
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| format!("what answers is no control plane ({status})"))
+    };
+    match asked.await {
+        Ok(version) => Finding::ok(WHAT, format!("version {version} answers at {url}")),
+        Err(why) => Finding::warn(WHAT, format!("{url}: {why}"), cure),
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let last = std::iter::successors(error.source(), |error| error.source()).last();
+    last.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 const NOT_FIT: &str = "this machine cannot be a host yet: see the lines with FAIL (--force goes on all the same)";

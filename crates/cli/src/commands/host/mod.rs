@@ -25,6 +25,8 @@ pub enum Command {
         #[arg(long = "tag", value_name = "TAG")]
         tags: Vec<String>,
     },
+    /// Make another registration token for a host that has not joined. Those before it open nothing any more.
+    Token { id: String },
     #[command(visible_alias = "ls")]
     List,
     /// Take nothing new onto a host. What is on it goes on; the answer says what is left.
@@ -68,6 +70,11 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
             let tags = (!tags.is_empty()).then_some(tags);
             let wanted = CreateHost { kind: "regular".to_owned(), provider, availability_zone, tags };
             let made: HostWithToken = client.post(client.url(&["v1", "hosts"]), &wanted).await?;
+            show(format, &made, |made| how_to_register(&client, made))?;
+        }
+        Command::Token { id } => {
+            let url = client.url(&["v1", "hosts", &id, "token"]);
+            let made: HostWithToken = client.post(url, &json!({})).await?;
             show(format, &made, |made| how_to_register(&client, made))?;
         }
         Command::List => {

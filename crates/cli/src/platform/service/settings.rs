@@ -5,6 +5,10 @@ use std::path::Path;
 
 use crate::failure::{Doing as _, Failure};
 
+/// Every setting there is, each on a line of its own, as a comment.
+const ALL: &str = include_str!("../../../../../.env.example");
+/// Two names of settings are nearly the same from here on, for who mistyped one. From 0 to 1.
+const ALIKE: f64 = 0.85;
 /// What stands for something else in quotation marks, to systemd and to a shell.
 const MARKS: [char; 4] = ['\\', '"', '$', '`'];
 
@@ -30,7 +34,7 @@ impl Settings {
         Ok(())
     }
 
-    /// As `--set NAME=VALUE` gives them.
+    /// As `--set NAME=VALUE` gives them. One that no program reads would be a setting that somebody believes in.
     pub fn put_given(&mut self, given: &[String]) -> Result<(), Failure> {
         let is_name =
             |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
@@ -40,6 +44,12 @@ impl Settings {
                 return Err(Failure::usage(format!(
                     "--set {setting:?}: give NAME=VALUE with a name that begins with WRENN_"
                 )));
+            }
+            if !known().any(|known| known == name) {
+                let nearest = known().map(|known| (strsim::jaro_winkler(known, name), known));
+                let nearest = nearest.filter(|(likeness, _)| *likeness >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+                let nearest = nearest.map(|(_, known)| format!("; is {known} meant?")).unwrap_or_default();
+                return Err(Failure::usage(format!("--set {setting:?}: there is no setting {name}{nearest}")));
             }
             self.put(name, value)?;
         }
@@ -74,6 +84,10 @@ impl Settings {
             format!("{text}{name}=\"{value}\"\n")
         })
     }
+}
+
+fn known() -> impl Iterator<Item = &'static str> {
+    ALL.lines().filter_map(|line| line.strip_prefix("# ")?.split_once('=')).map(|(name, _)| name)
 }
 
 fn unquoted(value: &str) -> String {
@@ -125,8 +139,23 @@ mod tests {
         assert_eq!(Settings::read(&place).unwrap(), Settings::default());
         std::fs::write(&place, "# by hand\nWRENN_A = 1\n\nWRENN_B=2\nnothing\n").unwrap();
         let mut given = Settings::default();
-        given.put_given(&["WRENN_B=3".to_owned(), "WRENN_C=4=5".to_owned()]).unwrap();
+        given.put("WRENN_B", "3").unwrap();
+        given.put_given(&["WRENN_LOG=a=b".to_owned()]).unwrap();
         let all = given.over(Settings::read(&place).unwrap());
-        assert_eq!(all.iter().collect::<Vec<_>>(), [("WRENN_A", "1"), ("WRENN_B", "3"), ("WRENN_C", "4=5")]);
+        assert_eq!(all.iter().collect::<Vec<_>>(), [("WRENN_A", "1"), ("WRENN_B", "3"), ("WRENN_LOG", "a=b")]);
+    }
+
+    #[test]
+    fn what_no_program_reads_is_refused() {
+        let refused = |setting: &str| {
+            let mut settings = Settings::default();
+            let failure = settings.put_given(&[setting.to_owned()]).expect_err(setting);
+            assert_eq!(settings, Settings::default());
+            failure.message().to_owned()
+        };
+        assert!(refused("WRENN_LOGG=debug").ends_with("there is no setting WRENN_LOGG; is WRENN_LOG meant?"));
+        assert!(refused("WRENN_ZZZZZ=1").ends_with("there is no setting WRENN_ZZZZZ"));
+        assert!(refused("LOG=debug").contains("WRENN_"));
+        assert!(refused("WRENN_LOG").contains("NAME=VALUE"));
     }
 }
