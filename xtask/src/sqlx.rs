@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use sha2::Digest as _;
 use testkit::postgres::Server;
 
 use crate::run;
@@ -23,6 +24,9 @@ pub struct Arguments {
     /// Change nothing; fail when `.sqlx` is not what the queries and the migrations of now make.
     #[arg(long)]
     check: bool,
+    /// For a release: keep what this version asks of the database, and what its migrations are, for the tests of versions to come.
+    #[arg(long, conflicts_with = "check")]
+    keep: bool,
 }
 
 /// File name to content.
@@ -52,6 +56,34 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         std::fs::write(place.join(name), content).with_context(|| format!("write {}", name.display()))?;
     }
     println!("sqlx: {} queries, {} files changed", asked.len(), changed.len());
+    if arguments.keep { keep(&root, &asked) } else { Ok(()) }
+}
+
+/// The queries with the types of their columns, under the number of the newest migration; and each migration with its digest.
+fn keep(root: &Path, asked: &Prepared) -> Result<()> {
+    let folder = root.join("crates/store/tests/released");
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let mut queries = Vec::new();
+    for content in asked.values() {
+        let answer: serde_json::Value = serde_json::from_slice(content)?;
+        let columns: Vec<_> = answer["describe"]["columns"].as_array().into_iter().flatten().collect();
+        let of = |field: &str| -> Vec<_> { columns.iter().map(|column| column[field].clone()).collect() };
+        queries.push(serde_json::json!({ "query": answer["query"], "names": of("name"), "types": of("type_info") }));
+    }
+    queries.sort_by_key(|query| query["query"].as_str().unwrap_or_default().to_owned());
+    let mut sums = String::new();
+    let mut newest = String::new();
+    for migration in migrations(&root.join("crates/store/migrations"))? {
+        let name = migration.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let digest = sha2::Sha256::digest(std::fs::read(&migration)?);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        sums.push_str(&format!("{hex}  {name}\n"));
+        newest = name.split('_').next().unwrap_or_default().to_owned();
+    }
+    let lines: Vec<String> = queries.iter().map(ToString::to_string).collect();
+    std::fs::write(folder.join(format!("{newest}.json")), format!("[\n{}\n]\n", lines.join(",\n")))?;
+    std::fs::write(folder.join("migrations.sha256"), sums)?;
+    println!("sqlx: kept {} queries of the schema {newest}", queries.len());
     Ok(())
 }
 

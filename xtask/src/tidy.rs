@@ -10,19 +10,20 @@ use serde_json::Value;
 use crate::run;
 
 /// Which of our crates each may use. Arrows run from programs to promises to nouns; two programs never depend on each other.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("model", &[]),
     ("api", &["model"]),
     ("crashpoint", &[]),
     ("supervision", &[]),
+    ("telemetry", &[]),
     ("microvm", &[]),
     ("store", &["model"]),
     ("envd", &["api"]),
     ("cli", &["api"]),
-    ("control-plane", &["api", "model", "store", "crashpoint", "supervision"]),
-    ("host-agent", &["api", "model", "microvm", "crashpoint", "supervision"]),
+    ("control-plane", &["api", "model", "store", "crashpoint", "supervision", "telemetry"]),
+    ("host-agent", &["api", "model", "microvm", "crashpoint", "supervision", "telemetry"]),
     ("initramfs", &[]),
-    ("testkit", &["api", "model", "store", "microvm", "crashpoint", "control-plane", "host-agent"]),
+    ("testkit", &["api", "model", "store", "microvm", "crashpoint", "control-plane", "host-agent", "telemetry"]),
     ("vmm-simulator", &[]),
     // Nothing of these ships, so they may have what tests have.
     ("whole-machine", &["testkit", "microvm", "vmm-simulator"]),

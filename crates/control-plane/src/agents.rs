@@ -17,6 +17,7 @@ use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
+use crate::measures;
 use crate::networks::Networks;
 
 /// A host on the same continent answers a SYN within this time, or it will not at all.
@@ -142,6 +143,14 @@ fn http(tls: &rustls::ClientConfig, networks: Arc<Networks>) -> Http {
 
 impl From<ConnectError> for AgentError {
     fn from(error: ConnectError) -> Self {
+        let judged = Self::judge(error);
+        measures::host_call_failed(&judged);
+        judged
+    }
+}
+
+impl AgentError {
+    fn judge(error: ConnectError) -> Self {
         if let Some(transport) = of_transport(&error) {
             return transport;
         }

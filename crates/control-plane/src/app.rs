@@ -14,9 +14,11 @@ use url::Url;
 use crate::agents::Agents;
 use crate::authority::Authority;
 use crate::mail::Mail;
+use crate::measures::Runs;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
 use crate::reconcile::silent_hosts::Watch;
+use crate::roles::Roles;
 use crate::secrets::Secret;
 use crate::tokens::Tokens;
 
@@ -32,6 +34,7 @@ pub struct Shared {
     pub outcomes: Arc<Outcomes>,
     pub driver: Arc<Driver>,
     pub replica: Replica,
+    pub runs: Runs,
     pub dir: PathBuf,
     /// The shortest idle time after which a sandbox ends.
     pub idle_timeout_min_sec: i64,
@@ -43,6 +46,11 @@ pub struct Shared {
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,
+    /// Before `stop`: it should get no more requests, and takes those that come all the same.
+    pub drain: CancellationToken,
+    /// After `stop`: the last request is answered.
+    pub end: CancellationToken,
+    pub roles: Roles,
 }
 
 /// How people come in.

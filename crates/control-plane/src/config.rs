@@ -1,18 +1,25 @@
 //! Settings of `wrenn-cp`: read once, checked at once. What is wrong is told in one message with its cure.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::account_settings::{AccountConfig, AccountSettings};
 use crate::capacity::Capacity;
 use crate::networks::Networks;
+use crate::roles::Roles;
+use telemetry::Listen;
 
 /// `sysexits.h`: something was found in an unconfigured or misconfigured state.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// Guests are asked every ten seconds what they do: from here on that is precise enough, and nobody is cut off who has just paused to think.
 const IDLE_TIMEOUT_MIN_SEC: u32 = 60;
+
+/// Load balancers ask every second or two; with what comes after it this stays below the 45 s that systemd gives.
+const STOP_NOTICE_SEC: u32 = 2;
+/// On loopback: the numbers are the platform's, and no tenant's business.
+const METRICS_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9470));
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Settings {
@@ -25,6 +32,15 @@ pub struct Settings {
     /// Where everything of this machine is kept
     #[arg(long, env = "WRENN_DIR", default_value = "/var/lib/wrenn", global = true)]
     pub dir: PathBuf,
+    /// Address and port on which Prometheus reads metrics, or off [default: 127.0.0.1:9470]
+    #[arg(long, env = "WRENN_METRICS_LISTEN_ADDR", global = true)]
+    pub metrics_listen: Option<String>,
+    /// What this replica does: api (answers), workers (carries out), with commas, or all [default: all]
+    #[arg(long, env = "WRENN_ROLES", global = true)]
+    pub roles: Option<String>,
+    /// For how many seconds, once told to end, it still takes requests while /health/ready says that it should get none
+    #[arg(long, env = "WRENN_STOP_NOTICE_SEC", default_value_t = STOP_NOTICE_SEC, value_parser = clap::value_parser!(u32).range(0..=10), global = true)]
+    pub stop_notice_sec: u32,
     /// Networks in which the addresses of hosts may lie: CIDRs with commas
     #[arg(long, env = "WRENN_HOST_NETWORKS", global = true)]
     pub host_networks: Option<String>,
@@ -58,6 +74,9 @@ pub struct Misconfigured {
 pub struct Config {
     pub database_url: String,
     pub listen: SocketAddr,
+    pub metrics: Listen,
+    pub roles: Roles,
+    pub stop_notice: Duration,
     pub dir: PathBuf,
     pub networks: Networks,
     pub dev_host: Option<String>,
@@ -89,6 +108,17 @@ impl Settings {
             problem: format!("{:?} is not an address and a port", self.listen),
             cure: "give it as :8000, 127.0.0.1:8000 or [::1]:8000",
         })?;
+        let metrics =
+            Listen::parse(self.metrics_listen.as_deref(), METRICS_LISTEN).map_err(|problem| Misconfigured {
+                setting: "WRENN_METRICS_LISTEN_ADDR",
+                problem: problem.to_string(),
+                cure: "give it as 127.0.0.1:9470 or :9470, or off",
+            })?;
+        let roles = self.roles.as_deref().unwrap_or_default().parse().map_err(|problem| Misconfigured {
+            setting: "WRENN_ROLES",
+            problem: format!("{problem}"),
+            cure: "give api, workers, both with a comma between, or all",
+        })?;
         let mut networks = match self.host_networks.as_deref().filter(|text| !text.is_empty()) {
             None => Networks::default(),
             Some(text) => text.parse().map_err(|problem| Misconfigured {
@@ -109,6 +139,9 @@ impl Settings {
         Ok(Config {
             database_url,
             listen,
+            metrics,
+            roles,
+            stop_notice: Duration::from_secs(self.stop_notice_sec.into()),
             dir: self.dir,
             networks,
             dev_host,
@@ -130,6 +163,9 @@ mod tests {
         Settings {
             database_url: Some("postgres://u@h/d".to_owned()),
             listen: ":8000".to_owned(),
+            metrics_listen: None,
+            roles: None,
+            stop_notice_sec: STOP_NOTICE_SEC,
             dir: PathBuf::from("/x"),
             host_networks: None,
             dev_host: None,
@@ -147,13 +183,23 @@ mod tests {
             Settings { database_url: None, ..settings() },
             Settings { database_url: Some("mysql://x".to_owned()), ..settings() },
             Settings { listen: "8000".to_owned(), ..settings() },
+            Settings { metrics_listen: Some("on".to_owned()), ..settings() },
+            Settings { roles: Some("api,edge".to_owned()), ..settings() },
             Settings { host_networks: Some("10.0.0.0/33".to_owned()), ..settings() },
             Settings { dev_host: Some("nowhere".to_owned()), ..settings() },
         ];
         let said: Vec<&str> = wrong.map(|settings| settings.check().err().unwrap().setting).to_vec();
         assert_eq!(
             said,
-            ["DATABASE_URL", "DATABASE_URL", "WRENN_CP_LISTEN_ADDR", "WRENN_HOST_NETWORKS", "CP_HOST_AGENT_ADDR"]
+            [
+                "DATABASE_URL",
+                "DATABASE_URL",
+                "WRENN_CP_LISTEN_ADDR",
+                "WRENN_METRICS_LISTEN_ADDR",
+                "WRENN_ROLES",
+                "WRENN_HOST_NETWORKS",
+                "CP_HOST_AGENT_ADDR"
+            ]
         );
         assert_eq!(settings().check().unwrap().listen.port(), 8000);
     }

@@ -10,8 +10,8 @@ use control_plane::secrets::{Secret, SecretError};
 use control_plane::tokens::Tokens;
 use control_plane::{http, login, run};
 use store::Store;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 /// The control plane of Wrenn.
@@ -82,21 +82,52 @@ async fn execute(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let serving = run::start(config).await?;
+    let mut signals = Signals::new()?;
+    let serving = tokio::select! {
+        serving = run::start(config) => serving?,
+        () = signals.next() => {
+            info!("told to end before it served");
+            return Ok(());
+        }
+    };
     supervision::ready();
-    let alive = tokio::spawn(supervision::keep_alive());
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let app = serving.app.clone();
+    let alive = tokio::spawn(supervision::keep_alive_while(move || app.runs.stuck()));
+    signals.next().await;
     supervision::ending();
+    tokio::spawn(async move {
+        signals.next().await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "whoever asks twice does not want to wait; what is left is taken up by others"
+        )]
+        std::process::exit(1);
+    });
     serving.stop().await;
     alive.abort();
     if let Some(path) = &config.ready_file {
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// What tells a program to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 async fn admin_token(config: &Config) -> anyhow::Result<()> {

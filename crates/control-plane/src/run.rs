@@ -18,6 +18,7 @@ use crate::app::{Accounts, App, Shared};
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::mail::Mail;
+use crate::measures::{self, Runs};
 use crate::outcomes::Outcomes;
 use crate::reconcile;
 use crate::reconcile::driver::Driver;
@@ -36,7 +37,10 @@ const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// A replica that serves.
 pub struct Serving {
     pub address: SocketAddr,
+    /// Where its metrics are read.
+    pub metrics: Option<SocketAddr>,
     pub app: App,
+    notice: Duration,
     served: tokio::task::JoinHandle<()>,
 }
 
@@ -57,15 +61,19 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         first_start::dev_host(&store, &config.dir, address).await?;
     }
     let agents = Agents::new(&*authority.client_config(Utc::now())?, config.networks.clone());
+    let stop = CancellationToken::new();
     let app = App(std::sync::Arc::new(Shared {
-        outcomes: Outcomes::new(store.clone()),
+        outcomes: Outcomes::new(store.clone(), stop.clone()),
         tokens: Tokens::new(&secret),
         store,
         secret,
         authority,
         agents: agents.into(),
         driver: Driver::new(),
-        replica: Replica::from_random(rand::random()),
+        // What one that does not work opens is nobody's.
+        replica: if config.roles.workers { Replica::from_random(rand::random()) } else { Replica::idle() },
+        roles: config.roles,
+        runs: Runs::new(),
         dir: config.dir.clone(),
         idle_timeout_min_sec: config.idle_timeout_min_sec,
         watch: Watch::new(Instant::now()),
@@ -76,20 +84,44 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
             mail: Mail::new(config.accounts.smtp.as_ref()).context("set up mail (WRENN_SMTP_HOST)")?,
         },
         tracker: TaskTracker::new(),
-        stop: CancellationToken::new(),
+        stop,
+        drain: CancellationToken::new(),
+        end: CancellationToken::new(),
     }));
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {}; is another program there? (WRENN_CP_LISTEN_ADDR)", config.listen))?;
     let address = listener.local_addr().context("ask for the port")?;
+    let metrics = measured(config, &app).await?;
     reconcile::start(&app);
-    let served = tokio::spawn(http::serve::serve(listener, http::router(app.clone()), app.stop.clone()));
+    let router = if config.roles.api { http::router(app.clone()) } else { http::health_alone(app.clone()) };
+    let served = tokio::spawn(http::serve::serve(listener, router, app.stop.clone()));
     if let Some(path) = &config.ready_file {
-        let ready = serde_json::json!({ "addr": reachable(address).to_string(), "pid": std::process::id() });
+        let ready = serde_json::json!({
+            "addr": reachable(address).to_string(),
+            "metrics": metrics.map(|address| reachable(address).to_string()),
+            "pid": std::process::id(),
+        });
         first_start::write_private(path, &ready.to_string()).with_context(|| format!("write {}", path.display()))?;
     }
     info!(address = %address, "serving on {address}");
-    Ok(Serving { address, app, served })
+    Ok(Serving { address, metrics, app, notice: config.stop_notice, served })
+}
+
+/// Serves the numbers of this process, where that is wished.
+async fn measured(config: &Config, app: &App) -> anyhow::Result<Option<SocketAddr>> {
+    let bound = config.metrics.bind().await.with_context(|| {
+        format!("listen on {:?}; is another program there? (WRENN_METRICS_LISTEN_ADDR)", config.metrics)
+    })?;
+    let Some(listener) = bound else { return Ok(None) };
+    let address = listener.local_addr().context("ask for the port of the metrics")?;
+    let telemetry = telemetry::install(measures::TABLE, env!("CARGO_PKG_VERSION")).context("set up metrics")?;
+    app.tracker.spawn(telemetry.clone().keep(app.end.clone()));
+    let looking = app.clone();
+    let look: telemetry::Look = Box::new(move || Box::pin(measures::look(looking.clone())));
+    app.tracker.spawn(telemetry::serve(listener, telemetry, look, app.end.clone()));
+    info!(metrics = %address, "metrics are read on {address}");
+    Ok(Some(address))
 }
 
 /// Whether a start would find what it needs. Nothing is made, and nobody waits for a database that is not there yet.
@@ -105,13 +137,17 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
 }
 
 impl Serving {
-    /// Requests under way may end; what does not in time is dropped.
+    /// In order: whoever asks hears that it should get no more requests; then none is taken any more, streams are told, operations are
+    /// handed back for other replicas, and requests under way may end; what does not in time is dropped.
     pub async fn stop(self) {
         info!("stopping");
+        self.app.drain.cancel();
+        tokio::time::sleep(self.notice).await;
         self.app.stop.cancel();
         if self.served.await.is_err() {
             warn!("the server did not end as it should");
         }
+        self.app.end.cancel();
         self.app.tracker.close();
         let _ = tokio::time::timeout(END_TIME_MAX, self.app.tracker.wait()).await;
         let _ = tokio::time::timeout(END_TIME_MAX, self.app.store.close()).await;

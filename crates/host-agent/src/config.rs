@@ -1,11 +1,12 @@
 //! Settings: command line and environment, checked once. A setting that cannot be used ends the program with one sentence that names
 //! the setting, what is wrong with it and the cure.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use microvm::firecracker::{self, HugePages};
+use telemetry::Listen;
 use url::Url;
 
 use crate::disk::DiskChoice;
@@ -13,6 +14,9 @@ use crate::vmm::{self, VmmChoice};
 
 /// `EX_CONFIG` of sysexits: supervisors should not restart a program that ends so.
 pub const EXIT_CONFIG: u8 = 78;
+
+/// On loopback: the numbers are the operator's.
+const METRICS_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9471));
 
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "wrenn-agent", version, about = "Runs the sandboxes of one host")]
@@ -28,6 +32,9 @@ pub struct Args {
     pub cp_url: Option<String>,
     #[arg(long, env = "WRENN_HOST_LISTEN_ADDR", default_value = ":50051", value_name = "ADDR:PORT")]
     pub listen: String,
+    /// Where Prometheus reads metrics, or off [default: 127.0.0.1:9471]
+    #[arg(long, env = "WRENN_HOST_METRICS_LISTEN_ADDR", value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<String>,
     #[arg(long, env = "WRENN_DIR", default_value = "/var/lib/wrenn")]
     pub dir: PathBuf,
     /// Size in MiB of the agent's own XFS pool, where WRENN_DIR is on a file system without reflinks.
@@ -87,6 +94,7 @@ pub struct Config {
     pub address: Option<String>,
     pub cp_url: Option<Url>,
     pub listen: SocketAddr,
+    pub metrics: Listen,
     pub dir: PathBuf,
     pub pool_mib: Option<u32>,
     pub disk: DiskChoice,
@@ -132,6 +140,9 @@ impl TryFrom<Args> for Config {
             address: args.address.map(|address| checked_address(&address)).transpose()?,
             cp_url: args.cp_url.filter(|url| !url.is_empty()).map(|url| checked_url(&url)).transpose()?,
             listen: listen_address(&args.listen)?,
+            metrics: Listen::parse(args.metrics_listen.as_deref(), METRICS_LISTEN).map_err(|problem| {
+                bad("WRENN_HOST_METRICS_LISTEN_ADDR", problem.to_string(), "give 127.0.0.1:9471 or :9471, or off")
+            })?,
             dir: args.dir,
             pool_mib: args
                 .pool_mib
@@ -297,6 +308,7 @@ mod tests {
             (vec!["--address", "10.0.0.5:0"], "--address"),
             (vec!["--address", ":50051"], "--address"),
             (vec!["--listen", "nonsense"], "WRENN_HOST_LISTEN_ADDR"),
+            (vec!["--metrics-listen", "on"], "WRENN_HOST_METRICS_LISTEN_ADDR"),
             (vec!["--cp-url", "ftp://x"], "WRENN_CP_URL"),
             (vec!["--cp-url", "http://u:p@x"], "WRENN_CP_URL"),
             (vec!["--dir", "relative"], "WRENN_DIR"),

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::control_plane::{BackOff, CallError, ControlPlane, NoClient};
 use crate::credentials::Credentials;
+use crate::measures;
 
 const PERIOD: Duration = Duration::from_secs(30);
 /// So that a fleet that was started together does not beat together.
@@ -62,6 +63,7 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
         let path = format!("/v1/hosts/{}/heartbeat", host.host_id);
         let wait = match control_plane.post::<HeartbeatAnswer>(&path, Some(&host.token), &body).await {
             Ok(answer) => {
+                measures::heartbeat("taken");
                 back_off.reset();
                 (beat.epoch_seen)(answer.epoch);
                 (beat.idle_timeouts)(answer.idle_timeouts);
@@ -71,6 +73,7 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
                 PERIOD.mul_f64(1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>())
             }
             Err(error) => {
+                measures::heartbeat("failed");
                 detach(&beat.link, &error);
                 error.retry_after().unwrap_or_default().max(back_off.next(rand::random()))
             }

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod idleness;
 mod leaks;
 pub mod machines;
+pub mod measures;
 pub mod network;
 mod orphans;
 mod preflight;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::ground::Ground as _;
+use crate::measures;
 use crate::real_ground::RealGround;
 use crate::sandbox::Sandboxes;
 use crate::sandbox::steps::blocking;
@@ -69,6 +70,7 @@ pub async fn watch(ground: Arc<RealGround>, sandboxes: Arc<Sandboxes>, grace: Du
             match ground.sweep(uid).await {
                 Ok(()) => {
                     error!(uid, "a process of uid {uid} belonged to no sandbox and was ended");
+                    measures::leaked();
                     if let Some(slot) = tag.slot(uid)
                         && let Err(cause) = ground.detach_disk(slot).await
                     {

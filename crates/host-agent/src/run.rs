@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use microvm::Driver;
+use telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -37,7 +38,7 @@ use crate::sandbox::steps::{Context, blocking};
 use crate::sandbox::template_generations::TemplateGenerations;
 use crate::standby::Standbys;
 use crate::vmm::{VmmError, Vmms};
-use crate::{durable, template, vmm};
+use crate::{durable, measures, template, vmm};
 
 /// How long wishes under way may take when the agent ends; what is not done by then is undone at the next start.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -78,6 +79,14 @@ pub enum RunError {
         #[source]
         cause: io::Error,
     },
+    #[error("listen on {address:?} for metrics (WRENN_HOST_METRICS_LISTEN_ADDR); is another program there?")]
+    Metrics {
+        address: telemetry::Listen,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("set up metrics")]
+    Telemetry(#[from] telemetry::InstallError),
     #[error("write the ready file {path}")]
     ReadyFile {
         path: PathBuf,
@@ -210,6 +219,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let listener =
         TcpListener::bind(config.listen).await.map_err(|cause| RunError::Listen { address: config.listen, cause })?;
     let address = listener.local_addr().map_err(|cause| RunError::Listen { address: config.listen, cause })?;
+    let measured = measured(config).await?;
     sandboxes.recover().await?;
 
     let vmm_notes = Arc::<OnceLock<Vec<String>>>::default();
@@ -276,6 +286,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     });
 
     let task_stop = stop.child_token();
+    let metrics = measured.as_ref().map(|(_, address, _)| *address);
+    if let Some((listener, address, telemetry)) = measured {
+        let (looking, token) = (agent.clone(), task_stop.clone());
+        let look: telemetry::Look = Box::new(move || Box::pin(measures::look(looking.clone())));
+        tasks.spawn(telemetry.clone().keep(token.clone()).then_name("metrics"));
+        tasks.spawn(telemetry::serve(listener, telemetry, look, token).then_name("metrics"));
+        info!(metrics = %address, "metrics are read on {address}");
+    }
     let token = task_stop.clone();
     tasks.spawn(serve::serve(listener, crate::rpc::Service::new(agent.clone()), tls, token).then_name("serve"));
     let (token, changes) = (task_stop.clone(), credentials.subscribe());
@@ -349,7 +367,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         });
     }
     if let Some(path) = &config.ready_file {
-        announce(path.clone(), address).await?;
+        announce(path.clone(), address, metrics).await?;
     }
     supervision::ready();
     let alive = tokio::spawn(supervision::keep_alive());
@@ -372,6 +390,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Some(name) if !stop.is_cancelled() => Err(RunError::Died(name)),
         _ => Ok(()),
     }
+}
+
+/// The port for metrics, and what is told there.
+async fn measured(config: &Config) -> Result<Option<(TcpListener, SocketAddr, Telemetry)>, RunError> {
+    let failed = |cause| RunError::Metrics { address: config.metrics, cause };
+    let Some(listener) = config.metrics.bind().await.map_err(failed)? else { return Ok(None) };
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Some((listener, address, telemetry::install(measures::TABLE, env!("CARGO_PKG_VERSION"))?)))
 }
 
 async fn settle_driver(
@@ -425,8 +451,13 @@ fn epoch_keeper(
     })
 }
 
-async fn announce(path: PathBuf, address: SocketAddr) -> Result<(), RunError> {
-    let text = serde_json::json!({ "addr": address.to_string(), "pid": std::process::id() }).to_string();
+async fn announce(path: PathBuf, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), RunError> {
+    let ready = serde_json::json!({
+        "addr": address.to_string(),
+        "metrics": metrics.map(|address| address.to_string()),
+        "pid": std::process::id(),
+    });
+    let text = ready.to_string();
     let target = path.clone();
     blocking(move || durable::write(&target, text.as_bytes(), 0o644))
         .await

@@ -1,11 +1,10 @@
 //! The agent's port with real certificates and a real envd: who gets in, and what is relayed.
 
 mod platform;
+mod port;
 mod stage;
 
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::host::__buffa::oneof::exec_response::Event;
@@ -16,110 +15,12 @@ use api::host::{
     ListProcessesRequest, ListSandboxesRequest, ReadFileRequest, SandboxSpec, SignalProcessRequest, WriteFileHead,
     WriteFileRequest,
 };
-use api::v1::hosts::{HostFacts, IdleTimeout};
-use chrono::{TimeDelta, Utc};
+use api::v1::hosts::IdleTimeout;
 use connectrpc::{ConnectError, ErrorCode};
-use host_agent::agent::Agent;
-use host_agent::credentials::{Credentials, HostToken, KeyPem};
-use host_agent::heartbeat::Link;
-use host_agent::idleness::Idleness;
-use host_agent::rpc::{Service, serve};
 use platform::{Authority, Client};
-use stage::{Stage, id};
-use tokio::sync::watch;
+use port::Port;
+use stage::id;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-
-struct Port {
-    authority: Authority,
-    url: String,
-    stop: CancellationToken,
-    agent: Arc<Agent>,
-    disk_hangs: Arc<AtomicBool>,
-    stage: Stage,
-    _dir: tempfile::TempDir,
-}
-
-impl Port {
-    async fn open() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let stage = Stage::new(dir.path());
-        let envd = envd();
-        let fake = microvm::fake::Fake::with_body(move |launch| {
-            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            std::fs::write(stage::port_file(launch), port.to_string()).unwrap();
-            let mut command = Command::new(&envd);
-            command.args(["--standalone", "--port", &port.to_string()]);
-            command
-        });
-        let (sandboxes, driver) = stage.agent_with(fake).await;
-        let authority = Authority::new();
-        let (certificate, key) = authority.certificate("wrenn-agent");
-        let credentials = Credentials {
-            host: HostToken {
-                format: 1,
-                host_id: "host-1".to_owned(),
-                token: String::new(),
-                token_issued_at: Utc::now(),
-                token_expires_at: Utc::now() + TimeDelta::days(30),
-                epoch: 1,
-                cp_url: "http://127.0.0.1:1".parse().unwrap(),
-                address: "127.0.0.1:1".to_owned(),
-                registered_with: String::new(),
-            },
-            cert_pem: certificate.pem(),
-            ca_pem: authority.pem.clone(),
-            key_pem: KeyPem(key.serialize_pem()),
-        };
-        let tls = watch::channel(serve::server_config(&credentials).unwrap()).1;
-        let disk_hangs = Arc::new(AtomicBool::new(false));
-        let hangs = disk_hangs.clone();
-        let agent = Arc::new(Agent {
-            idleness: Idleness::new(sandboxes.context().changed.clone()),
-            sandboxes,
-            credentials: watch::channel(credentials).1,
-            link: watch::channel(Link::Attached).1,
-            driver,
-            vmm_notes: Arc::default(),
-            cgroup_driver: "none".to_owned(),
-            ground_notes: Vec::new(),
-            count: Box::new(|| Box::pin(async { [("sandboxes".to_owned(), 1)].into() })),
-            hardware: Box::new(move || {
-                let hangs = hangs.load(Ordering::Relaxed);
-                Box::pin(async move {
-                    if hangs {
-                        std::future::pending::<()>().await;
-                    }
-                    HostFacts { cpu_cores: 2, ..HostFacts::default() }
-                })
-            }),
-            seen: Arc::default(),
-            looking: Arc::default(),
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let stop = CancellationToken::new();
-        tokio::spawn(serve::serve(listener, Service::new(agent.clone()), tls, stop.clone()));
-        Self { authority, url, stop, agent, disk_hangs, stage, _dir: dir }
-    }
-
-    fn client(&self) -> Client {
-        self.authority.control_plane(&self.url)
-    }
-}
-
-/// The program, built once.
-fn envd() -> std::path::PathBuf {
-    static BUILT: OnceLock<std::path::PathBuf> = OnceLock::new();
-    BUILT
-        .get_or_init(|| {
-            let status = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "envd"]).status().unwrap();
-            assert!(status.success(), "envd does not build");
-            // target/debug/deps/<this test>
-            std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("envd")
-        })
-        .clone()
-}
 
 fn fence(revision: u64) -> Fence {
     Fence { host_epoch: 1, revision, operation_id: format!("op-{revision}"), ..Default::default() }

@@ -18,6 +18,11 @@ impl StoreError {
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
+
+    /// Somebody else has had a lock for longer than we wait.
+    pub fn is_locked_out(&self) -> bool {
+        matches!(self, Self::Unavailable(sqlx::Error::Database(cause)) if cause.code().as_deref() == Some("55P03"))
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -40,9 +45,14 @@ impl From<sqlx::Error> for StoreError {
 
 impl From<sqlx::migrate::MigrateError> for StoreError {
     fn from(error: sqlx::migrate::MigrateError) -> Self {
+        use sqlx::migrate::MigrateError as M;
         match error {
-            sqlx::migrate::MigrateError::Execute(cause) => match Self::from(cause) {
-                Self::Query(cause) => Self::Migration(sqlx::migrate::MigrateError::Execute(cause)),
+            M::Execute(cause) => match Self::from(cause) {
+                Self::Query(cause) => Self::Migration(M::Execute(cause)),
+                other => other,
+            },
+            M::ExecuteMigration(cause, version) => match Self::from(cause) {
+                Self::Query(cause) => Self::Migration(M::ExecuteMigration(cause, version)),
                 other => other,
             },
             other => Self::Migration(other),

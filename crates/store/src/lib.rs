@@ -14,6 +14,7 @@ pub mod idempotency;
 pub mod idleness;
 pub mod invitations;
 pub mod keyring;
+pub mod measures;
 pub mod members;
 pub mod operations;
 pub mod placement;
@@ -22,6 +23,7 @@ pub mod presence;
 pub mod quotas;
 pub mod registration_tokens;
 pub mod sandboxes;
+pub mod schema;
 pub mod sessions;
 mod sightings;
 pub mod silence;
@@ -34,14 +36,10 @@ pub mod wishes;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Postgres, Transaction};
 
 pub use fault::StoreError;
-
-/// Embedded, so that a program brings its own schema.
-static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// A replica's share of the server's connections (100 by default): handlers wait for one, and for no longer than [`ACQUIRE_MAX`].
 const CONNECTIONS_MAX: u32 = 16;
@@ -106,11 +104,6 @@ impl Store {
 
     pub fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
-    }
-
-    /// Brings the schema to this program's version. Concurrent starts wait for each other.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATIONS.run(&self.pool).await.map_err(StoreError::from)
     }
 
     pub async fn ping(&self) -> Result<(), StoreError> {

@@ -10,8 +10,9 @@ use model::ids::{HostId, OperationId, SandboxId, SnapshotId};
 use model::sandbox::Observed;
 use uuid::Uuid;
 
+use crate::measures::Ended;
 use crate::placement::{self, Shortage, Wanted};
-use crate::presence::{CHANNEL, LOCK_CLASS, Replica};
+use crate::presence::{CHANNEL, LOCK_CLASS, OPENED, Replica};
 use crate::sandboxes::{Report, Sandbox};
 use crate::{Store, StoreError, Tx, Update};
 
@@ -158,17 +159,23 @@ pub(crate) async fn open(
     snapshot: Option<Uuid>,
 ) -> Result<Operation, StoreError> {
     let time_max = matches!(kind, Kind::Run | Kind::Snapshot).then(|| RUN_TIME_MAX.as_secs_f64());
+    let owner = lease.and_then(|lease| lease.replica.number());
+    if owner.is_none() {
+        sqlx::query!("select pg_notify($1, $2)", CHANNEL, OPENED).execute(&mut **tx).await?;
+    }
     let row = operations!(
         "insert into operations (id, sandbox_id, kind, revision, attempts, lease_owner, lease_until, deadline, snapshot_id)
-         values (gen_random_uuid(), $1, $2, $3, 1, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6), $7)
+         values (gen_random_uuid(), $1, $2, $3, $8, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6), $7)
          returning",
         sandbox.as_str(),
         kind.as_str(),
         revision,
-        lease.map(|lease| lease.replica.number()),
+        owner,
         LEASE.as_secs_f64(),
         time_max,
         snapshot,
+        // Whoever leases it begins with it; else the one who takes it up does, and must know that no host has heard of it yet.
+        i32::from(owner.is_some()),
     )
     .fetch_one(&mut **tx)
     .await?;
@@ -190,17 +197,26 @@ pub(crate) async fn latest(tx: &mut Tx, sandbox: &SandboxId, kind: Kind) -> Resu
 
 /// Ends the open operations of older wishes. A snapshot is no wish for another state, and goes on.
 pub(crate) async fn supersede(tx: &mut Tx, sandbox: &SandboxId) -> Result<(), StoreError> {
-    let ended = sqlx::query_scalar!(
-        "update operations set phase = 'superseded', finished_at = now() where sandbox_id = $1 and phase = 'open' and kind <> 'snapshot'
-         returning id",
+    let ended = sqlx::query!(
+        r#"update operations set phase = 'superseded', finished_at = now() where sandbox_id = $1 and phase = 'open' and kind <> 'snapshot'
+         returning id, kind, extract(epoch from now() - created_at)::float8 as "seconds!""#,
         sandbox.as_str()
     )
     .fetch_all(&mut **tx)
     .await?;
-    for id in ended {
-        tell(tx, OperationId(id)).await?;
+    for row in ended {
+        tell(tx, OperationId(row.id)).await?;
+        // Also where the wish is then given up: it is made again, and that it is one too many is seen by nobody.
+        Ended { kind: row.kind, outcome: "superseded", seconds: row.seconds }.count();
     }
     Ok(())
+}
+
+/// After the commit.
+pub(crate) fn count(ended: Option<Ended>) {
+    if let Some(ended) = ended {
+        ended.count();
+    }
 }
 
 async fn tell(tx: &mut Tx, id: OperationId) -> Result<(), StoreError> {
@@ -208,26 +224,28 @@ async fn tell(tx: &mut Tx, id: OperationId) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// False when somebody else ended it.
+/// None when somebody else ended it.
 pub(crate) async fn end(
     tx: &mut Tx,
     id: OperationId,
     failure: Option<(&str, &str)>,
     steps: &[(String, f64)],
-) -> Result<bool, StoreError> {
+) -> Result<Option<Ended>, StoreError> {
     let ended = sqlx::query!(
-        "update operations set phase = case when $2::text is null then 'done' else 'failed' end, error_code = $2,
+        r#"update operations set phase = case when $2::text is null then 'done' else 'failed' end, error_code = $2,
              error_message = $3, steps = $4, finished_at = now(), lease_owner = null
-         where id = $1 and phase = 'open'",
+         where id = $1 and phase = 'open'
+         returning kind, extract(epoch from now() - created_at)::float8 as "seconds!""#,
         id.0,
         failure.map(|(code, _)| code),
         failure.map(|(_, message)| message),
         serde_json::json!(steps),
     )
-    .execute(&mut **tx)
+    .fetch_optional(&mut **tx)
     .await?;
     tell(tx, id).await?;
-    Ok(ended.rows_affected() == 1)
+    let outcome = if failure.is_some() { "failed" } else { "done" };
+    Ok(ended.map(|row| Ended { kind: row.kind, outcome, seconds: row.seconds }))
 }
 
 impl Store {
@@ -279,6 +297,21 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(Update::of(renewed.rows_affected()))
+    }
+
+    /// Puts an operation down that this replica works on, for another one to take it up at once.
+    pub async fn hand_back(&self, id: OperationId, lease: &Lease) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        let given = sqlx::query!(
+            "update operations set lease_owner = null, not_before = now() where id = $1 and lease_owner = $2 and phase = 'open'",
+            id.0,
+            lease.replica.number()
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!("select pg_notify($1, $2)", CHANNEL, OPENED).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Update::of(given.rows_affected()))
     }
 
     /// Puts an operation down, to be taken up again after a while.
@@ -374,10 +407,11 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // Somebody else who worked on it has said how it ended: nothing of this is kept.
-        if !end(&mut tx, operation.id, None, &report.steps).await? {
+        let Some(ended) = end(&mut tx, operation.id, None, &report.steps).await? else {
             return Ok(Update::Stale);
-        }
+        };
         tx.commit().await?;
+        ended.count();
         Ok(Update::of(updated.rows_affected()))
     }
 
@@ -402,10 +436,11 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // Somebody else who worked on it has said how it ended: nothing of this is kept.
-        if !end(&mut tx, operation.id, Some((code, message)), steps).await? {
+        let Some(ended) = end(&mut tx, operation.id, Some((code, message)), steps).await? else {
             return Ok(Update::Stale);
-        }
+        };
         tx.commit().await?;
+        ended.count();
         Ok(Update::of(updated.rows_affected()))
     }
 
@@ -422,10 +457,11 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         // Somebody else who worked on it has said how it ended: nothing of this is kept.
-        if !end(&mut tx, operation.id, Some((code, message)), &[]).await? {
+        let Some(ended) = end(&mut tx, operation.id, Some((code, message)), &[]).await? else {
             return Ok(Update::Stale);
-        }
+        };
         tx.commit().await?;
+        ended.count();
         Ok(Update::of(updated.rows_affected()))
     }
 
@@ -451,8 +487,9 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, None, &report.steps).await?;
+        let ended = end(&mut tx, operation.id, None, &report.steps).await?;
         tx.commit().await?;
+        count(ended);
         Ok(Update::of(updated.rows_affected()))
     }
 
@@ -475,13 +512,14 @@ impl Store {
         )
         .fetch_optional(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, Some((code, message)), steps).await?;
+        let ended = end(&mut tx, operation.id, Some((code, message)), steps).await?;
         if let Some(row) = &failed
             && row.host_id.is_some()
         {
             open(&mut tx, &operation.sandbox, Kind::Clean, row.revision, None, None).await?;
         }
         tx.commit().await?;
+        count(ended);
         Ok(if failed.is_some() { Update::Changed } else { Update::Stale })
     }
 
@@ -496,16 +534,18 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        end(&mut tx, operation.id, None, steps).await?;
+        let ended = end(&mut tx, operation.id, None, steps).await?;
         tx.commit().await?;
+        count(ended);
         Ok(Update::of(updated.rows_affected()))
     }
 
     /// An operation that changes nothing more of its sandbox.
     pub async fn finish_operation(&self, operation: &Operation, steps: &[(String, f64)]) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        end(&mut tx, operation.id, None, steps).await?;
+        let ended = end(&mut tx, operation.id, None, steps).await?;
         tx.commit().await?;
+        count(ended);
         Ok(())
     }
 

@@ -16,16 +16,23 @@ use crate::{Store, StoreError};
 pub(crate) const LOCK_CLASS: i32 = 0x7772;
 pub(crate) const CHANNEL: &str = "wrenn_operations";
 
-/// The number of a replica; positive, random.
+/// What is told on the channel when there is something to work on; the id of an operation says that it has ended.
+pub(crate) const OPENED: &str = "opened";
+
+/// The number of a replica; positive, random. None: it works on nothing, and what it opens is leased to nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replica(i32);
+pub struct Replica(Option<i32>);
 
 impl Replica {
     pub fn from_random(random: u32) -> Self {
-        Self(i32::try_from(random >> 1).expect("31 bits fit"))
+        Self(Some(i32::try_from(random >> 1).expect("31 bits fit")))
     }
 
-    pub(crate) fn number(self) -> i32 {
+    pub fn idle() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn number(self) -> Option<i32> {
         self.0
     }
 }
@@ -47,32 +54,42 @@ impl Presence {
     }
 }
 
-/// Ended operations, as they are told.
+/// What replicas tell each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    Ended(OperationId),
+    /// There is something that nobody works on yet.
+    Opened,
+    /// Hints may have been lost.
+    Missed,
+}
+
+/// Hints, as they are told.
 pub struct Hints {
     listener: PgListener,
 }
 
 impl Hints {
-    /// The next ended operation; `None` when hints may have been lost.
-    pub async fn next(&mut self) -> Result<Option<OperationId>, StoreError> {
+    pub async fn next(&mut self) -> Result<Hint, StoreError> {
         loop {
-            match self.listener.try_recv().await? {
-                None => return Ok(None),
-                Some(notice) => {
-                    if let Ok(id) = notice.payload().parse::<Uuid>() {
-                        return Ok(Some(OperationId(id)));
-                    }
-                }
+            let Some(notice) = self.listener.try_recv().await? else { return Ok(Hint::Missed) };
+            if notice.payload() == OPENED {
+                return Ok(Hint::Opened);
+            }
+            if let Ok(id) = notice.payload().parse::<Uuid>() {
+                return Ok(Hint::Ended(OperationId(id)));
             }
         }
     }
 }
 
 impl Store {
+    /// Of a replica that works; another one's lock would say nothing.
     pub async fn be_present(&self, replica: Replica) -> Result<Presence, StoreError> {
+        let number = replica.number().unwrap_or_default();
         let options: &PgPool = &self.pool;
         let mut connection = PgConnection::connect_with(&options.connect_options()).await?;
-        sqlx::query!("select pg_advisory_lock($1, $2)", LOCK_CLASS, replica.number()).execute(&mut connection).await?;
+        sqlx::query!("select pg_advisory_lock($1, $2)", LOCK_CLASS, number).execute(&mut connection).await?;
         Ok(Presence { connection })
     }
 

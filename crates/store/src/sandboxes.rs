@@ -20,8 +20,8 @@ use crate::policy::{self, Policy};
 use crate::quotas::{self, Exceeded};
 use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx};
 
-/// Of one answer of the list; paging comes with the full API.
-pub const LIST_MAX: i64 = 10_000;
+/// Of one answer of the list.
+pub const LIST_MAX: u32 = 10_000;
 /// `last_active_at` is written at most this often.
 const ACTIVE_STEP_SEC: f64 = 10.0;
 
@@ -331,11 +331,21 @@ impl Store {
     }
 
     /// Newest first, without those that have ended.
-    pub async fn sandboxes(&self, team: TeamId) -> Result<Vec<Sandbox>, StoreError> {
+    /// Newest first, without those that were killed; with `before`, those that come after that one.
+    pub async fn sandboxes(
+        &self,
+        team: TeamId,
+        limit: u32,
+        before: Option<(DateTime<Utc>, &SandboxId)>,
+    ) -> Result<Vec<Sandbox>, StoreError> {
         let rows = sandboxes!(
-            "where s.team_id = $2 and s.observed <> 'killed' order by s.created_at desc, s.id limit $3",
+            "where s.team_id = $2 and s.observed <> 'killed' and s.created_at <= coalesce($4, 'infinity'::timestamptz)
+                 and ($5::text is null or s.created_at < $4 or s.id < $5)
+             order by s.created_at desc, s.id desc limit $3",
             team.0,
-            LIST_MAX
+            i64::from(limit),
+            before.map(|(at, _)| at),
+            before.map(|(_, id)| id.as_str())
         )
         .fetch_all(&self.pool)
         .await?;

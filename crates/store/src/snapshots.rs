@@ -305,8 +305,9 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        operations::end(&mut tx, operation.id, Some((code, message)), &[]).await?;
+        let ended = operations::end(&mut tx, operation.id, Some((code, message)), &[]).await?;
         tx.commit().await?;
+        operations::count(ended);
         Ok(())
     }
 

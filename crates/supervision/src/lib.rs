@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// It serves.
 pub fn ready() {
@@ -19,11 +19,25 @@ pub fn ending() {
 /// Says again and again that this program's runtime still runs its tasks, for as long as it does: a runtime whose threads are all blocked
 /// runs this one no more, and the manager ends and starts the program. Never returns where that is wished, else at once.
 pub async fn keep_alive() {
+    keep_alive_while(|| None).await;
+}
+
+/// As [`keep_alive`], for as long as `stuck` names nothing, too: of a program whose runtime runs and which does its work no more.
+pub async fn keep_alive_while(stuck: impl Fn() -> Option<&'static str>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut every = tokio::time::interval(pace(limit));
+    let mut told = None;
     loop {
         every.tick().await;
-        say(NotifyState::Watchdog);
+        let stuck = stuck();
+        match stuck {
+            None => say(NotifyState::Watchdog),
+            Some(name) if told != stuck => {
+                error!("{name} is stuck; the service manager is no longer told that this program lives")
+            }
+            Some(_) => {}
+        }
+        told = stuck;
     }
 }
 

@@ -4,5 +4,6 @@
 //! come into this crate without a feature that `xtask` leaves off.
 
 pub mod envd;
+pub mod metrics;
 pub mod postgres;
 pub mod sdk;

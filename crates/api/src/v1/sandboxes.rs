@@ -195,6 +195,16 @@ pub struct TimelineEntry {
     pub steps: Vec<Step>,
 }
 
+/// A part of a list, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Page {
+    /// So many at most, 1 to 10000, which is what there is without it. When there are more, the header `Link` names the next page.
+    pub limit: Option<u32>,
+    /// The id of a sandbox: those that come after it in the list.
+    pub before: Option<String>,
+}
+
 /// How long a call may wait for the outcome before it answers with the state under way (202).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

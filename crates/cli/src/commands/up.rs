@@ -235,6 +235,9 @@ impl Platform {
 
     fn control_plane_recipe(&self, listen: SocketAddr) -> Recipe {
         let mut envs = vec![("WRENN_CP_LISTEN_ADDR".to_owned(), listen.to_string())];
+        metrics_somewhere(&mut envs, "WRENN_METRICS_LISTEN_ADDR");
+        // Nothing stands in front of it that would ask.
+        envs.push(("WRENN_STOP_NOTICE_SEC".to_owned(), "0".to_owned()));
         if uses_private_postgres() {
             envs.push(("DATABASE_URL".to_owned(), postgres::url(&self.dir)));
         }
@@ -264,6 +267,7 @@ impl Platform {
         let address = format!("127.0.0.1:{port}");
         let mut envs =
             vec![("WRENN_CP_URL".to_owned(), url.to_string()), ("WRENN_HOST_LISTEN_ADDR".to_owned(), address.clone())];
+        metrics_somewhere(&mut envs, "WRENN_HOST_METRICS_LISTEN_ADDR");
         if let Some(token) = host.registration_token {
             envs.push(("WRENN_REGISTRATION_TOKEN".to_owned(), token));
         }
@@ -413,6 +417,13 @@ async fn keep_postgres(dir: PathBuf, server: Option<postgres::Server>) {
                 Err(failure) => eprintln!("wrenn: {}", failure.message()),
             }
         };
+    }
+}
+
+/// On a free port, which the ready file names: several platforms on one machine do not want the same. What was set goes before.
+fn metrics_somewhere(envs: &mut Vec<(String, String)>, setting: &str) {
+    if std::env::var_os(setting).is_none_or(|listen| listen.is_empty()) {
+        envs.push((setting.to_owned(), "127.0.0.1:0".to_owned()));
     }
 }
 

@@ -38,9 +38,11 @@ use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
 use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 81] = [
+pub const TABLE: [(&str, &str, Policy); 83] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
+    ("GET", "/health/ready", Open),
+    ("GET", "/health/live", Open),
     ("GET", "/openapi.json", Open),
     ("GET", "/docs", Open),
     ("GET", "/docs/", Open),

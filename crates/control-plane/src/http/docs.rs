@@ -1,16 +1,13 @@
-//! What the API says of itself: `/health`, `/openapi.json`, and `/docs`, which is served whole from this program.
+//! What the API says of itself: `/openapi.json`, and `/docs`, which is served whole from this program.
 
 use axum::Router;
-use axum::extract::State;
-use axum::response::{IntoResponse as _, Redirect, Response};
-use serde_json::json;
+use axum::response::Redirect;
 use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::errors::ApiError;
 use crate::app::App;
 
 #[derive(OpenApi)]
@@ -52,12 +49,4 @@ pub fn router(document: Document) -> Router<App> {
 /// Until there is a dashboard.
 pub async fn home() -> Redirect {
     Redirect::temporary("/docs")
-}
-
-/// 200 when this program can serve: the database answers. 503 with the cause otherwise.
-pub async fn health(State(app): State<App>) -> Response {
-    match app.store.ping().await {
-        Ok(()) => axum::Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })).into_response(),
-        Err(error) => ApiError::from(error).into_response(),
-    }
 }

@@ -1,9 +1,9 @@
 //! What happens to every request: an id, bounds, a net for panics, one shape for errors, one line of log.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::FutureExt as _;
@@ -11,16 +11,21 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tracing::{Instrument as _, error, info, info_span};
 
 use super::errors::{ApiError, REQUEST_ID};
+use crate::app::App;
+use crate::measures::{self, Counted};
 
 const HEADER_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 100;
 const URL_BYTES_MAX: usize = 8 * 1024;
 
+/// Shorter than the time that requests have when the program ends.
+const REFUSE_AFTER: Duration = Duration::from_secs(25);
+
 /// When a request arrived.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrived(pub tokio::time::Instant);
 
-pub async fn edge(mut request: Request, next: Next) -> Response {
+pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = format!("req_{:032x}", rand::random::<u128>());
     let method = request.method().clone();
@@ -29,11 +34,19 @@ pub async fn edge(mut request: Request, next: Next) -> Response {
     request.headers_mut().insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an id is ASCII"));
     request.extensions_mut().insert(Arrived(tokio::time::Instant::now()));
     let span = info_span!("request", request.id = %id);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let counted = Counted::request();
     let answered = async {
         if is_too_large {
             return ApiError::headers_too_large().response(&id);
         }
-        match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        let handled = tokio::select! {
+            biased;
+            handled = AssertUnwindSafe(next.run(request)).catch_unwind() => handled,
+            // State changes go on in tasks of their own.
+            () = late(&app) => return ApiError::ending().response(&id),
+        };
+        match handled {
             Ok(response) => response,
             Err(_) => {
                 error!("{method} {path}: the handler panicked");
@@ -48,6 +61,8 @@ pub async fn edge(mut request: Request, next: Next) -> Response {
     headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an id is ASCII"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    drop(counted);
+    measures::answered(route.as_ref(), &method, &response, began.elapsed());
     let status = response.status();
     let duration_ms = began.elapsed().as_millis();
     span.in_scope(|| {
@@ -58,6 +73,12 @@ pub async fn edge(mut request: Request, next: Next) -> Response {
         }
     });
     response
+}
+
+/// When a request of a replica that ends is refused, so that it hears so before its connection is cut.
+async fn late(app: &App) {
+    app.stop.cancelled().await;
+    tokio::time::sleep(REFUSE_AFTER).await;
 }
 
 /// Errors of handlers get their body here, where the request's id is known; so do answers that a library made.

@@ -15,6 +15,7 @@ use store::quotas::{Exceeded, Quota};
 use tracing::error;
 
 use crate::agents::{AgentError, Refusal};
+use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
 pub const CODES: [(&str, StatusCode); 36] = [
@@ -235,6 +236,7 @@ impl ApiError {
     /// Of creates per minute some are free again soon, of the others none without somebody's doing.
     pub fn over_quota(exceeded: &Exceeded) -> Self {
         let Exceeded { quota, limit, used, asked } = *exceeded;
+        measures::over_quota(quota);
         let name = quota.as_str();
         let error = if quota == Quota::CreatesPerMin {
             let message = format!("the team may create {limit} sandboxes in a minute and has created {used}");
@@ -266,6 +268,12 @@ impl ApiError {
     pub fn short_of(shortage: &Shortage) -> Self {
         let short: Vec<&str> = shortage.0.iter().map(|dimension| dimension.as_str()).collect();
         Self::new("no_hosts_available", shortage.to_string()).retry_after(10).with("short", short)
+    }
+
+    /// This replica is told to end.
+    pub fn ending() -> Self {
+        let message = "this replica ends now; another one answers, and what was asked for may have been done";
+        Self::new("unavailable", message).retry_after(1)
     }
 
     pub fn unavailable() -> Self {

@@ -11,6 +11,7 @@ pub mod docs;
 mod edge;
 pub mod errors;
 mod fields;
+mod health;
 mod idempotency;
 mod rights;
 pub mod serve;
@@ -34,11 +35,24 @@ pub fn router(app: App) -> Router {
         .nest("/v1/capsules", capsules)
         .merge(docs::router(openapi))
         .route("/", get(docs::home))
-        .route("/health", get(docs::health))
+        .route("/health", get(health::ready))
+        .route("/health/ready", get(health::ready))
+        .route("/health/live", get(health::live))
         .route_layer(middleware::from_fn_with_state(app.clone(), access::check))
         .fallback(|| async { ApiError::not_found("route") })
         .method_not_allowed_fallback(|method: Method| async move { not_allowed(&method) })
-        .layer(middleware::from_fn(edge::edge))
+        .layer(middleware::from_fn_with_state(app.clone(), edge::edge))
+        .with_state(app)
+}
+
+/// Of a replica that does not answer the API: whether it lives and can work.
+pub fn health_alone(app: App) -> Router {
+    Router::new()
+        .route("/health", get(health::ready))
+        .route("/health/ready", get(health::ready))
+        .route("/health/live", get(health::live))
+        .fallback(|| async { ApiError::not_found("route") })
+        .layer(middleware::from_fn_with_state(app.clone(), edge::edge))
         .with_state(app)
 }
 
@@ -78,7 +92,8 @@ mod tests {
             }
         }
         routes.sort();
-        let undocumented = ["/", "/health", "/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
+        let undocumented =
+            ["/", "/health", "/health/ready", "/health/live", "/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
         let mut policies: Vec<(String, String)> = TABLE
             .iter()
             .filter(|(_, route, _)| !undocumented.contains(route))

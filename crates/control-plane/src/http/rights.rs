@@ -15,6 +15,7 @@ use store::sessions::SessionBy;
 
 use super::access::Policy;
 use crate::app::App;
+use crate::measures::Counted;
 
 /// A member who was removed is out of everything within a minute: this, and the time of one query, and of a frame that is being sent.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
@@ -62,12 +63,13 @@ pub fn bounded(response: Response, app: &App, grant: &Grant) -> Response {
     let (app, grant) = (app.clone(), grant.clone());
     let (parts, body) = response.into_parts();
     let lost = Box::pin(async move { lost(&app, &grant).await });
-    let pieces = stream::unfold(Some((body.into_data_stream(), lost)), |open| async move {
-        let (mut body, mut lost) = open?;
+    let open = (body.into_data_stream(), lost, Counted::file_stream());
+    let pieces = stream::unfold(Some(open), |open| async move {
+        let (mut body, mut lost, counted) = open?;
         tokio::select! {
             piece = body.next() => {
                 let piece = piece?.map_err(io::Error::other);
-                let open = piece.is_ok().then_some((body, lost));
+                let open = piece.is_ok().then_some((body, lost, counted));
                 Some((piece, open))
             }
             () = lost.as_mut() => Some((Err(io::Error::other("the rights were lost")), None)),

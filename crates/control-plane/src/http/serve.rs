@@ -25,7 +25,7 @@ const STREAMS_MAX: u32 = 256;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_ANSWER_MAX: Duration = Duration::from_secs(20);
 /// How long requests under way may take when the program ends.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// Out of descriptors does not get better by trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -15,7 +15,7 @@ use store::Update;
 use store::operations::{LEASE, Operation};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tracing::{Instrument as _, error, info_span, warn};
+use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::app::App;
 
@@ -24,6 +24,11 @@ const AT_ONCE: usize = 256;
 /// Looked for at least this often; wakes come sooner.
 const CLAIM_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_MAX: i64 = 32;
+/// The database has answered long before, or given up: 3 s for a connection, 10 s for a statement.
+const CLAIM_ANSWER_MAX: Duration = Duration::from_secs(14);
+const CLAIM_TIME_MAX: Duration = Duration::from_secs(20);
+/// Its name among the reconcilers.
+const CLAIM: &str = "claim";
 
 /// Whoever has it may ask. It tells when somebody was last told to ask again later.
 pub type Turn = tokio::sync::Mutex<Option<Instant>>;
@@ -65,6 +70,11 @@ impl Driver {
         }
     }
 
+    /// How many operations this replica works on.
+    pub fn running(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,7 +84,8 @@ impl Driver {
 ///
 /// `since`: when the request that opened it arrived, for the time that the control plane itself took.
 pub fn work(app: &App, operation: Operation, since: Option<Instant>) {
-    if !app.driver.lock().insert(operation.id) {
+    // On a replica that does not work, it was leased to nobody.
+    if !app.roles.workers || !app.driver.lock().insert(operation.id) {
         return;
     }
     let app = app.clone();
@@ -111,6 +122,11 @@ async fn under_lease(app: &App, operation: Operation, since: Option<Instant>) {
     };
     // Whatever the work writes is conditional, so it may be dropped at any point: it is repeated from its beginning.
     tokio::select! {
+        biased;
+        () = app.stop.cancelled() => match app.store.hand_back(id, &lease).await {
+            Ok(_) => info!("the operation is handed back: this replica ends"),
+            Err(cause) => warn!("the operation is not handed back, and taken up when this replica is gone: {cause}"),
+        },
         worked = super::run::run(app, &operation, since) => if let Err(cause) = worked {
             if cause.is_unavailable() {
                 warn!("the database is away; the operation is taken up again");
@@ -119,30 +135,40 @@ async fn under_lease(app: &App, operation: Operation, since: Option<Instant>) {
             }
         },
         () = renewal => warn!("somebody else works on the operation now"),
-        () = app.stop.cancelled() => {}
     }
 }
 
 /// Takes up what nobody works on, for ever.
 pub async fn claim(app: App) {
     let mut was_down = false;
+    app.runs.expect(CLAIM, CLAIM_EVERY, CLAIM_TIME_MAX);
     loop {
+        let _ = crashpoint::hit("cp.claim");
+        let began = Instant::now();
+        let mut outcome = "ok";
         let free = app.driver.room.available_permits();
         let count_max = CLAIM_MAX.min(i64::try_from(free).unwrap_or(CLAIM_MAX));
         if count_max > 0 {
-            match app.store.claim_operations(&app.lease(), count_max).await {
-                Ok(claimed) => {
+            // A network that swallows everything is no reason for the service manager to take this program for stuck.
+            let claimed = app.store.claim_operations(&app.lease(), count_max);
+            match tokio::time::timeout(CLAIM_ANSWER_MAX, claimed).await {
+                Ok(Ok(claimed)) => {
                     was_down = false;
                     claimed.into_iter().for_each(|operation| work(&app, operation, None));
                 }
-                Err(cause) if cause.is_unavailable() => {
+                Ok(Err(cause)) if !cause.is_unavailable() => {
+                    outcome = "failed";
+                    error!(error = ?cause, "claim operations: {cause}");
+                }
+                Ok(Err(_)) | Err(_) => {
+                    outcome = "unavailable";
                     if !std::mem::replace(&mut was_down, true) {
                         warn!("the database is away; open operations wait for it");
                     }
                 }
-                Err(cause) => error!(error = ?cause, "claim operations: {cause}"),
             }
         }
+        app.runs.ended(CLAIM, outcome, began.elapsed());
         tokio::select! {
             () = app.stop.cancelled() => return,
             () = app.driver.wake.notified() => {}

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use rand::Rng as _;
 use store::StoreError;
+use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::app::App;
@@ -28,9 +29,23 @@ const OLD_ROWS_EVERY: Duration = Duration::from_secs(600);
 const CLIENT_CERTIFICATE_EVERY: Duration = Duration::from_secs(86_400);
 const PRESENCE_CHECK_EVERY: Duration = Duration::from_secs(5);
 
+/// A run asks a hundred hosts at most, most of which answer at once.
+const RUN_TIME_MAX: Duration = Duration::from_secs(120);
+const JITTER_MAX: f64 = 1.2;
+
 pub fn start(app: &App) {
     let tracker = &app.tracker;
-    tracker.spawn(app.outcomes.clone().listen(app.stop.clone()));
+    tracker.spawn(app.outcomes.clone().listen(app.driver.clone(), app.end.clone()));
+    tracker.spawn(every(app.clone(), "client_certificate", CLIENT_CERTIFICATE_EVERY, |app| async move {
+        match app.authority.client_config(chrono::Utc::now()) {
+            Ok(config) => app.agents.renew(&config),
+            Err(cause) => error!("the certificate for calls to hosts cannot be renewed: {cause}"),
+        }
+        Ok(())
+    }));
+    if !app.roles.workers {
+        return;
+    }
     tracker.spawn(presence(app.clone()));
     tracker.spawn(driver::claim(app.clone()));
     tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
@@ -41,13 +56,6 @@ pub fn start(app: &App) {
     tracker.spawn(every(app.clone(), "unwanted_snapshots", UNWANTED_SNAPSHOTS_EVERY, snapshots::remove_unwanted));
     tracker.spawn(every(app.clone(), "silent_hosts", silent_hosts::EVERY, silent_hosts::run));
     tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, old_rows::run));
-    tracker.spawn(every(app.clone(), "client_certificate", CLIENT_CERTIFICATE_EVERY, |app| async move {
-        match app.authority.client_config(chrono::Utc::now()) {
-            Ok(config) => app.agents.renew(&config),
-            Err(cause) => error!("the certificate for calls to hosts cannot be renewed: {cause}"),
-        }
-        Ok(())
-    }));
 }
 
 /// Runs a reconciler for ever, with jitter, so that replicas do not run it at the same instant.
@@ -57,13 +65,32 @@ where
     Run: Future<Output = Result<(), StoreError>> + Send,
 {
     let mut was_down = false;
+    app.runs.expect(name, period, period.mul_f64(JITTER_MAX) + RUN_TIME_MAX + Duration::from_secs(30));
     loop {
-        let jitter = 0.8 + 0.4 * rand::rng().random::<f64>();
+        let jitter = 0.8 + (JITTER_MAX - 0.8) * rand::rng().random::<f64>();
         tokio::select! {
             () = app.stop.cancelled() => return,
             () = tokio::time::sleep(period.mul_f64(jitter)) => {}
         }
-        match std::panic::AssertUnwindSafe(run(app.clone())).catch_unwind().await {
+        let began = Instant::now();
+        let bounded = tokio::time::timeout(RUN_TIME_MAX, std::panic::AssertUnwindSafe(run(app.clone())).catch_unwind());
+        let ended = match bounded.await {
+            Ok(ended) => ended,
+            Err(_) => {
+                // What it wrote stands, and the next run goes on with the rest.
+                warn!("reconciler {name} took longer than {RUN_TIME_MAX:?} and begins anew");
+                app.runs.ended(name, "failed", began.elapsed());
+                continue;
+            }
+        };
+        let outcome = match &ended {
+            Ok(Ok(())) => "ok",
+            Ok(Err(cause)) if cause.is_unavailable() => "unavailable",
+            Ok(Err(_)) => "failed",
+            Err(_) => "panicked",
+        };
+        app.runs.ended(name, outcome, began.elapsed());
+        match ended {
             Ok(Ok(())) => was_down = false,
             // Said once: the database is away for all of them, and for long.
             Ok(Err(cause)) if cause.is_unavailable() => {
@@ -87,11 +114,11 @@ async fn presence(app: App) {
             }
         };
         tokio::select! {
-            () = app.stop.cancelled() => return,
+            () = app.end.cancelled() => return,
             _ = held => {}
         }
         tokio::select! {
-            () = app.stop.cancelled() => return,
+            () = app.end.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }

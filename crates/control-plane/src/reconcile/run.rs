@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::snapshots::{self, Taken};
 use crate::agents::AgentError;
 use crate::app::App;
+use crate::measures;
 
 /// One call of "ensure": the agent answers with what is true before this is over, and is asked again.
 pub(super) const ENSURE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -82,6 +83,10 @@ async fn run_sandbox(
             let placed = if refusals < HOSTS_MAX { Some(app.store.place(&operation, &sandbox).await?) } else { None };
             if let None | Some(Err(_)) = placed {
                 let shortage = placed.and_then(Result::err);
+                match &shortage {
+                    Some(shortage) => measures::not_placed(shortage),
+                    None => measures::refused_by_hosts(),
+                }
                 let (code, message) = no_host(&operation, had_no_room, shortage);
                 app.store.fail_run(&operation, code, &message, &[]).await?;
                 return Ok(());

@@ -312,6 +312,9 @@ fn config_with(database_url: &str, dir: &std::path::Path, signup: &str) -> Confi
     let settings = Settings {
         database_url: Some(database_url.to_owned()),
         listen: "127.0.0.1:0".to_owned(),
+        metrics_listen: Some("off".to_owned()),
+        roles: None,
+        stop_notice_sec: 0,
         dir: dir.to_owned(),
         host_networks: Some("127.0.0.0/8,10.0.0.0/8".to_owned()),
         dev_host: None,

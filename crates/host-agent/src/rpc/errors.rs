@@ -6,6 +6,7 @@ use model::sandbox::Observed;
 use tracing::error;
 
 use crate::guest::GuestError;
+use crate::measures;
 use crate::sandbox::WishError;
 use crate::sandbox::fence::Refusal;
 use crate::sandbox::state::Cause;
@@ -13,6 +14,7 @@ use crate::sandbox::state::Cause;
 pub fn wish(cause: WishError) -> ConnectError {
     match &cause {
         WishError::Refused(Refusal::Stale { .. }) | WishError::StaleEpoch { .. } => {
+            measures::stale_refused();
             host::error(ErrorCode::FailedPrecondition, host::STALE_GENERATION, cause)
         }
         WishError::Refused(Refusal::Invalid(_)) => ConnectError::invalid_argument(cause.to_string()),

@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::host::{CONTROL_PLANE_NAME, HostAgentServiceExt as _, MESSAGE_BYTES_MAX};
 use connectrpc::{ConnectRpcService, Limits};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -21,9 +22,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::Service as _;
 use tracing::{debug, warn};
 
 use crate::credentials::Credentials;
+use crate::measures;
 
 /// Replicas of the control plane times a few connections each.
 const CONNECTIONS_MAX: usize = 256;
@@ -169,6 +172,13 @@ async fn connection(stream: TlsStream, peer: SocketAddr, service: ConnectRpcServ
         .max_send_buf_size(1024 * 1024)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER_MAX);
+    let service = tower::service_fn(move |request: http::Request<Incoming>| {
+        let (mut service, path, began) = (service.clone(), request.uri().path().to_owned(), Instant::now());
+        async move {
+            let answer = service.call(request).await;
+            answer.inspect(|response| measures::call(&path, response.status(), began.elapsed()))
+        }
+    });
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(served);
     let result = tokio::select! {

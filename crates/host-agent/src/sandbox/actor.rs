@@ -20,6 +20,7 @@ use super::state::{Cause, Failure, FailureKind, Fence, Generation, Spec, View};
 use super::steps::{Body, StepError};
 use crate::control_plane::BackOff;
 use crate::guest::Guest;
+use crate::measures;
 
 /// Wishes that wait for the actor. More callers than this for one sandbox are told to come again.
 pub const MAILBOX_MAX: usize = 32;
@@ -208,6 +209,7 @@ impl Actor {
                 let reason = how;
                 let console = self.body.console_text().await;
                 warn!(sandbox.id = %self.body.id(), console, "sandbox {} failed: {reason}", self.body.id());
+                measures::sandbox_exited();
                 self.mind.fail(FailureKind::Exited, reason, Cause::Other, None);
             }
             () = sleep => {}
@@ -257,6 +259,7 @@ impl Actor {
                 }
             }
         };
+        measures::step(step, begin.elapsed(), &result);
         if let Step::Create(Create::Commit) = step {
             self.mind.unwritten = self.mind.wish.fence != wish.fence || self.body.is_behind();
         }
@@ -456,6 +459,7 @@ impl Mind {
         }
         let reverted = matches!(step, Step::Revert(Revert::Commit));
         if let (true, Progress::Reverting { what: Undone::Pause { failure, .. }, .. }) = (reverted, &self.progress) {
+            measures::pause_rolled_back();
             self.refusal = Some(failure.clone());
         }
         if let (

@@ -292,6 +292,12 @@ impl Journal {
         Ok(uids)
     }
 
+    /// How many directories lie in quarantine.
+    pub fn quarantined(&self) -> Result<usize, JournalError> {
+        let failed = |cause| JournalError::Read { path: self.quarantine.clone(), cause };
+        Ok(fs::read_dir(&self.quarantine).map_err(failed)?.count())
+    }
+
     /// The state of one sandbox; None when there is none or it is no state any more, which is moved to quarantine.
     pub fn read_one(&self, id: &SandboxId) -> Result<Option<Found>, JournalError> {
         let path = self.directory(id);

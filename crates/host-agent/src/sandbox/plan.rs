@@ -213,6 +213,21 @@ pub enum Step {
 }
 
 impl Step {
+    /// What it is a part of.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::GiveUp => "give_up",
+            Self::Pause(_) => "pause",
+            Self::Snapshot(_) => "snapshot",
+            Self::Copy => "copy",
+            Self::Revert(_) => "revert",
+            Self::Park(_) => "park",
+            Self::Fail(_) => "fail",
+            Self::Kill(_) => "kill",
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Create(create) => create.name(),

@@ -67,6 +67,17 @@ impl Database {
             .await
     }
 
+    pub async fn dump(&self, file: &std::path::Path) {
+        let (server, name, file) = (self.server.clone(), self.name.clone(), file.to_owned());
+        blocking(move || server.dump(&name, &file).expect("dump a database")).await;
+    }
+
+    /// Of an empty one.
+    pub async fn restore(&self, file: &std::path::Path) {
+        let (server, name, file) = (self.server.clone(), self.name.clone(), file.to_owned());
+        blocking(move || server.restore(&name, &file).expect("restore a database")).await;
+    }
+
     /// PostgreSQL goes away: connections end with `admin_shutdown`, new ones are refused. Twice is fine.
     pub async fn stop_server(&self) {
         let server = self.own_server();

@@ -118,6 +118,20 @@ impl Server {
         finish(psql.args(["--no-align", "--tuples-only", "--command", statements]))
     }
 
+    /// Everything of a database, into a file, as docs/how-to/backup.md has it.
+    pub fn dump(&self, database: &str, file: &Path) -> Result<()> {
+        let mut command = self.command("pg_dump");
+        command.args(["--no-password", "--format=custom", "--username", ROLE, "--dbname", database]);
+        finish(command.arg("--file").arg(file)).map(drop)
+    }
+
+    /// What a dump holds, into an empty database.
+    pub fn restore(&self, database: &str, file: &Path) -> Result<()> {
+        let mut command = self.command("pg_restore");
+        command.args(["--no-password", "--exit-on-error", "--no-owner", "--username", ROLE, "--dbname", database]);
+        finish(command.arg(file)).map(drop)
+    }
+
     fn psql(&self, role: &str, database: &str) -> Command {
         let mut command = self.command("psql");
         command.args(["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1"]);

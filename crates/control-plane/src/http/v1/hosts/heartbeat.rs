@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::http::access::HostCaller;
 use crate::http::body::{Id, Json};
 use crate::http::errors::ApiError;
+use crate::measures;
 
 const SANDBOXES_MAX: usize = 10_000;
 const WORD_BYTES_MAX: usize = 128;
@@ -44,6 +45,11 @@ pub async fn heartbeat(
     let (store, complete, epoch_said) = (app.store.clone(), body.complete, body.epoch);
     let taken = super::super::detached(&app, async move {
         let Some((epoch, is_news)) = store.beat(id, &beat).await? else { return Ok(None) };
+        let outcome = match is_news {
+            true if epoch_said == epoch => "taken",
+            true => "old_epoch",
+            false => "repeated",
+        };
         // A report of before the host was declared lost says nothing about now.
         let mut idle_timeouts = Vec::new();
         if is_news && epoch_said == epoch {
@@ -55,9 +61,14 @@ pub async fn heartbeat(
             store.note_unclaimed(id, &unclaimed).await?;
             idle_timeouts = store.note_idleness(id, &beat.agent_run, beat.sequence, &sightings).await?;
         }
+        measures::heartbeat(outcome);
         Ok(Some((epoch, idle_timeouts)))
     });
-    let (epoch, idle_timeouts) = taken.await?.ok_or_else(ApiError::unauthorized)?;
+    let taken = taken.await.inspect_err(|_| measures::heartbeat("failed"))?;
+    let (epoch, idle_timeouts) = taken.ok_or_else(|| {
+        measures::heartbeat("unknown");
+        ApiError::unauthorized()
+    })?;
     app.driver.wake();
     let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();
     let told = idle_timeouts.into_iter().map(|known| IdleTimeout {

@@ -29,6 +29,7 @@ use crate::http::body::{Json, Query};
 use crate::http::edge::Arrived;
 use crate::http::errors::ApiError;
 use crate::http::idempotency::IdempotencyKey;
+use crate::measures;
 use crate::reconcile::driver;
 
 const TEMPLATE_DEFAULT: &str = "minimal";
@@ -79,7 +80,10 @@ pub async fn create(
         Created::Repeated(id, operation) => (id, operation),
         Created::OtherArguments => return Err(ApiError::idempotency_key_reused()),
         Created::NoSnapshot => return Err(ApiError::no_template(template.as_str())),
-        Created::NoHost(shortage) => return Err(no_host(&app, &template, is_snapshot, &shortage).await?),
+        Created::NoHost(shortage) => {
+            measures::not_placed(&shortage);
+            return Err(no_host(&app, &template, is_snapshot, &shortage).await?);
+        }
         Created::OverQuota(exceeded) => return Err(ApiError::over_quota(&exceeded)),
     };
     let ended = app.outcomes.wait(operation, deadline).await?;

@@ -25,6 +25,7 @@ use crate::http::access::Caller;
 use crate::http::body::Id;
 use crate::http::errors::ApiError;
 use crate::http::rights::{self, Grant};
+use crate::measures::Counted;
 
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 const START_TIME_MAX: Duration = Duration::from_secs(30);
@@ -59,6 +60,7 @@ pub async fn exec_stream(
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
         .on_upgrade(move |socket| async move {
+            let _counted = Counted::exec_stream();
             let rights = CancellationToken::new();
             let session = Session { socket, stop, rights: rights.clone(), nonsense: 0 };
             // The look at the rights ends with the session, and the session soon after the rights.
@@ -88,13 +90,23 @@ struct Start {
 
 impl Session {
     async fn run(mut self, agent: &Agent, id: &SandboxId) {
-        let Ok(Ok(start)) = tokio::time::timeout(START_TIME_MAX, self.start()).await else {
+        let stop = self.stop.clone();
+        let start = tokio::select! {
+            start = tokio::time::timeout(START_TIME_MAX, self.start()) => start,
+            () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
+        };
+        let Ok(Ok(start)) = start else {
             return self.close(POLICY, "no start").await;
         };
         let encoder = Encoder::new(start.is_base64);
         let timeout_sec = start.exec.timeout_sec.unwrap_or(0);
         let opened = match request(id, start.exec, timeout_sec) {
-            Ok(request) => events(agent, request).await.map_err(ApiError::from),
+            Ok(request) => tokio::select! {
+                // First: what this replica does at its end breaks connections to hosts, too.
+                biased;
+                () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
+                events = events(agent, request) => events.map_err(ApiError::from),
+            },
             Err(error) => Err(error),
         };
         match opened {
@@ -123,7 +135,9 @@ impl Session {
         ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
-                event = events.next() => event,
+                biased;
+                () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
+                () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
                 frame = self.socket.recv() => match self.understand(frame).await {
                     Ok(Some(ExecClientFrame::Stop)) | Err(Over) => return self.close(NORMAL, "stopped").await,
                     Ok(Some(ExecClientFrame::Start { .. })) => {
@@ -137,8 +151,8 @@ impl Session {
                     Ok(()) => continue,
                     Err(Over) => return,
                 },
-                () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
-                () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
+                // Last: a command that talks without end must not keep the rest from being heard.
+                event = events.next() => event,
             };
             let (frames, is_end) = match event {
                 Some(Ok(event)) => match event.event {

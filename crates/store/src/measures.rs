@@ -1,0 +1,108 @@
+//! What is counted where it is written, and what is looked up for whoever reads the platform's numbers. The names stand in the control
+//! plane's table of metrics.
+
+use crate::{HOST_SILENCE_MAX, Store, StoreError};
+
+/// From the wish to its end, by what it was and how it ended.
+pub const OPERATION_SECONDS: &str = "wrenn_operation_duration_seconds";
+/// So long after its time an operation that is still open was forgotten: whoever works on it looks at its time more often.
+const OVERDUE_SEC: f64 = 30.0;
+
+/// An operation that was ended by what is written just now.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub kind: String,
+    pub outcome: &'static str,
+    pub seconds: f64,
+}
+
+impl Ended {
+    /// To be called when it is committed.
+    pub fn count(self) {
+        // The kinds are a closed list, which the table's check holds.
+        metrics::histogram!(OPERATION_SECONDS, "kind" => self.kind, "outcome" => self.outcome)
+            .record(self.seconds.max(0.0));
+    }
+}
+
+/// The platform in numbers, of one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Numbers {
+    /// By state; `silent` is the state of those that should be heard of and are not.
+    pub hosts: Vec<(String, i64)>,
+    /// By what was last observed; those that were killed are not counted.
+    pub sandboxes: Vec<(String, i64)>,
+    pub operations: Vec<OpenOperations>,
+    /// Sandboxes that hosts name and no row claims.
+    pub unclaimed: i64,
+    pub is_braked: bool,
+}
+
+/// Of one kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenOperations {
+    pub kind: String,
+    pub count: i64,
+    pub oldest_sec: f64,
+    /// Whose time is over, and who are open all the same.
+    pub overdue: i64,
+}
+
+/// This replica's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    pub used: u32,
+    pub idle: u32,
+    pub max: u32,
+}
+
+impl Store {
+    pub async fn numbers(&self) -> Result<Numbers, StoreError> {
+        let hosts = sqlx::query!(
+            r#"select case when state <> 'pending' and coalesce(last_heartbeat_at, created_at) < now() - make_interval(secs => $1)
+                   then 'silent' else state end as "state!",
+                   count(*) as "count!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
+               from hosts group by 1"#,
+            HOST_SILENCE_MAX.as_secs_f64()
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let sandboxes = sqlx::query!(
+            r#"select observed, count(*) as "count!" from sandboxes where observed <> 'killed' group by 1"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let operations = sqlx::query!(
+            r#"select kind, count(*) as "count!", extract(epoch from now() - min(created_at))::float8 as "oldest_sec!",
+                   count(*) filter (where deadline < now() - make_interval(secs => $1)) as "overdue!"
+               from operations where phase = 'open' group by 1"#,
+            OVERDUE_SEC
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(Numbers {
+            unclaimed: hosts.iter().map(|row| row.unclaimed).sum(),
+            hosts: hosts.into_iter().map(|row| (row.state, row.count)).collect(),
+            sandboxes: sandboxes.into_iter().map(|row| (row.observed, row.count)).collect(),
+            operations: operations
+                .into_iter()
+                .map(|row| OpenOperations {
+                    kind: row.kind,
+                    count: row.count,
+                    oldest_sec: row.oldest_sec,
+                    overdue: row.overdue,
+                })
+                .collect(),
+            is_braked: self.is_braked().await?,
+        })
+    }
+
+    pub fn connections(&self) -> Connections {
+        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX);
+        Connections {
+            used: self.pool.size().saturating_sub(idle),
+            idle,
+            max: self.pool.options().get_max_connections(),
+        }
+    }
+}
