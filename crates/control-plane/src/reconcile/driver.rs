@@ -24,6 +24,8 @@ const AT_ONCE: usize = 256;
 /// Looked for at least this often; wakes come sooner.
 const CLAIM_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_MAX: i64 = 32;
+/// How often it is looked for what is this replica's and not worked on.
+const FORGOTTEN_EVERY: Duration = Duration::from_secs(2);
 
 /// Whoever has it may ask. It tells when somebody was last told to ask again later.
 pub type Turn = tokio::sync::Mutex<Option<Instant>>;
@@ -126,7 +128,21 @@ async fn under_lease(app: &App, operation: Operation, since: Option<Instant>) {
 /// Takes up what nobody works on, for ever.
 pub async fn claim(app: App) {
     let mut was_down = false;
+    let mut looked = Instant::now();
     loop {
+        if looked.elapsed() > FORGOTTEN_EVERY {
+            looked = Instant::now();
+            // Before the statement: what is begun meanwhile is younger than what the statement looks for.
+            let known: Vec<OperationId> = app.driver.lock().iter().copied().collect();
+            match app.store.put_down_all_but(&app.lease(), &known).await {
+                Ok(0) => {}
+                Ok(count) => {
+                    warn!(count, "{count} operations of this replica were not worked on, and are taken up again")
+                }
+                Err(cause) if cause.is_unavailable() => {}
+                Err(cause) => error!(error = ?cause, "look for forgotten operations: {cause}"),
+            }
+        }
         let free = app.driver.room.available_permits();
         let count_max = CLAIM_MAX.min(i64::try_from(free).unwrap_or(CLAIM_MAX));
         if count_max > 0 {

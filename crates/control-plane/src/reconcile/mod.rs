@@ -20,6 +20,8 @@ use tracing::{error, warn};
 
 use crate::app::App;
 
+/// How long it takes at least until a fail-over of the database is followed.
+const PRIMARY_EVERY: Duration = Duration::from_secs(2);
 const EXPIRED_EVERY: Duration = Duration::from_secs(1);
 const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
 const ABSENT_EVERY: Duration = Duration::from_secs(2);
@@ -33,6 +35,10 @@ pub fn start(app: &App) {
     tracker.spawn(app.outcomes.clone().listen(app.stop.clone()));
     tracker.spawn(presence(app.clone()));
     tracker.spawn(driver::claim(app.clone()));
+    tracker.spawn(every(app.clone(), "primary", PRIMARY_EVERY, |app| async move {
+        app.store.follow_primary().await;
+        Ok(())
+    }));
     tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
     tracker.spawn(every(app.clone(), "unfulfilled", UNFULFILLED_EVERY, |app| async move {
         app.store.reopen_unfulfilled().await.map(drop)
