@@ -177,7 +177,7 @@ pub fn port_file(launch: &microvm::Launch) -> PathBuf {
 }
 
 /// A copy of this test program that answers like envd, under the sandbox's uid.
-fn body(launch: &microvm::Launch) -> Command {
+pub fn body(launch: &microvm::Launch) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "fake_envd", "--nocapture"])
