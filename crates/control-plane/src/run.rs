@@ -158,6 +158,7 @@ async fn migrated(store: &Store) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut is_told = false;
     loop {
+        store.follow_primary().await;
         match store.migrate().await {
             Ok(()) => return Ok(()),
             Err(error) if error.is_unavailable() && began.elapsed() < DATABASE_TIME_MAX => {

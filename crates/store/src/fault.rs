@@ -1,5 +1,7 @@
 //! What can go wrong with the database, as callers need to tell it apart.
 
+use crate::servers;
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The server is away, restarting, or too busy to give a connection: the same call may work in a moment.
@@ -28,17 +30,20 @@ impl StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
-        let is_unavailable = match &error {
-            E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::WorkerCrashed | E::Protocol(_) => true,
-            // Class 57: shutdown and cancelled; 53: out of connections, disk, memory; 08: connection; 55P03: lock timeout;
-            // 25P03: idle in transaction for too long; 40: serialisation and deadlocks.
-            E::Database(cause) => cause.code().is_some_and(|code| {
-                ["57", "53", "08", "40"].iter().any(|class| code.starts_with(class))
-                    || code == "55P03"
-                    || code == "25P03"
-            }),
-            _ => false,
+        let code = error.as_database_error().and_then(|cause| cause.code()).unwrap_or_default().into_owned();
+        let is_broken = match &error {
+            E::Io(_) | E::Tls(_) | E::WorkerCrashed | E::Protocol(_) => true,
+            // Shutdown and crash; 08: connection; 25006: the server takes no writes any more, as after a fail-over.
+            _ => ["57P01", "57P02", "25006"].contains(&code.as_str()) || code.starts_with("08"),
         };
+        if is_broken {
+            servers::note_break();
+        }
+        // Class 57: shutdown and cancelled; 53: out of connections, disk, memory; 58: the server's own files;
+        // 55P03: lock timeout; 25P03: idle in transaction for too long; 40: serialisation and deadlocks.
+        let is_busy = ["57", "53", "58", "40"].iter().any(|class| code.starts_with(class))
+            || ["55P03", "25P03"].contains(&code.as_str());
+        let is_unavailable = is_broken || is_busy || matches!(error, E::PoolTimedOut | E::PoolClosed);
         if is_unavailable { Self::Unavailable(error) } else { Self::Query(error) }
     }
 }

@@ -11,6 +11,8 @@ use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, registration_tokens};
 
 /// More hosts in one answer than any fleet of today has.
 const LIST_MAX: i64 = 5000;
+/// Heartbeats come every 30 s, and up to a fifth later.
+const MISSED_BEAT_SEC: f64 = 45.0;
 /// Ids of one answer and of one log line.
 pub const NAMED_MAX: i64 = 100;
 
@@ -402,14 +404,15 @@ impl Store {
     }
 
     /// Takes in a heartbeat. `None` when there is no such host; else its epoch and whether this heartbeat is news (an older one that was
-    /// long under way is not).
+    /// long under way is not). What was put off because the host did not answer is not put off any longer when it is heard of again.
     pub async fn beat(&self, id: HostId, beat: &Beat) -> Result<Option<(u64, bool)>, StoreError> {
-        let updated = sqlx::query_scalar!(
+        let updated = sqlx::query!(
             "update hosts set agent_run = $2, heartbeat_sequence = $3, arch = $4, cpu_cores = $5, memory_mb = $6, disk_gb = $7,
                  isolation = $8, agent_version = $9, templates = $10, memory_free_mb = $11, disk_free_mb = $12,
                  last_heartbeat_at = now(), updated_at = now()
-             where id = $1 and state <> 'pending' and (agent_run <> $2 or heartbeat_sequence < $3)
-             returning epoch",
+             from (select id, last_heartbeat_at from hosts where id = $1) before
+             where hosts.id = before.id and state <> 'pending' and (agent_run <> $2 or heartbeat_sequence < $3)
+             returning epoch, before.last_heartbeat_at < now() - make_interval(secs => $13) as was_silent",
             id.0,
             beat.agent_run,
             beat.sequence,
@@ -422,16 +425,32 @@ impl Store {
             &beat.facts.templates,
             beat.memory_free_mb,
             beat.disk_free_mb,
+            MISSED_BEAT_SEC,
         )
         .fetch_optional(&self.pool)
         .await?;
-        if let Some(epoch) = updated {
-            return Ok(Some((u64::try_from(epoch).unwrap_or_default(), true)));
+        if let Some(row) = updated {
+            if row.was_silent == Some(true) {
+                self.hurry(id).await?;
+            }
+            return Ok(Some((u64::try_from(row.epoch).unwrap_or_default(), true)));
         }
         let epoch = sqlx::query_scalar!("select epoch from hosts where id = $1 and state <> 'pending'", id.0)
             .fetch_optional(&self.pool)
             .await?;
         Ok(epoch.map(|epoch| (u64::try_from(epoch).unwrap_or_default(), false)))
+    }
+
+    /// What is open for a host is taken up at once.
+    async fn hurry(&self, id: HostId) -> Result<(), StoreError> {
+        sqlx::query!(
+            "update operations o set not_before = now() from sandboxes s
+             where s.id = o.sandbox_id and s.host_id = $1 and o.phase = 'open' and o.lease_owner is null and o.not_before > now()",
+            id.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Sandboxes that a host reports and that no row claims.

@@ -24,6 +24,7 @@ pub mod quotas;
 pub mod registration_tokens;
 pub mod sandboxes;
 pub mod schema;
+mod servers;
 pub mod sessions;
 mod sightings;
 pub mod silence;
@@ -33,25 +34,13 @@ pub mod timeline;
 pub mod users;
 pub mod wishes;
 
-use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Postgres, Transaction};
 
 pub use fault::StoreError;
+use servers::Servers;
 
-/// A replica's share of the server's connections (100 by default): handlers wait for one, and for no longer than [`ACQUIRE_MAX`].
-const CONNECTIONS_MAX: u32 = 16;
-/// A handler that gets no connection in this time answers 503 while its client still listens.
-const ACQUIRE_MAX: Duration = Duration::from_secs(3);
-/// No query of ours takes longer on a healthy server; what a vanished client left must not hold locks.
-const SESSION: [(&str, &str); 4] = [
-    ("statement_timeout", "10s"),
-    ("lock_timeout", "5s"),
-    ("idle_in_transaction_session_timeout", "15s"),
-    ("timezone", "UTC"),
-];
 /// A host that was silent for longer is shown as unreachable and gets no new sandboxes. Heartbeats come every 30 s.
 pub const HOST_SILENCE_MAX: Duration = Duration::from_secs(90);
 
@@ -75,6 +64,7 @@ impl Update {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    servers: Servers,
     rules: Rules,
 }
 
@@ -92,14 +82,8 @@ type Tx = Transaction<'static, Postgres>;
 impl Store {
     /// Does not connect yet: the database may come later than the program.
     pub fn new(url: &str) -> Result<Self, StoreError> {
-        let options = connect_options(url)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(ACQUIRE_MAX)
-            // A connection that broke while idle is noticed by the query that fails; asking each time before costs a round trip.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Ok(Self { pool, rules: Rules::default() })
+        let servers = Servers::parse(url)?;
+        Ok(Self { pool: servers.pool(), servers, rules: Rules::default() })
     }
 
     pub fn with_rules(self, rules: Rules) -> Self {
@@ -111,6 +95,11 @@ impl Store {
         Ok(())
     }
 
+    /// Where the url names several servers: from now on, the one that takes writes.
+    pub async fn follow_primary(&self) {
+        self.servers.follow_primary(&self.pool).await;
+    }
+
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -118,9 +107,4 @@ impl Store {
     async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(self.pool.begin().await?)
     }
-}
-
-fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
-    let options = PgConnectOptions::from_str(url)?.application_name("wrenn-cp").options(SESSION);
-    Ok(options)
 }

@@ -18,6 +18,8 @@ use crate::{Store, StoreError, Tx, Update};
 
 /// A replica that lives renews its leases far sooner.
 pub const LEASE: Duration = Duration::from_secs(30);
+/// Between the commit that leases an operation to a replica and its beginning there lies a moment, and no more.
+const UNBEGUN_MAX: Duration = Duration::from_secs(5);
 /// How long a create may take in all: a cold boot on a crowded host, and a host agent that restarts meanwhile.
 pub(crate) const RUN_TIME_MAX: Duration = Duration::from_secs(120);
 /// Ended operations are kept this long, for those who ask how it went.
@@ -283,6 +285,22 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(Operation::try_from).collect()
+    }
+
+    /// Puts down what is leased to this replica and is none of what it works on: the answer to the commit was lost, or the work ended when
+    /// the database was away.
+    pub async fn put_down_all_but(&self, lease: &Lease, known: &[OperationId]) -> Result<u64, StoreError> {
+        let known: Vec<Uuid> = known.iter().map(|id| id.0).collect();
+        let put_down = sqlx::query!(
+            "update operations set lease_owner = null
+             where phase = 'open' and lease_owner = $1 and id <> all($2) and lease_until < now() + make_interval(secs => $3)",
+            lease.replica.number(),
+            &known,
+            (LEASE - UNBEGUN_MAX).as_secs_f64()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(put_down.rows_affected())
     }
 
     /// Stale when somebody else works on it now, or it has ended.

@@ -47,8 +47,11 @@ impl Presence {
     pub async fn held(mut self, check_every: Duration) -> StoreError {
         loop {
             tokio::time::sleep(check_every).await;
-            if let Err(error) = self.connection.ping().await {
-                return error.into();
+            // A server that vanished says nothing at all.
+            match tokio::time::timeout(check_every, self.connection.ping()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return sqlx::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut)).into(),
             }
         }
     }

@@ -10,7 +10,8 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::PgPoolOptions;
 use tokio::time::Instant;
 
-use crate::{ACQUIRE_MAX, Store, StoreError};
+use crate::servers::ACQUIRE_MAX;
+use crate::{Store, StoreError};
 
 /// Queries behind a migration that waits wait for this long, and no longer.
 const LOCK_WAIT_MAX: &str = "1s";

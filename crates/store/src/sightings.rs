@@ -6,6 +6,7 @@
 //!   paused     running                 it is paused again
 //!   lost       paused, as it was       it is paused: it was not lost
 //!   killed     anything                it is killed again
+//!   any other  a newer wish            the database is older than the host, as after a restore: it is what the host says
 //!   none       anything                it is `unclaimed`: left alone, shown to operators
 //!   any        nothing, complete       the host is asked about this one; running: failed, paused: lost
 //!   any        nothing, or silence     nothing
@@ -15,8 +16,12 @@
 
 use model::ids::{HostId, SandboxId};
 
+use crate::audit::{self, Actor};
 use crate::sandboxes::Sighting;
 use crate::{Store, StoreError, Tx, Update};
+
+/// More wishes of one sandbox than could be made since any backup: from here on a host's word is none.
+const CATCH_UP_MAX: i64 = 1_000_000;
 
 impl Store {
     /// Takes in what a host says of its sandboxes. Returns the ids that no row of this host claims.
@@ -35,6 +40,7 @@ impl Store {
         let incarnations: Vec<String> = sightings.iter().map(|seen| seen.incarnation.clone()).collect();
         let reasons: Vec<String> = sightings.iter().map(|seen| seen.reason.clone()).collect();
         let mut tx = self.begin().await?;
+        catch_up(&mut tx, host, &ids, &observed, &revisions, &incarnations).await?;
         // What is under way belongs to its operation, whose end says more than a report.
         let changed = sqlx::query_scalar!(
             "update sandboxes s set observed = seen.observed, reason = nullif(seen.reason, ''),
@@ -145,6 +151,41 @@ impl Store {
         tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
     }
+}
+
+/// A revision is written before a host hears of it. Where the host knows a newer one, this database was restored from a copy, and what was
+/// wished since then is known to the host alone. Operations that the copy had open are of older wishes, and end by that.
+async fn catch_up(
+    tx: &mut Tx,
+    host: HostId,
+    ids: &[String],
+    observed: &[String],
+    revisions: &[i64],
+    incarnations: &[String],
+) -> Result<(), StoreError> {
+    let behind = sqlx::query!(
+        "update sandboxes s set revision = seen.revision, observed = seen.observed, reason = null, absent_since = null,
+             desired = case when seen.observed = 'paused' then 'paused' else 'running' end,
+             incarnation = coalesce(nullif(seen.incarnation, ''), s.incarnation), updated_at = now()
+         from unnest($2::text[], $3::text[], $4::bigint[], $5::text[]) as seen (id, observed, revision, incarnation)
+         where s.id = seen.id and s.host_id = $1 and s.revision < seen.revision
+             and seen.revision - s.revision <= $6 and s.desired <> 'killed'
+             and s.observed <> 'killed' and seen.observed in ('running', 'paused', 'failed')
+         returning s.id, s.revision, s.observed",
+        host.0,
+        ids,
+        observed,
+        revisions,
+        incarnations,
+        CATCH_UP_MAX,
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    for row in behind {
+        let facts = serde_json::json!({ "revision": row.revision, "observed": row.observed });
+        audit::record(tx, &Actor::platform("sightings"), "sandbox.catch_up", &row.id, facts).await?;
+    }
+    Ok(())
 }
 
 /// Of those that have failed: for their timelines.

@@ -3,6 +3,7 @@
 //! `xtask` uses [`postgres`] to prepare the store's queries, before the store itself can be compiled: what needs the store must not
 //! come into this crate without a feature that `xtask` leaves off.
 
+pub mod cut_proxy;
 pub mod envd;
 pub mod metrics;
 pub mod postgres;

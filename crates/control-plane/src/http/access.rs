@@ -37,6 +37,9 @@ use Policy::{Administrator, Host, Member, Open, Person, Team};
 use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
 use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
+/// For a connection and the few questions about who calls: a server that lives answers or cancels each within seconds.
+const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
+
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
 pub const TABLE: [(&str, &str, Policy); 83] = [
     ("GET", "/", Open),
@@ -217,6 +220,11 @@ pub struct HostCaller(pub HostId);
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
+/// A database that vanished without a word keeps a question for as long as TCP does; whoever calls is told sooner.
+async fn in_time<T>(look: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    tokio::time::timeout(LOOK_TIME_MAX, look).await.unwrap_or_else(|_| Err(ApiError::unavailable()))
+}
+
 /// The layer in front of every route.
 pub async fn check(
     State(app): State<App>,
@@ -248,18 +256,18 @@ pub async fn check(
             return Ok(next.run(request).await);
         }
         Team(scope) => {
-            let (caller, grant) = asked.team(scope).await?;
+            let (caller, grant) = in_time(asked.team(scope)).await?;
             extensions.insert(caller);
             grant
         }
         Person => {
-            let person = asked.person().await?;
+            let person = in_time(asked.person()).await?;
             let grant = Grant::session(policy, person.session, None);
             extensions.insert(person);
             grant
         }
         Member(least) => {
-            let person = asked.person().await?;
+            let person = in_time(asked.person()).await?;
             let team = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id).unwrap_or_default();
             let team: TeamId = team.parse().map_err(|error| ApiError::invalid("id", format!("is {error}")))?;
             let role = app.store.role_in(team, person.user).await?.ok_or_else(|| ApiError::not_found("team"))?;
@@ -271,7 +279,7 @@ pub async fn check(
             grant
         }
         Administrator => {
-            let (admin, grant) = asked.administrator().await?;
+            let (admin, grant) = in_time(asked.administrator()).await?;
             extensions.insert(admin);
             grant
         }

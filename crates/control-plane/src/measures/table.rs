@@ -168,4 +168,6 @@ pub const RECONCILERS: &[&str] = &[
     "silent_hosts",
     "old_rows",
     "client_certificate",
+    "primary",
+    "forgotten_operations",
 ];

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use model::ids::{OperationId, SnapshotId};
-use store::Update;
+use store::{StoreError, Update};
 use store::operations::{LEASE, Operation};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -175,4 +175,15 @@ pub async fn claim(app: App) {
             () = tokio::time::sleep(CLAIM_EVERY) => {}
         }
     }
+}
+
+/// Puts down what is this replica's by the database and not worked on, so that it is claimed: the answer to a commit may be lost.
+pub async fn put_down_forgotten(app: App) -> Result<(), StoreError> {
+    // Before the statement: what is begun meanwhile is younger than what the statement looks for.
+    let known: Vec<OperationId> = app.driver.lock().iter().copied().collect();
+    let count = app.store.put_down_all_but(&app.lease(), &known).await?;
+    if count > 0 {
+        warn!(count, "{count} operations of this replica were not worked on, and are taken up again");
+    }
+    Ok(())
 }

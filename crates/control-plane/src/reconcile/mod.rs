@@ -21,6 +21,10 @@ use tracing::{error, warn};
 
 use crate::app::App;
 
+/// How long it takes at least until a fail-over of the database is followed.
+const PRIMARY_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked for what is this replica's and not worked on.
+const FORGOTTEN_EVERY: Duration = Duration::from_secs(2);
 const EXPIRED_EVERY: Duration = Duration::from_secs(1);
 const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
 const ABSENT_EVERY: Duration = Duration::from_secs(2);
@@ -43,11 +47,16 @@ pub fn start(app: &App) {
         }
         Ok(())
     }));
+    tracker.spawn(every(app.clone(), "primary", PRIMARY_EVERY, |app| async move {
+        app.store.follow_primary().await;
+        Ok(())
+    }));
     if !app.roles.workers {
         return;
     }
     tracker.spawn(presence(app.clone()));
     tracker.spawn(driver::claim(app.clone()));
+    tracker.spawn(every(app.clone(), "forgotten_operations", FORGOTTEN_EVERY, driver::put_down_forgotten));
     tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
     tracker.spawn(every(app.clone(), "unfulfilled", UNFULFILLED_EVERY, |app| async move {
         app.store.reopen_unfulfilled().await.map(drop)

@@ -32,6 +32,7 @@ const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
 const PUT_OFF_MAX: Duration = Duration::from_secs(30);
 
 pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Result<(), StoreError> {
+    point("cp.operation.leased").await;
     if operation.kind == Kind::Snapshot {
         return snapshots::run(app, operation).await;
     }
@@ -195,6 +196,7 @@ struct Turn {
     from: Observed,
     under_way: [Observed; 3],
     begun: &'static str,
+    answered: &'static str,
     finished: &'static str,
 }
 
@@ -203,6 +205,7 @@ const PAUSE: Turn = Turn {
     from: Observed::Running,
     under_way: [Observed::Starting, Observed::Resuming, Observed::Pausing],
     begun: "cp.pause.begun",
+    answered: "cp.pause.answered",
     finished: "cp.pause.finished",
 };
 const RESUME: Turn = Turn {
@@ -210,6 +213,7 @@ const RESUME: Turn = Turn {
     from: Observed::Paused,
     under_way: [Observed::Starting, Observed::Resuming, Observed::Pausing],
     begun: "cp.resume.begun",
+    answered: "cp.resume.answered",
     finished: "cp.resume.finished",
 };
 
@@ -224,6 +228,7 @@ async fn turn_sandbox(app: &App, operation: &Operation, sandbox: &Sandbox, turn:
         Observed::Paused => ensure_paused(app, operation, sandbox, placed).await,
         _ => ensure_running(app, operation, sandbox, placed).await,
     };
+    point(turn.answered).await;
     let is = answer.as_ref().ok().and_then(|state| state.observed.parse::<Observed>().ok());
     match (answer, is) {
         (Ok(state), Some(is)) if is == turn.to => {

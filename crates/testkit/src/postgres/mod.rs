@@ -19,7 +19,7 @@ mod server;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use server::Server;
+pub use server::{Server, Stop};
 
 /// Of this process. It ends by the clean-up at exit, because statics are never dropped.
 static SHARED: OnceLock<Server> = OnceLock::new();
@@ -72,10 +72,25 @@ impl Database {
         blocking(move || server.dump(&name, &file).expect("dump a database")).await;
     }
 
-    /// Of an empty one.
+    /// In the place of what is there.
     pub async fn restore(&self, file: &std::path::Path) {
         let (server, name, file) = (self.server.clone(), self.name.clone(), file.to_owned());
         blocking(move || server.restore(&name, &file).expect("restore a database")).await;
+    }
+
+    /// Its server, for what is done to a server as a whole. To be stopped by those who have it for themselves alone.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it is reached through something that listens on these ports of the loopback and leads to sockets of servers.
+    pub fn url_by(&self, ports: &[u16]) -> String {
+        let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        format!("postgres://wrenn@{}/{}?sslmode=disable", hosts.join(","), self.name)
     }
 
     /// PostgreSQL goes away: connections end with `admin_shutdown`, new ones are refused. Twice is fine.
@@ -88,6 +103,11 @@ impl Database {
     pub async fn start_server(&self) {
         let server = self.own_server();
         blocking(move || server.resume().expect("start PostgreSQL again")).await;
+    }
+
+    pub async fn stop_server_by(&self, stop: Stop) {
+        let server = self.own_server();
+        blocking(move || server.stop_by(stop).expect("stop PostgreSQL")).await;
     }
 
     fn own_server(&self) -> Server {

@@ -20,6 +20,8 @@ const ROLE: &str = "wrenn";
 const START_MAX: Duration = Duration::from_secs(60);
 /// A fast shutdown takes 0.1 s; what comes after it is harsher.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// For so long the processes of a server that was killed may be there after it.
+const LEFT_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at something that ends or begins within a tenth of a second.
 const LOOK: Duration = Duration::from_millis(10);
 /// Lines of the server's log that are shown when it does not start.
@@ -40,6 +42,17 @@ const SETTINGS: [&str; 12] = [
     "logging_collector=off",
     "timezone=UTC",
 ];
+
+/// How a server ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Connections are told, and what is written lies on disk.
+    Fast,
+    /// All at once; the next start reads the log.
+    Immediate,
+    /// `kill -9` of the first process; the others notice.
+    Kill,
+}
 
 /// Those that are there, for the clean-up at exit.
 static SERVERS: Mutex<Vec<Weak<Cluster>>> = Mutex::new(Vec::new());
@@ -84,19 +97,68 @@ impl Server {
         let began = Instant::now();
         while !succeeds(self.command("pg_isready").arg("--quiet"))? {
             let ended = child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            let elapsed = began.elapsed();
             ensure!(
-                ended.is_none() && began.elapsed() < START_MAX,
+                elapsed < START_MAX && (ended.is_none() || elapsed < LEFT_MAX),
                 "PostgreSQL does not start:\n{}",
                 self.cluster.log()
             );
             std::thread::sleep(LOOK);
+            if ended.is_some() {
+                // Processes of the one that was killed still hold its memory.
+                *child = Some(self.cluster.launch()?);
+            }
         }
         Ok(())
     }
 
     /// Ends the server and keeps its data. Open connections are ended.
     pub fn stop(&self) -> Result<()> {
-        self.cluster.stop()
+        self.stop_by(Stop::Fast)
+    }
+
+    pub fn stop_by(&self, stop: Stop) -> Result<()> {
+        self.cluster.stop(stop)
+    }
+
+    /// The socket by which it is reached.
+    pub fn socket(&self) -> PathBuf {
+        self.cluster.dir.join(format!(".s.PGSQL.{PORT}"))
+    }
+
+    /// Another server with a copy of the data of this one, which must not run. It is not started.
+    pub fn copy(&self) -> Result<Self> {
+        ensure!(self.cluster.child().is_none(), "only what lies still can be copied");
+        let dir = place::make(self.cluster.user.as_ref())?;
+        let (bin, user) = (self.cluster.bin.clone(), self.cluster.user.clone());
+        let copy = Self { cluster: Arc::new(Cluster { bin, dir, user, child: Mutex::new(None) }) };
+        clean_up_at_exit(&copy.cluster);
+        finish(plain(Path::new("/bin/cp")).arg("-a").arg(self.cluster.data()).arg(copy.cluster.data()))?;
+        Ok(copy)
+    }
+
+    /// Writes the database into a file, as `pg_dump` does it while others work.
+    pub fn dump(&self, database: &str, file: &Path) -> Result<()> {
+        let mut dump = self.command("pg_dump");
+        let kind = ["--username", ROLE, "--format=custom", "--no-password", "--dbname", database];
+        let text = dump.args(kind).stdout(File::create(file).context("make the file of the dump")?).output();
+        let output = text.context("start pg_dump")?;
+        ensure!(output.status.success(), "pg_dump: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// Puts what [`Server::dump`] wrote in the place of the database. Open connections to it are ended.
+    pub fn restore(&self, database: &str, file: &Path) -> Result<()> {
+        self.administer(&format!("drop database {database} with (force)"))?;
+        self.create_database(database)?;
+        let mut restore = self.command("pg_restore");
+        restore.args(["--username", ROLE, "--no-password", "--no-owner", "--exit-on-error", "--dbname", database]);
+        finish(restore.stdin(File::open(file).context("open the dump")?)).map(drop)
+    }
+
+    /// A statement as the superuser.
+    pub fn administer(&self, statement: &str) -> Result<String> {
+        finish(self.psql("postgres", "postgres").args(["--no-align", "--tuples-only", "--command", statement]))
     }
 
     /// An empty database and its url.
@@ -116,20 +178,6 @@ impl Server {
     pub fn query(&self, database: &str, statements: &str) -> Result<String> {
         let mut psql = self.psql(ROLE, database);
         finish(psql.args(["--no-align", "--tuples-only", "--command", statements]))
-    }
-
-    /// Everything of a database, into a file, as docs/how-to/backup.md has it.
-    pub fn dump(&self, database: &str, file: &Path) -> Result<()> {
-        let mut command = self.command("pg_dump");
-        command.args(["--no-password", "--format=custom", "--username", ROLE, "--dbname", database]);
-        finish(command.arg("--file").arg(file)).map(drop)
-    }
-
-    /// What a dump holds, into an empty database.
-    pub fn restore(&self, database: &str, file: &Path) -> Result<()> {
-        let mut command = self.command("pg_restore");
-        command.args(["--no-password", "--exit-on-error", "--no-owner", "--username", ROLE, "--dbname", database]);
-        finish(command.arg(file)).map(drop)
     }
 
     fn psql(&self, role: &str, database: &str) -> Command {
@@ -184,12 +232,13 @@ impl Cluster {
         command
     }
 
-    fn stop(&self) -> Result<()> {
+    fn stop(&self, stop: Stop) -> Result<()> {
         let mut held = self.child();
         let Some(mut child) = held.take() else { return Ok(()) };
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id is positive and small"));
         // PostgreSQL's fast shutdown, its immediate one, and what nobody can refuse.
-        for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGKILL] {
+        let signals = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGKILL];
+        for signal in signals.into_iter().skip(stop as usize) {
             // It has not been collected yet, so the number is still its own.
             kill(pid, signal).with_context(|| format!("send {signal} to PostgreSQL"))?;
             let began = Instant::now();
@@ -204,7 +253,7 @@ impl Cluster {
     }
 
     fn remove(&self) {
-        if let Err(error) = self.stop() {
+        if let Err(error) = self.stop(Stop::Fast) {
             eprintln!("{error:#}");
         }
         if let Err(error) = std::fs::remove_dir_all(&self.dir)

@@ -13,11 +13,15 @@ pub mod teams;
 pub mod users;
 
 use std::future::Future;
+use std::time::Duration;
 
 use store::StoreError;
 
 use super::errors::ApiError;
 use crate::app::App;
+
+/// The caller waits for a state change no longer than this; the change goes on, and whoever asks again finds what became of it.
+const CHANGE_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Runs a state change in a task of its own: a client that leaves changes nothing.
 fn detached<T: Send + 'static>(
@@ -26,9 +30,10 @@ fn detached<T: Send + 'static>(
 ) -> impl Future<Output = Result<T, ApiError>> {
     let task = app.tracker.spawn(change);
     async move {
-        match task.await {
-            Ok(done) => Ok(done?),
-            Err(_) => Err(ApiError::internal()),
+        match tokio::time::timeout(CHANGE_TIME_MAX, task).await {
+            Ok(Ok(done)) => Ok(done?),
+            Ok(Err(_)) => Err(ApiError::internal()),
+            Err(_) => Err(ApiError::unavailable()),
         }
     }
 }
