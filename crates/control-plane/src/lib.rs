@@ -14,6 +14,7 @@ pub mod http;
 pub mod login;
 pub mod mail;
 pub mod networks;
+pub mod outbox;
 pub mod outcomes;
 pub mod passwords;
 pub mod reconcile;

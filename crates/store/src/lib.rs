@@ -5,9 +5,12 @@
 //! anybody. Used by the control plane alone.
 
 pub mod account_tokens;
+pub mod all_teams;
 pub mod api_keys;
 mod attempts;
 pub mod audit;
+pub mod audit_log;
+pub mod deletions;
 mod fault;
 pub mod hosts;
 pub mod idempotency;
@@ -16,6 +19,7 @@ pub mod invitations;
 pub mod keyring;
 pub mod members;
 pub mod operations;
+pub mod outbox;
 pub mod placement;
 pub mod policy;
 pub mod presence;

@@ -19,6 +19,7 @@ use store::StoreError;
 use tracing::{error, warn};
 
 use crate::app::App;
+use crate::outbox;
 
 const EXPIRED_EVERY: Duration = Duration::from_secs(1);
 const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
@@ -33,6 +34,7 @@ pub fn start(app: &App) {
     tracker.spawn(app.outcomes.clone().listen(app.stop.clone()));
     tracker.spawn(presence(app.clone()));
     tracker.spawn(driver::claim(app.clone()));
+    tracker.spawn(outbox::deliver(app.clone()));
     tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
     tracker.spawn(every(app.clone(), "unfulfilled", UNFULFILLED_EVERY, |app| async move {
         app.store.reopen_unfulfilled().await.map(drop)

@@ -88,13 +88,19 @@ struct Start {
 
 impl Session {
     async fn run(mut self, agent: &Agent, id: &SandboxId) {
-        let Ok(Ok(start)) = tokio::time::timeout(START_TIME_MAX, self.start()).await else {
-            return self.close(POLICY, "no start").await;
+        let rights = self.rights.clone();
+        let start = tokio::select! {
+            start = tokio::time::timeout(START_TIME_MAX, self.start()) => start,
+            () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
         };
+        let Ok(Ok(start)) = start else { return self.close(POLICY, "no start").await };
         let encoder = Encoder::new(start.is_base64);
         let timeout_sec = start.exec.timeout_sec.unwrap_or(0);
         let opened = match request(id, start.exec, timeout_sec) {
-            Ok(request) => events(agent, request).await.map_err(ApiError::from),
+            Ok(request) => tokio::select! {
+                opened = events(agent, request) => opened.map_err(ApiError::from),
+                () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
+            },
             Err(error) => Err(error),
         };
         match opened {
