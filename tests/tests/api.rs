@@ -12,9 +12,13 @@ use whole_machine::platform::Platform;
 type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 async fn stream(platform: &Platform, id: &str) -> Socket {
+    stream_by(platform, id, &platform.api_key).await
+}
+
+async fn stream_by(platform: &Platform, id: &str, api_key: &str) -> Socket {
     let url = format!("{}/v1/sandboxes/{id}/exec/stream", platform.api.replace("http", "ws"));
     let mut request = url.into_client_request().unwrap();
-    request.headers_mut().insert("X-API-Key", platform.api_key.parse().unwrap());
+    request.headers_mut().insert("X-API-Key", api_key.parse().unwrap());
     tokio_tungstenite::connect_async(request).await.unwrap().0
 }
 
@@ -163,6 +167,26 @@ async fn commands_files_and_processes_of_a_running_sandbox() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(platform.shell(&id, "echo meanwhile").await, (0, "meanwhile\n".to_owned()));
     drop(slow);
+
+    // Whose key is revoked sees no more of a command that runs, within a minute, and is told why. The command goes on.
+    let key = platform.wrenn(&["key", "create", "--name", "for a while", "--json"]);
+    let key: Value = serde_json::from_slice(&key.stdout).unwrap_or_else(|_| panic!("{key:?}"));
+    let mut watched = stream_by(&platform, &id, key["key"].as_str().unwrap()).await;
+    let talk = "while :; do echo still; sleep 1; done";
+    say(&mut watched, json!({"type": "start", "cmd": "sh", "args": ["-c", talk]})).await;
+    let pid = frame(&mut watched).await.unwrap()["pid"].as_u64().unwrap();
+    let revoked = platform.wrenn(&["key", "rm", key["id"].as_str().unwrap()]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    let began = Instant::now();
+    let code = loop {
+        match tokio::time::timeout(Duration::from_secs(60), watched.next()).await.expect("an end in time") {
+            Some(Ok(Message::Close(frame))) => break frame.map(|frame| u16::from(frame.code)),
+            Some(Ok(_)) => assert!(began.elapsed() < Duration::from_secs(60), "it is still told"),
+            other => panic!("the end says why: {other:?}"),
+        }
+    };
+    assert_eq!(code, Some(4401));
+    assert_eq!(platform.shell(&id, &format!("kill -0 {pid}")).await.0, 0, "the command goes on");
 
     let (status, console) = platform.call(Method::GET, &path("/console"), None).await;
     assert_eq!(status, 200, "{console}");

@@ -126,6 +126,12 @@ impl Client {
         self.read(answer).await.map(Some)
     }
 
+    /// A deletion that says what it is sure of; not repeated, because who asked is gone after it. Answered with no body (204).
+    pub async fn delete_with<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
+        let sent = self.request(Method::DELETE, url).timeout(CALL_MAX).json(body).send().await;
+        self.checked(sent.map_err(|error| self.broken(&error))?).await.map(drop)
+    }
+
     /// With an idempotency key, so that a repeated call does the thing once.
     pub async fn post<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
         let key = uuid::Uuid::new_v4().to_string();

@@ -1,5 +1,8 @@
 //! Settings of accounts: who may sign up, where links lead, and what sends mail.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use url::Url;
 
 use crate::config::Misconfigured;
@@ -26,6 +29,12 @@ pub struct AccountSettings {
     pub smtp_user: Option<String>,
     #[arg(long, env = "WRENN_SMTP_PASSWORD", hide_env_values = true, global = true)]
     pub smtp_password: Option<String>,
+    /// Certificates that are trusted beside the system's when mail is sent, a PEM file: for a server with one of your own
+    #[arg(long, env = "WRENN_SMTP_CA_FILE", global = true)]
+    pub smtp_ca_file: Option<PathBuf>,
+    /// For tests, which cannot wait for that: how often the rights of what is open are looked at again, in seconds
+    #[arg(long, env = "WRENN_TEST_RIGHTS_EVERY_SEC", hide = true, global = true)]
+    pub rights_every_sec: Option<u32>,
     /// From whom mail comes: Wrenn <wrenn@example.org>
     #[arg(long, env = "WRENN_SMTP_FROM", global = true)]
     pub smtp_from: Option<String>,
@@ -35,7 +44,12 @@ pub struct AccountConfig {
     pub is_signup_open: bool,
     pub public_url: Url,
     pub smtp: Option<Smtp>,
+    /// Between looks at the rights of what is open.
+    pub rights_every: Duration,
 }
+
+/// A member who was removed is out of everything within a minute: this, and the time of one query, and of a frame that is being sent.
+const RIGHTS_EVERY_SEC: u32 = 20;
 
 const PUBLIC_URL_DEFAULT: &str = "http://localhost:8000";
 
@@ -60,8 +74,10 @@ impl AccountSettings {
             problem: format!("{url:?} is not the address of a site"),
             cure: "give it as https://wrenn.example.org",
         })?;
+        let every_sec = self.rights_every_sec.unwrap_or(RIGHTS_EVERY_SEC).clamp(1, RIGHTS_EVERY_SEC);
+        let rights_every = Duration::from_secs(every_sec.into());
         let Some(host) = given(self.smtp_host) else {
-            return Ok(AccountConfig { is_signup_open, public_url, smtp: None });
+            return Ok(AccountConfig { is_signup_open, public_url, smtp: None, rights_every });
         };
         let from = given(self.smtp_from).and_then(|from| from.parse().ok()).ok_or_else(|| Misconfigured {
             setting: "WRENN_SMTP_FROM",
@@ -81,7 +97,9 @@ impl AccountSettings {
         };
         let security = self.smtp_security.unwrap_or(Security::Starttls);
         let port = self.smtp_port.unwrap_or(security.port());
-        Ok(AccountConfig { is_signup_open, public_url, smtp: Some(Smtp { host, port, security, credentials, from }) })
+        let ca_file = self.smtp_ca_file.filter(|path| !path.as_os_str().is_empty());
+        let smtp = Smtp { host, port, security, credentials, from, ca_file };
+        Ok(AccountConfig { is_signup_open, public_url, smtp: Some(smtp), rights_every })
     }
 }
 

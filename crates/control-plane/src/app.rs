@@ -15,6 +15,7 @@ use crate::agents::Agents;
 use crate::authority::Authority;
 use crate::mail::Mail;
 use crate::measures::Runs;
+use crate::outbox::Outbox;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
 use crate::reconcile::silent_hosts::Watch;
@@ -43,6 +44,7 @@ pub struct Shared {
     /// For how long it must have, for their silence to say something.
     pub silence_grace: Duration,
     pub accounts: Accounts,
+    pub outbox: Outbox,
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,
@@ -57,6 +59,8 @@ pub struct Shared {
 pub struct Accounts {
     pub is_signup_open: bool,
     pub public_url: Url,
+    /// Between looks at the rights of what is open.
+    pub rights_every: Duration,
     pub mail: Mail,
 }
 

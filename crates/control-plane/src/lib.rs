@@ -15,6 +15,7 @@ pub mod login;
 pub mod mail;
 pub mod measures;
 pub mod networks;
+pub mod outbox;
 pub mod outcomes;
 pub mod passwords;
 pub mod reconcile;

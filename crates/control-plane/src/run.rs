@@ -19,6 +19,7 @@ use crate::authority::Authority;
 use crate::config::Config;
 use crate::mail::Mail;
 use crate::measures::{self, Runs};
+use crate::outbox::Outbox;
 use crate::outcomes::Outcomes;
 use crate::reconcile;
 use crate::reconcile::driver::Driver;
@@ -81,8 +82,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         accounts: Accounts {
             is_signup_open: config.accounts.is_signup_open,
             public_url: config.accounts.public_url.clone(),
-            mail: Mail::new(config.accounts.smtp.as_ref()).context("set up mail (WRENN_SMTP_HOST)")?,
+            rights_every: config.accounts.rights_every,
+            mail: Mail::new(config.accounts.smtp.as_ref())?,
         },
+        outbox: Outbox::default(),
         tracker: TaskTracker::new(),
         stop,
         drain: CancellationToken::new(),

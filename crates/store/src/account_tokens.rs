@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use model::ids::UserId;
 
 use crate::audit::{self, Actor, ActorKind};
-use crate::users::{self, User, UserStatus};
+use crate::outbox::{self, Outgoing};
+use crate::users::{self, UserStatus};
 use crate::{Store, StoreError, Tx};
 
 /// Rows removed at once.
@@ -48,7 +49,12 @@ pub enum Activated {
 
 impl Store {
     /// A new token; older ones of its purpose stop working. False when the person is not in a state in which it would help.
-    pub async fn issue_account_token(&self, new: &NewAccountToken, actor: &Actor) -> Result<bool, StoreError> {
+    pub async fn issue_account_token(
+        &self,
+        new: &NewAccountToken,
+        mail: Option<&Outgoing>,
+        actor: &Actor,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let wanted = match new.purpose {
             Purpose::Activation => UserStatus::Pending,
@@ -72,6 +78,9 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         insert(&mut tx, new).await?;
+        if let Some(mail) = mail {
+            outbox::put(&mut tx, mail).await?;
+        }
         let details = serde_json::json!({ "purpose": new.purpose.as_str() });
         audit::record(&mut tx, actor, "user.link", &new.user.to_string(), details).await?;
         tx.commit().await?;
@@ -120,29 +129,33 @@ impl Store {
         Ok(Activated::Now(user))
     }
 
-    /// The person whose password it is now; all their sessions have ended. None when the token opens nothing.
+    /// The password is another one, all sessions of its person have ended, and their address gets the notice. False when the token opens
+    /// nothing.
     pub async fn reset_password(
         &self,
         hash: &[u8; 32],
         password_hash: &str,
+        notice: impl FnOnce(&str) -> Outgoing + Send,
         request_id: &str,
-    ) -> Result<Option<User>, StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let user = sqlx::query_scalar!(
+        let found = sqlx::query!(
             "update account_tokens t set used_at = now() from users u
              where t.token_hash = $1 and t.kind = 'password_reset' and t.used_at is null and t.expires_at > now()
                  and u.id = t.user_id and u.status = 'active'
-             returning t.user_id",
+             returning t.user_id, u.email",
             hash
         )
         .fetch_optional(&mut *tx)
         .await?;
-        let Some(user) = user.map(UserId) else { return Ok(None) };
+        let Some(found) = found else { return Ok(false) };
+        let user = UserId(found.user_id);
         users::set_password(&mut tx, user, password_hash, None).await?;
+        outbox::put(&mut tx, &notice(&found.email)).await?;
         let actor = its_person(user, request_id);
         audit::record(&mut tx, &actor, "user.password_reset", &user.to_string(), serde_json::json!({})).await?;
         tx.commit().await?;
-        self.user(user).await
+        Ok(true)
     }
 
     pub async fn purge_account_tokens(&self) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, teams};
 
 /// `last_used` is written at most this often: a key that is used thousands of times a second must not be a row that all wait for.
 const LAST_USED_STEP_SEC: f64 = 60.0;
@@ -70,6 +70,8 @@ pub enum Created {
     TooMany,
     /// The first call's key was deleted since.
     Gone,
+    /// The team was deleted.
+    NoTeam,
 }
 
 struct Row {
@@ -132,6 +134,9 @@ impl Store {
                     return Ok(first.map_or(Created::Gone, |row| Created::Repeated(row.into())));
                 }
             }
+        }
+        if !teams::stays(&mut tx, new.team).await? {
+            return Ok(Created::NoTeam);
         }
         let count = sqlx::query_scalar!(r#"select count(*) as "count!" from api_keys where team_id = $1"#, new.team.0)
             .fetch_one(&mut *tx)

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use crate::audit::{self, Actor};
 use crate::members::{Joined, join, locked};
+use crate::outbox::{self, Outgoing};
 use crate::teams::role;
-use crate::users::NewUser;
+use crate::users::{self, NewUser, UserStatus};
 use crate::{Store, StoreError, Tx};
 
 /// Open ones of one team.
@@ -87,7 +88,7 @@ impl Row {
 
 impl Store {
     /// An open invitation of the same address is replaced: only the newest link works.
-    pub async fn invite(&self, new: &NewInvitation, actor: &Actor) -> Result<Invited, StoreError> {
+    pub async fn invite(&self, new: &NewInvitation, mail: &Outgoing, actor: &Actor) -> Result<Invited, StoreError> {
         let mut tx = self.begin().await?;
         if !locked(&mut tx, new.team).await? {
             return Ok(Invited::Missing);
@@ -146,6 +147,7 @@ impl Store {
         .fetch_one(&mut *tx)
         .await?;
         let details = serde_json::json!({ "email": new.email, "role": new.role.as_str() });
+        outbox::put(&mut tx, mail).await?;
         audit::record(&mut tx, actor, "invitation.create", &new.id.to_string(), details).await?;
         tx.commit().await?;
         Ok(Invited::Made(row.invitation()?))
@@ -215,21 +217,8 @@ impl Store {
         if !new.email.eq_ignore_ascii_case(&found.email) {
             return Ok(Accepted::OtherPerson);
         }
-        // Whoever signed up with this address and never showed that it is theirs stands in nobody's way.
-        sqlx::query!("delete from users where lower(email) = lower($1) and status = 'pending'", new.email)
-            .execute(&mut *tx)
-            .await?;
-        let made = sqlx::query!(
-            "insert into users (id, email, name, password_hash, status) values ($1, $2, $3, $4, 'active')
-             on conflict do nothing",
-            new.id.0,
-            new.email,
-            new.name,
-            new.password_hash
-        )
-        .execute(&mut *tx)
-        .await?;
-        if made.rows_affected() == 0 {
+        users::give_way(&mut tx, &new.email).await?;
+        if !users::insert(&mut tx, new, UserStatus::Active).await? {
             return Ok(Accepted::EmailTaken);
         }
         audit::record(&mut tx, actor, "user.create", &new.id.to_string(), serde_json::json!({ "by": "invitation" }))

@@ -5,9 +5,12 @@
 //! anybody. Used by the control plane alone.
 
 pub mod account_tokens;
+pub mod all_teams;
 pub mod api_keys;
 mod attempts;
 pub mod audit;
+pub mod audit_log;
+pub mod deletions;
 mod fault;
 pub mod hosts;
 pub mod idempotency;
@@ -17,6 +20,7 @@ pub mod keyring;
 pub mod measures;
 pub mod members;
 pub mod operations;
+pub mod outbox;
 pub mod placement;
 pub mod policy;
 pub mod presence;

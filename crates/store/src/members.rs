@@ -6,6 +6,7 @@ use model::ids::{TeamId, UserId};
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::outbox::{self, Outgoing};
 use crate::teams::role;
 use crate::{Store, StoreError, Tx};
 
@@ -28,6 +29,8 @@ pub enum Added {
     /// Nobody who may log in has this address.
     NoUser,
     TooMany,
+    /// The team was deleted.
+    NoTeam,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -75,9 +78,17 @@ impl Store {
     }
 
     /// Somebody who has an account joins as a member.
-    pub async fn add_member(&self, team: TeamId, email: &str, actor: &Actor) -> Result<Added, StoreError> {
+    pub async fn add_member(
+        &self,
+        team: TeamId,
+        email: &str,
+        notice: &Outgoing,
+        actor: &Actor,
+    ) -> Result<Added, StoreError> {
         let mut tx = self.begin().await?;
-        locked(&mut tx, team).await?;
+        if !locked(&mut tx, team).await? {
+            return Ok(Added::NoTeam);
+        }
         let user = sqlx::query!("select id from users where lower(email) = lower($1) and status = 'active'", email)
             .fetch_optional(&mut *tx)
             .await?;
@@ -88,6 +99,7 @@ impl Store {
             Joined::TooMany => return Ok(Added::TooMany),
         }
         let id = UserId(user.id).to_string();
+        outbox::put(&mut tx, notice).await?;
         audit::record(&mut tx, actor, "member.add", &id, serde_json::json!({ "role": "member" })).await?;
         let row = sqlx::query_as!(
             Row,

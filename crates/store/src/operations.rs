@@ -221,6 +221,28 @@ pub(crate) fn count(ended: Option<Ended>) {
     }
 }
 
+/// The same for many, with the wish of their end, that nobody works on yet.
+pub(crate) async fn supersede_with_kills(tx: &mut Tx, sandboxes: &[String]) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"with ended as (
+               update operations set phase = 'superseded', finished_at = now()
+               where sandbox_id = any($1) and phase = 'open' and kind <> 'snapshot' returning id)
+           select pg_notify($2, id::text)::text as "told" from ended"#,
+        sandboxes,
+        CHANNEL
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query!(
+        "insert into operations (id, sandbox_id, kind, revision)
+         select gen_random_uuid(), id, 'kill', revision from sandboxes where id = any($1)",
+        sandboxes
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 async fn tell(tx: &mut Tx, id: OperationId) -> Result<(), StoreError> {
     sqlx::query!("select pg_notify($1, $2)", CHANNEL, id.0.to_string()).execute(&mut **tx).await?;
     Ok(())

@@ -5,7 +5,7 @@ use model::ids::TeamId;
 use model::shape::Shape;
 
 use crate::audit::{self, Actor};
-use crate::{Store, StoreError, Tx};
+use crate::{Store, StoreError, Tx, members};
 
 /// Creates are counted over this time.
 const CREATES_SEC: f64 = 60.0;
@@ -92,6 +92,14 @@ pub struct Exceeded {
     pub asked: i64,
 }
 
+/// Why a team may not have more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Over(Exceeded),
+    /// The team was deleted.
+    NoTeam,
+}
+
 /// What a team may have and has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
@@ -121,14 +129,16 @@ pub(crate) fn of_paused(shape: Shape, count: i64) -> Each<i64> {
     }
 }
 
-/// What keeps the team from having this, too. None: until the transaction's end nobody else adds to what it has.
+/// What keeps the team from having this, too. None: until the transaction's end nobody deletes the team, nor, where it has limits, adds to
+/// what it has.
 pub(crate) async fn claim(
     tx: &mut Tx,
     defaults: &Limits,
     team: TeamId,
     asked: &Each<i64>,
-) -> Result<Option<Exceeded>, StoreError> {
-    let limits = own(tx, team).await?.or(defaults);
+) -> Result<Option<Refused>, StoreError> {
+    let Some(own_limits) = kept(tx, team).await? else { return Ok(Some(Refused::NoTeam)) };
+    let limits = own_limits.or(defaults);
     if limits == Limits::default() {
         return Ok(None);
     }
@@ -136,7 +146,7 @@ pub(crate) async fn claim(
     // Again, and what it has, in statements of their own: they see what was committed while the lock was waited for.
     let limits = own(tx, team).await?.or(defaults);
     let used = used(tx, team).await?;
-    Ok(exceeded(&limits, &used, asked))
+    Ok(exceeded(&limits, &used, asked).map(Refused::Over))
 }
 
 /// Of what nothing is asked may be exceeded: a limit that is lowered takes nothing away.
@@ -145,6 +155,22 @@ fn exceeded(limits: &Limits, used: &Each<i64>, asked: &Each<i64>) -> Option<Exce
         let (limit, used, asked) = (limits.of(quota)?, used.of(quota), asked.of(quota));
         (asked > 0 && used.saturating_add(asked) > limit).then_some(Exceeded { quota, limit, used, asked })
     })
+}
+
+/// The team's own limits; from now on nobody deletes it. None: somebody did.
+async fn kept(tx: &mut Tx, team: TeamId) -> Result<Option<Limits>, StoreError> {
+    // The weakest lock that a deletion waits for, and that does not keep creates of one team from each other.
+    let own = sqlx::query_as!(
+        Limits,
+        r#"select q.sandboxes as "sandboxes?", q.running as "running?", q.vcpus as "vcpus?", q.memory_mb as "memory_mb?",
+               q.disk_mb as "disk_mb?", q.creates_per_min as "creates_per_min?"
+           from teams t left join team_quotas q on q.team_id = t.id
+           where t.id = $1 and t.deleted_at is null for key share of t"#,
+        team.0
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(own)
 }
 
 async fn own(tx: &mut Tx, team: TeamId) -> Result<Limits, StoreError> {
@@ -190,9 +216,12 @@ impl Store {
     /// What a team may have and has; none: there is no such team.
     pub async fn quotas(&self, team: TeamId) -> Result<Option<Account>, StoreError> {
         let mut tx = self.begin().await?;
-        let is_there = sqlx::query_scalar!(r#"select exists (select 1 from teams where id = $1) as "there!""#, team.0)
-            .fetch_one(&mut *tx)
-            .await?;
+        let is_there = sqlx::query_scalar!(
+            r#"select exists (select 1 from teams where id = $1 and deleted_at is null) as "there!""#,
+            team.0
+        )
+        .fetch_one(&mut *tx)
+        .await?;
         if !is_there {
             return Ok(None);
         }
@@ -202,10 +231,7 @@ impl Store {
     /// Gives a team limits of its own; for those that are none the platform's defaults hold. None: there is no such team.
     pub async fn set_quotas(&self, team: TeamId, own: &Limits, actor: &Actor) -> Result<Option<Account>, StoreError> {
         let mut tx = self.begin().await?;
-        let locked = sqlx::query_scalar!("select id from teams where id = $1 for no key update", team.0)
-            .fetch_optional(&mut *tx)
-            .await?;
-        if locked.is_none() {
+        if !members::locked(&mut tx, team).await? {
             return Ok(None);
         }
         sqlx::query!(

@@ -129,13 +129,24 @@ impl Store {
 
     /// A registered host that renews its credentials, perhaps at another address.
     pub async fn move_host(&self, host: HostId, address: &str) -> Result<Option<Host>, StoreError> {
-        sqlx::query!(
-            "update hosts set address = $2, updated_at = now() where id = $1 and state <> 'pending' and address <> $2",
+        let mut tx = self.begin().await?;
+        let there = sqlx::query_scalar!(
+            r#"select address <> $2 as "moves!" from hosts where id = $1 and state <> 'pending' for no key update"#,
             host.0,
             address
         )
-        .execute(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(hosts!("where id = $2 and state <> 'pending'", host.0).fetch_optional(&self.pool).await?.map(Host::from))
+        let Some(moves) = there else { return Ok(None) };
+        if moves {
+            sqlx::query!("update hosts set address = $2, updated_at = now() where id = $1", host.0, address)
+                .execute(&mut *tx)
+                .await?;
+        }
+        let actor = Actor { kind: ActorKind::Host, id: host.to_string(), team: None, request_id: String::new() };
+        audit::record(&mut tx, &actor, "host.renew", &host.to_string(), serde_json::json!({ "moved": moves })).await?;
+        let row = hosts!("where id = $2", host.0).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Some(row.into()))
     }
 }

@@ -17,7 +17,7 @@ use crate::idempotency::{self, Claim};
 use crate::operations::{self, Kind, Lease};
 use crate::placement::{self, Asked, Shortage, Strategy, Wanted};
 use crate::policy::{self, Policy};
-use crate::quotas::{self, Exceeded};
+use crate::quotas::{self, Exceeded, Refused};
 use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx};
 
 /// Of one answer of the list.
@@ -109,6 +109,8 @@ pub enum Created {
     OverQuota(Exceeded),
     /// The snapshot is not there any more; nothing was written.
     NoSnapshot,
+    /// The team was deleted; nothing was written.
+    NoTeam,
 }
 
 /// What a host says of a sandbox.
@@ -270,8 +272,10 @@ impl Store {
             }
         }
         let asked = quotas::of_new(new.shape, 1);
-        if let Some(exceeded) = quotas::claim(&mut tx, &self.rules.quotas, new.team, &asked).await? {
-            return Ok(Created::OverQuota(exceeded));
+        match quotas::claim(&mut tx, &self.rules.quotas, new.team, &asked).await? {
+            None => {}
+            Some(Refused::Over(exceeded)) => return Ok(Created::OverQuota(exceeded)),
+            Some(Refused::NoTeam) => return Ok(Created::NoTeam),
         }
         let template = new.template.as_str();
         let wanted = Wanted { template, shape: new.shape, count: 1, asked: &new.asked, refused: &[] };

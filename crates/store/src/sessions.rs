@@ -147,16 +147,22 @@ impl Store {
     }
 
     /// The team for which a session of a browser acts from now on. False when the person is not in it.
-    pub async fn switch_team(&self, session: SessionId, team: TeamId) -> Result<bool, StoreError> {
+    pub async fn switch_team(&self, session: SessionId, team: TeamId, actor: &Actor) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
         let switched = sqlx::query!(
             "update sessions set team_id = $2 where id = $1 and exists
                  (select 1 from team_members m where m.team_id = $2 and m.user_id = sessions.user_id)",
             session.0,
             team.0
         )
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
-        Ok(switched.rows_affected() == 1)
+        if switched.rows_affected() == 0 {
+            return Ok(false);
+        }
+        audit::record(&mut tx, actor, "session.switch_team", &session.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     pub async fn purge_sessions(&self) -> Result<(), StoreError> {

@@ -19,9 +19,9 @@ use crate::idleness;
 use crate::operations::{self, Kind, Lease, Operation};
 use crate::placement::{self, Asked, Wanted};
 use crate::policy::PolicyChange;
-use crate::quotas::{self, Exceeded};
+use crate::quotas::{self, Exceeded, Refused};
 use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
-use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update};
+use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update, teams};
 
 /// Of one answer of the list.
 const LIST_MAX: i64 = 10_000;
@@ -165,6 +165,9 @@ impl Store {
                 }
             }
         }
+        if !teams::stays(&mut tx, team).await? {
+            return Ok(SnapshotWish::Missing);
+        }
         let Some(sandbox) = locked(&mut tx, team, of).await? else { return Ok(SnapshotWish::Missing) };
         let placed = match (sandbox.status(), &sandbox.host) {
             (Status::Running | Status::Paused, Some(placed)) => placed.host,
@@ -214,6 +217,9 @@ impl Store {
                 Claim::Repeated(subject) => return forked(&mut tx, subject_of(key, &subject)?).await,
             }
         }
+        if !teams::stays(&mut tx, team).await? {
+            return Ok(ForkWish::Missing);
+        }
         let Some(sandbox) = locked(&mut tx, team, of).await? else { return Ok(ForkWish::Missing) };
         let placed = match (sandbox.status(), &sandbox.host) {
             (Status::Running | Status::Paused, Some(placed)) => placed.host,
@@ -221,8 +227,10 @@ impl Store {
         };
         let count = i64::try_from(children.len()).unwrap_or(i64::MAX);
         let asked = quotas::of_new(sandbox.shape, count);
-        if let Some(exceeded) = quotas::claim(&mut tx, &self.rules.quotas, team, &asked).await? {
-            return Ok(ForkWish::OverQuota(exceeded));
+        match quotas::claim(&mut tx, &self.rules.quotas, team, &asked).await? {
+            None => {}
+            Some(Refused::Over(exceeded)) => return Ok(ForkWish::OverQuota(exceeded)),
+            Some(Refused::NoTeam) => return Ok(ForkWish::Missing),
         }
         // Its host was what its own create asked for; tags that it has lost since keep nothing from beginning beside it.
         let anything = Asked::default();

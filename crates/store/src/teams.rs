@@ -19,16 +19,6 @@ pub struct Team {
     pub created_at: DateTime<Utc>,
 }
 
-#[derive(Debug, PartialEq)]
-pub enum Deleted {
-    Done,
-    /// It has sandboxes or snapshots.
-    NotEmpty,
-    /// The platform's own.
-    Platform,
-    Missing,
-}
-
 struct Row {
     id: Uuid,
     name: String,
@@ -118,37 +108,6 @@ impl Store {
         tx.commit().await?;
         Ok(true)
     }
-
-    /// Its keys, members and invitations go with it.
-    pub async fn delete_team(&self, id: TeamId, actor: &Actor) -> Result<Deleted, StoreError> {
-        let mut tx = self.begin().await?;
-        // Stronger than the lock of a member's change: sandboxes that are being created refer to the row and are waited for.
-        let team = sqlx::query!("select is_platform from teams where id = $1 and deleted_at is null for update", id.0)
-            .fetch_optional(&mut *tx)
-            .await?;
-        match team {
-            None => return Ok(Deleted::Missing),
-            Some(team) if team.is_platform => return Ok(Deleted::Platform),
-            Some(_) => {}
-        }
-        let is_used = sqlx::query_scalar!(
-            r#"select exists (select 1 from sandboxes where team_id = $1 and observed <> 'killed')
-                   or exists (select 1 from snapshots where team_id = $1) as "used!""#,
-            id.0
-        )
-        .fetch_one(&mut *tx)
-        .await?;
-        if is_used {
-            return Ok(Deleted::NotEmpty);
-        }
-        sqlx::query!("update teams set deleted_at = now() where id = $1", id.0).execute(&mut *tx).await?;
-        sqlx::query!("delete from api_keys where team_id = $1", id.0).execute(&mut *tx).await?;
-        sqlx::query!("delete from invitations where team_id = $1", id.0).execute(&mut *tx).await?;
-        sqlx::query!("delete from team_members where team_id = $1", id.0).execute(&mut *tx).await?;
-        audit::record(&mut tx, actor, "team.delete", &id.to_string(), serde_json::json!({})).await?;
-        tx.commit().await?;
-        Ok(Deleted::Done)
-    }
 }
 
 /// The team that the person joined first, made when there is none.
@@ -168,6 +127,15 @@ pub(crate) async fn first_team(tx: &mut Tx, user: UserId) -> Result<TeamId, Stor
         Some(team) => Ok(TeamId(team)),
         None => Ok(insert(tx, TeamId(Uuid::now_v7()), &format!("{name}'s Team"), user).await?.id),
     }
+}
+
+/// Whether there is such a team; from now on nobody deletes it. Whatever adds something to a team asks this before it locks anything else,
+/// because a deletion locks the team first.
+pub(crate) async fn stays(tx: &mut Tx, team: TeamId) -> Result<bool, StoreError> {
+    let row = sqlx::query!("select id from teams where id = $1 and deleted_at is null for key share", team.0)
+        .fetch_optional(&mut **tx)
+        .await?;
+    Ok(row.is_some())
 }
 
 async fn insert(tx: &mut Tx, id: TeamId, name: &str, owner: UserId) -> Result<Team, StoreError> {

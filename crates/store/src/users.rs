@@ -5,10 +5,13 @@ use model::ids::{SessionId, TeamId, UserId};
 
 use crate::account_tokens::{self, NewAccountToken};
 use crate::audit::{self, Actor};
+use crate::outbox::{self, Outgoing};
 use crate::{Store, StoreError, Tx, sessions};
 
 /// Of one page of [`Store::users`].
 pub const PAGE: i64 = 100;
+/// Of one answer of [`Store::users_by_beginning`].
+const SEARCH_MAX: i64 = 10;
 /// After it, one who did not follow the link is forgotten.
 const SIGN_UP_LIFE_SEC: f64 = 86_400.0;
 
@@ -168,14 +171,16 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
-            "insert into users (id, email, name, password_hash, is_admin) values ($1, $2, 'Administrator', $3, true)",
-            user.0,
-            email,
-            password_hash
-        )
-        .execute(&mut *tx)
-        .await?;
+        let new = NewUser {
+            id: user,
+            email: email.to_owned(),
+            name: "Administrator".to_owned(),
+            password_hash: Some(password_hash.to_owned()),
+        };
+        if !insert(&mut tx, &new, UserStatus::Active).await? {
+            return Ok(false);
+        }
+        sqlx::query!("update users set is_admin = true where id = $1", user.0).execute(&mut *tx).await?;
         sqlx::query!(
             "insert into team_members (team_id, user_id, role) select id, $1, 'owner' from teams where is_platform",
             user.0
@@ -190,7 +195,13 @@ impl Store {
 
     /// A person who is not active yet, with the token by which they become it. One who signed up with the address before, and let the link
     /// run out, gives way.
-    pub async fn sign_up(&self, new: &NewUser, token: &NewAccountToken, actor: &Actor) -> Result<SignedUp, StoreError> {
+    pub async fn sign_up(
+        &self,
+        new: &NewUser,
+        token: &NewAccountToken,
+        mail: &Outgoing,
+        actor: &Actor,
+    ) -> Result<SignedUp, StoreError> {
         let mut tx = self.begin().await?;
         sqlx::query!(
             "delete from users where lower(email) = lower($1) and status = 'pending' and not exists
@@ -199,17 +210,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        let made = sqlx::query!(
-            "insert into users (id, email, name, password_hash, status) values ($1, $2, $3, $4, 'pending')
-             on conflict do nothing",
-            new.id.0,
-            new.email,
-            new.name,
-            new.password_hash
-        )
-        .execute(&mut *tx)
-        .await?;
-        if made.rows_affected() == 0 {
+        if !insert(&mut tx, new, UserStatus::Pending).await? {
             let status = sqlx::query_scalar!("select status from users where lower(email) = lower($1)", new.email)
                 .fetch_optional(&mut *tx)
                 .await?;
@@ -217,6 +218,7 @@ impl Store {
             return Ok(if is_pending { SignedUp::Cooldown } else { SignedUp::EmailTaken });
         }
         account_tokens::insert(&mut tx, token).await?;
+        outbox::put(&mut tx, mail).await?;
         audit::record(&mut tx, actor, "user.create", &new.id.to_string(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(SignedUp::Made)
@@ -252,10 +254,12 @@ impl Store {
         id: UserId,
         password_hash: &str,
         keep: SessionId,
+        notice: &Outgoing,
         actor: &Actor,
     ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         set_password(&mut tx, id, password_hash, Some(keep)).await?;
+        outbox::put(&mut tx, notice).await?;
         audit::record(&mut tx, actor, "user.password", &id.to_string(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(())
@@ -288,6 +292,19 @@ impl Store {
             people.push(Person { user, teams_joined: row.joined, teams_owned: row.owned });
         }
         Ok((people, total))
+    }
+
+    /// People who may log in, by how their address begins.
+    pub async fn users_by_beginning(&self, begins: &str) -> Result<Vec<(UserId, String)>, StoreError> {
+        let rows = sqlx::query!(
+            "select id, email from users where starts_with(lower(email), lower($1)) and status = 'active'
+             order by lower(email) limit $2",
+            begins,
+            SEARCH_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|row| (UserId(row.id), row.email)).collect())
     }
 
     /// Whoever is put out loses sessions, links and keys in the same moment; whoever comes back logs in anew.
@@ -330,6 +347,29 @@ impl Store {
     }
 }
 
+/// False: there is somebody with this address.
+pub(crate) async fn insert(tx: &mut Tx, new: &NewUser, status: UserStatus) -> Result<bool, StoreError> {
+    let made = sqlx::query!(
+        "insert into users (id, email, name, password_hash, status) values ($1, $2, $3, $4, $5) on conflict do nothing",
+        new.id.0,
+        new.email,
+        new.name,
+        new.password_hash,
+        status.as_str()
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(made.rows_affected() == 1)
+}
+
+/// Whoever signed up with this address and never showed that it is theirs stands in nobody's way who has.
+pub(crate) async fn give_way(tx: &mut Tx, email: &str) -> Result<(), StoreError> {
+    sqlx::query!("delete from users where lower(email) = lower($1) and status = 'pending'", email)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
 /// The old password opens nothing from now on, and neither do links and sessions of before.
 pub(crate) async fn set_password(
     tx: &mut Tx,
@@ -343,7 +383,7 @@ pub(crate) async fn set_password(
 }
 
 /// The table must be locked: two who put each other out at once must not both find the other.
-async fn is_last_administrator(tx: &mut Tx, id: UserId) -> Result<bool, StoreError> {
+pub(crate) async fn is_last_administrator(tx: &mut Tx, id: UserId) -> Result<bool, StoreError> {
     let last = sqlx::query_scalar!(
         r#"select exists (select 1 from users where id = $1 and is_admin and status = 'active')
                and not exists (select 1 from users where id <> $1 and is_admin and status = 'active') as "last!""#,

@@ -8,9 +8,9 @@ use crate::audit::{self, Actor};
 use crate::operations::{self, Kind, Lease};
 use crate::placement::{self, Asked, Wanted};
 use crate::policy::{self, PolicyChange};
-use crate::quotas::{self, Exceeded};
+use crate::quotas::{self, Exceeded, Refused};
 use crate::sandboxes::{self, Sandbox};
-use crate::{BATCH_MAX, Store, StoreError, Tx};
+use crate::{BATCH_MAX, Store, StoreError, Tx, teams};
 
 /// After a pause for want of time that did not come about.
 pub(crate) const PAUSE_AGAIN_SEC: f64 = 60.0;
@@ -93,6 +93,9 @@ impl Store {
         actor: &Actor,
     ) -> Result<Turned, StoreError> {
         let mut tx = self.begin().await?;
+        if !teams::stays(&mut tx, team).await? {
+            return Ok(Turned::Missing);
+        }
         let Some(sandbox) = sandboxes::locked(&mut tx, team, id).await? else { return Ok(Turned::Missing) };
         match sandbox.status() {
             status @ (Status::Paused | Status::Pausing) if whose == ResumeOf::Call && !sandbox.runs_again() => {
@@ -107,8 +110,10 @@ impl Store {
             && let Some(placed) = &sandbox.host
         {
             let again = quotas::of_paused(sandbox.shape, 1);
-            if let Some(exceeded) = quotas::claim(&mut tx, &self.rules.quotas, team, &again).await? {
-                return Ok(Turned::OverQuota(exceeded));
+            match quotas::claim(&mut tx, &self.rules.quotas, team, &again).await? {
+                None => {}
+                Some(Refused::Over(exceeded)) => return Ok(Turned::OverQuota(exceeded)),
+                Some(Refused::NoTeam) => return Ok(Turned::Missing),
             }
             // It is where it is, whatever tags that host has now.
             let anything = Asked::default();
@@ -254,6 +259,27 @@ impl Store {
         .await?;
         Ok(opened.rows_affected())
     }
+}
+
+/// The wish that all sandboxes of a team end, which this transaction has locked for its deletion; how many. Snapshots that are being made
+/// come to nothing by themselves.
+pub(crate) async fn end_of_team(tx: &mut Tx, team: TeamId) -> Result<usize, StoreError> {
+    // In one order, so that two that lock many never wait for each other.
+    let ids = sqlx::query_scalar!(
+        "select id from sandboxes where team_id = $1 and desired <> 'killed' and observed <> 'killed' order by id for update",
+        team.0
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query!(
+        "update sandboxes set desired = 'killed', revision = revision + 1, reason = 'team deleted', idle_since = null, updated_at = now()
+         where id = any($1)",
+        &ids
+    )
+    .execute(&mut **tx)
+    .await?;
+    operations::supersede_with_kills(tx, &ids).await?;
+    Ok(ids.len())
 }
 
 /// What is kept of a sandbox whose time is over.

@@ -165,3 +165,16 @@ pub struct Link {
     pub url: String,
     pub expires_at: DateTime<Utc>,
 }
+
+/// Somebody who may log in, as others find them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Found {
+    pub user_id: String,
+    pub email: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeleteMe {
+    /// The account's own address, so that nobody does it by a slip.
+    pub confirmation: String,
+}

@@ -4,6 +4,7 @@
 //! left out of answers. Status words are those of `model::sandbox::Status`.
 
 pub mod accounts;
+pub mod audit;
 pub mod errors;
 pub mod exec;
 pub mod files;

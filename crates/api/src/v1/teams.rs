@@ -82,3 +82,30 @@ pub struct Joined {
     pub team_id: String,
     pub role: String,
 }
+
+/// A team as administrators of the platform see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AnyTeam {
+    pub id: String,
+    pub name: String,
+    pub slug: String,
+    /// Hosts of a team's own: not in this version.
+    pub is_byoc: bool,
+    pub created_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+    pub member_count: i64,
+    /// Of the owner who has been it for longest.
+    pub owner_name: Option<String>,
+    pub owner_email: Option<String>,
+    /// Sandboxes that have neither ended nor are paused.
+    pub active_sandbox_count: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Teams {
+    pub teams: Vec<AnyTeam>,
+    pub total: i64,
+    pub page: i64,
+    pub per_page: i64,
+    pub total_pages: i64,
+}

@@ -1,6 +1,8 @@
 //! The commands, one file each; each takes its own options and those that all take.
 
+mod account;
 pub mod admin;
+mod audit;
 mod control_plane;
 mod demo;
 mod doctor;
@@ -67,6 +69,9 @@ enum Command {
     Login(login::Arguments),
     /// End the session of `wrenn login`.
     Logout,
+    /// The person who is logged in.
+    #[command(subcommand)]
+    Account(account::Command),
     /// API keys.
     #[command(subcommand)]
     Key(key::Command),
@@ -76,6 +81,8 @@ enum Command {
     /// Teams and who is in them.
     #[command(subcommand)]
     Team(team::Command),
+    /// Who did what in the team, or on the platform.
+    Audit(audit::Arguments),
     /// For administrators of the platform on this machine.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -105,6 +112,8 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Login(arguments) => login::login(arguments, &options, format).await,
         Command::Logout => login::logout(&options, format).await,
         Command::Team(command) => team::run(command, &options, format).await,
+        Command::Account(command) => account::run(command, &options, format).await,
+        Command::Audit(arguments) => audit::run(&arguments, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
         Command::Quota(command) => quota::run(command, &options, format).await,
         Command::Admin(command) => admin::run(&command, &options, format).await,

@@ -41,7 +41,7 @@ use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead,
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 83] = [
+pub const TABLE: [(&str, &str, Policy); 89] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -58,6 +58,7 @@ pub const TABLE: [(&str, &str, Policy); 83] = [
     ("POST", "/v1/me/password/reset", Open),
     ("POST", "/v1/me/password/reset/confirm", Open),
     ("GET", "/v1/me", Person),
+    ("DELETE", "/v1/me", Person),
     ("PATCH", "/v1/me", Person),
     ("POST", "/v1/me/password", Person),
     ("GET", "/v1/me/sessions", Person),
@@ -76,6 +77,11 @@ pub const TABLE: [(&str, &str, Policy); 83] = [
     ("POST", "/v1/teams/{id}/invitations", Member(AsAdmin)),
     ("DELETE", "/v1/teams/{id}/invitations/{invitation_id}", Member(AsAdmin)),
     ("POST", "/v1/invitations/accept", Person),
+    ("GET", "/v1/users/search", Person),
+    ("GET", "/v1/audit-logs", Person),
+    ("GET", "/v1/admin/audit-logs", Administrator),
+    ("GET", "/v1/admin/teams", Administrator),
+    ("DELETE", "/v1/admin/teams/{id}", Administrator),
     ("GET", "/v1/admin/users", Administrator),
     ("POST", "/v1/admin/users", Administrator),
     ("PUT", "/v1/admin/users/{id}/active", Administrator),
@@ -144,6 +150,8 @@ pub struct Caller {
     pub role: Option<Role>,
     /// All of them for persons.
     pub scopes: Vec<Scope>,
+    /// To whom it is shown that something was done: none is the platform.
+    pub acts_in: Option<TeamId>,
     pub request_id: String,
 }
 
@@ -159,7 +167,7 @@ impl Caller {
             Who::User(id) => (ActorKind::User, id.to_string()),
             Who::Key(id) => (ActorKind::ApiKey, id.to_string()),
         };
-        Actor { kind, id, team: Some(self.team), request_id: self.request_id.clone() }
+        Actor { kind, id, team: self.acts_in, request_id: self.request_id.clone() }
     }
 
     pub fn user(&self) -> Option<UserId> {
@@ -312,13 +320,16 @@ impl Asked<'_> {
             }
             let grant = Grant::key(Team(scope), key.id);
             let who = Who::Key(key.id);
-            return Ok((Caller { team: key.team, who, role: None, scopes: key.scopes, request_id }, grant));
+            let acts_in = Some(key.team);
+            return Ok((Caller { team: key.team, who, role: None, scopes: key.scopes, acts_in, request_id }, grant));
         }
         let person = self.person().await?;
         let (team, role) = person.team.ok_or_else(ApiError::no_team)?;
         let grant = Grant::session(Team(scope), person.session, Some(team));
         let who = Who::User(person.user);
-        Ok((Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), request_id }, grant))
+        let caller =
+            Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), acts_in: Some(team), request_id };
+        Ok((caller, grant))
     }
 
     async fn administrator(&self) -> Result<(Admin, Grant), ApiError> {
@@ -330,7 +341,8 @@ impl Asked<'_> {
         let grant = Grant::session(Administrator, person.session, Some(team));
         let who = Who::User(person.user);
         let request_id = self.request_id.clone();
-        Ok((Admin(Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), request_id }), grant))
+        let caller = Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), acts_in: None, request_id };
+        Ok((Admin(caller), grant))
     }
 
     /// The credential says which session; what its person is now is in the database.

@@ -18,7 +18,7 @@ use crate::agents::{AgentError, Refusal};
 use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 36] = [
+pub const CODES: [(&str, StatusCode); 37] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("invalid_token", StatusCode::BAD_REQUEST),
     ("already_activated", StatusCode::BAD_REQUEST),
@@ -39,6 +39,7 @@ pub const CODES: [(&str, StatusCode); 36] = [
     ("email_taken", StatusCode::CONFLICT),
     ("signup_cooldown", StatusCode::CONFLICT),
     ("last_owner", StatusCode::CONFLICT),
+    ("owns_team_with_members", StatusCode::CONFLICT),
     ("team_not_empty", StatusCode::CONFLICT),
     ("snapshot_incompatible", StatusCode::CONFLICT),
     ("snapshot_damaged", StatusCode::CONFLICT),
@@ -149,6 +150,13 @@ impl ApiError {
 
     pub fn last_owner() -> Self {
         Self::new("last_owner", "a team has an owner at all times; make somebody else one first")
+    }
+
+    /// Teams that have other members and no other owner.
+    pub fn owns_team_with_members(teams: Vec<String>) -> Self {
+        let message =
+            "the account is the only owner of teams that go on without it; make somebody else an owner, or delete them";
+        Self::new("owns_team_with_members", message).with("team_ids", teams)
     }
 
     pub fn last_administrator() -> Self {

@@ -13,6 +13,7 @@ pub mod errors;
 mod fields;
 mod health;
 mod idempotency;
+mod paged;
 mod rights;
 pub mod serve;
 mod v1;
@@ -63,6 +64,9 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1/me", v1::me::router())
         .nest("/v1/teams", v1::teams::router())
         .nest("/v1/invitations", v1::invitations::router())
+        .nest("/v1/users", v1::users::search_router())
+        .nest("/v1", v1::audit::router())
+        .nest("/v1/admin/teams", v1::teams::admin_router())
         .nest("/v1/admin/users", v1::users::router())
         .nest("/v1/api-keys", v1::api_keys::router())
         .nest("/v1/hosts", v1::hosts::router())

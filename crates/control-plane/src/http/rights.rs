@@ -2,7 +2,6 @@
 //! again, and what no longer is ends.
 
 use std::io;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -16,9 +15,6 @@ use store::sessions::SessionBy;
 use super::access::Policy;
 use crate::app::App;
 use crate::measures::Counted;
-
-/// A member who was removed is out of everything within a minute: this, and the time of one query, and of a frame that is being sent.
-const LOOK_EVERY: Duration = Duration::from_secs(20);
 
 /// By what a request was let in.
 #[derive(Debug, Clone)]
@@ -46,7 +42,7 @@ impl Grant {
 /// Resolves when the grant no longer holds. A database that is away is no news about rights.
 pub async fn lost(app: &App, grant: &Grant) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(app.accounts.rights_every).await;
         if let Ok(false) = holds(app, grant).await {
             return;
         }

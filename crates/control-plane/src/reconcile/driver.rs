@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use model::ids::{OperationId, SnapshotId};
-use store::{StoreError, Update};
 use store::operations::{LEASE, Operation};
+use store::{StoreError, Update};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tracing::{Instrument as _, error, info, info_span, warn};

@@ -12,5 +12,6 @@ pub async fn run(app: App) -> Result<(), StoreError> {
     app.store.purge_sign_ups().await?;
     app.store.purge_invitations().await?;
     app.store.purge_attempts().await?;
+    app.store.purge_outbox().await?;
     Ok(())
 }

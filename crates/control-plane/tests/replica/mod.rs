@@ -92,11 +92,21 @@ impl Replica {
     }
 
     async fn set_up(database: Database, capacity: Capacity, signup: &str) -> Self {
+        let accounts = AccountSettings { signup: Some(signup.to_owned()), ..AccountSettings::default() };
+        Self::set_up_with(database, capacity, accounts).await
+    }
+
+    /// With settings of accounts of its own.
+    pub async fn with_accounts(accounts: AccountSettings) -> Self {
+        Self::set_up_with(Database::new().await, Capacity::default(), accounts).await
+    }
+
+    async fn set_up_with(database: Database, capacity: Capacity, accounts: AccountSettings) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let rules = capacity.rules().unwrap();
         let silence_grace = capacity.silence_grace();
-        let config = Config { rules, silence_grace, ..config_with(&database.url, dir.path(), signup) };
+        let config = Config { rules, silence_grace, ..config_with(&database.url, dir.path(), accounts) };
         let serving = run::start(&config).await.unwrap();
         let app = serving.app.clone();
         let administrator = app.store.any_administrator().await.unwrap().expect("the first start made one");
@@ -305,10 +315,11 @@ pub fn path(route: &str, slots: &Slots) -> String {
 }
 
 pub fn config(database_url: &str, dir: &std::path::Path) -> Config {
-    config_with(database_url, dir, "open")
+    let accounts = AccountSettings { signup: Some("open".to_owned()), ..AccountSettings::default() };
+    config_with(database_url, dir, accounts)
 }
 
-fn config_with(database_url: &str, dir: &std::path::Path, signup: &str) -> Config {
+fn config_with(database_url: &str, dir: &std::path::Path, accounts: AccountSettings) -> Config {
     let settings = Settings {
         database_url: Some(database_url.to_owned()),
         listen: "127.0.0.1:0".to_owned(),
@@ -322,7 +333,7 @@ fn config_with(database_url: &str, dir: &std::path::Path, signup: &str) -> Confi
         ready_file: None,
         idle_timeout_min_sec: 60,
         capacity: Capacity::default(),
-        accounts: AccountSettings { signup: Some(signup.to_owned()), ..AccountSettings::default() },
+        accounts,
     };
     settings.check().unwrap()
 }

@@ -3,13 +3,16 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use model::ids::UserId;
 use store::account_tokens::{NewAccountToken, Purpose};
+use store::outbox::Outgoing;
 
 use crate::app::App;
 use crate::secrets::random_32;
-use crate::tokens;
+use crate::{mail, tokens};
 
 const ACTIVATION_LIFE: TimeDelta = TimeDelta::minutes(30);
 const RESET_LIFE: TimeDelta = TimeDelta::minutes(15);
+/// After it, what has happened is no news.
+const NOTICE_LIFE: TimeDelta = TimeDelta::days(1);
 
 pub struct Link {
     pub token: String,
@@ -39,7 +42,8 @@ pub fn page_url(app: &App, page: &str, token: &str) -> String {
     url.into()
 }
 
-pub fn send(app: &App, to: &str, purpose: Purpose, link: &Link) {
+/// The mail with a link.
+pub fn mail(app: &App, to: &str, purpose: Purpose, link: &Link) -> Outgoing {
     let (subject, text) = match purpose {
         Purpose::Activation => (
             "Activate your Wrenn account",
@@ -50,5 +54,10 @@ pub fn send(app: &App, to: &str, purpose: Purpose, link: &Link) {
             "Somebody asked for a new password for this address. If it was you, follow this link within 15 minutes",
         ),
     };
-    app.accounts.mail.send(&app.tracker, to, subject, format!("{text}: {}\n", link.url));
+    mail::outgoing(&app.secret, to, subject, &format!("{text}: {}\n", link.url), link.expires_at)
+}
+
+/// The mail that says what has happened, to whom it concerns.
+pub fn notice(app: &App, to: &str, subject: &str, text: &str) -> Outgoing {
+    mail::outgoing(&app.secret, to, subject, text, Utc::now() + NOTICE_LIFE)
 }

@@ -1,6 +1,7 @@
 //! The handlers of the public API v1: one file for each endpoint.
 
 pub mod api_keys;
+pub mod audit;
 pub mod auth;
 pub mod hosts;
 pub mod invitations;

@@ -55,6 +55,7 @@ pub async fn create(
         }
         Created::OtherArguments => Err(ApiError::idempotency_key_reused()),
         Created::TooMany => Err(ApiError::quota_exceeded("the team has as many API keys as it may have; delete some")),
+        Created::NoTeam => Err(ApiError::not_found("team")),
         Created::Gone => Err(ApiError::not_found("API key")),
     }
 }

@@ -37,9 +37,9 @@ pub fn router() -> OpenApiRouter<App> {
 /// Tries of one kind on one address, counted for all replicas together. Known and unknown addresses are counted alike.
 #[derive(Clone, Copy)]
 pub(super) struct Attempts {
-    what: &'static str,
-    max: i32,
-    window: Duration,
+    pub what: &'static str,
+    pub max: i32,
+    pub window: Duration,
 }
 
 /// Enough for fingers that slip; a list of passwords takes years.

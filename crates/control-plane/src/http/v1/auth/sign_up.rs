@@ -51,9 +51,15 @@ pub async fn sign_up(
 
 async fn uninvited(app: &App, new: NewUser, actor: Actor) -> Result<Response, ApiError> {
     let (link, token) = links::account_link(app, new.id, Purpose::Activation);
-    let (store, email) = (app.store.clone(), new.email.clone());
-    match super::super::detached(app, async move { store.sign_up(&new, &token, &actor).await }).await? {
-        SignedUp::Made => links::send(app, &email, Purpose::Activation, &link),
+    let mail = links::mail(app, &new.email, Purpose::Activation, &link);
+    let store = app.store.clone();
+    let signed_up = super::super::detached(app, async move {
+        let signed_up = store.sign_up(&new, &token, &mail, &actor).await?;
+        let _ = crashpoint::hit("cp.sign_up.written");
+        Ok(signed_up)
+    });
+    match signed_up.await? {
+        SignedUp::Made => app.outbox.hint(),
         SignedUp::EmailTaken => return Err(ApiError::email_taken()),
         SignedUp::Cooldown => return Err(ApiError::signup_cooldown()),
     }

@@ -20,7 +20,9 @@ pub async fn switch_team(
     Json(body): Json<SwitchTeam>,
 ) -> Result<axum::Json<LoggedIn>, ApiError> {
     let team: TeamId = body.team_id.parse().map_err(|error| ApiError::invalid("team_id", format!("is {error}")))?;
-    if !app.store.switch_team(person.session, team).await? {
+    let (store, actor, session) = (app.store.clone(), person.actor_in(Some(team)), person.session);
+    let switch = async move { store.switch_team(session, team, &actor).await };
+    if !super::super::detached(&app, switch).await? {
         return Err(ApiError::not_found("team"));
     }
     answered(&app, &person, team).await.map(axum::Json)

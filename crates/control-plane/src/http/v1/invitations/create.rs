@@ -16,7 +16,7 @@ use crate::http::body::Json;
 use crate::http::errors::ApiError;
 use crate::http::fields;
 use crate::secrets::random_32;
-use crate::tokens;
+use crate::{mail, tokens};
 
 /// Long enough for a holiday.
 const LIFE: TimeDelta = TimeDelta::days(7);
@@ -43,7 +43,11 @@ pub async fn create(
         expires_at: Utc::now() + LIFE,
     };
     let (store, actor) = (app.store.clone(), caller.actor());
-    let invitation = match super::super::detached(&app, async move { store.invite(&new, &actor).await }).await? {
+    let url = links::page_url(&app, "join", &token);
+    let text = format!("You are invited to a team of Wrenn. To join, follow this link within seven days: {url}\n");
+    let mail = mail::outgoing(&app.secret, &new.email, "You are invited to a team", &text, new.expires_at);
+    let invited = super::super::detached(&app, async move { store.invite(&new, &mail, &actor).await }).await?;
+    let invitation = match invited {
         Invited::Made(invitation) => invitation,
         Invited::Already => return Err(ApiError::already_a_member()),
         Invited::Forbidden => return Err(ApiError::forbidden("only an owner decides about owners")),
@@ -52,9 +56,7 @@ pub async fn create(
         }
         Invited::Missing => return Err(ApiError::not_found("team")),
     };
-    let url = links::page_url(&app, "join", &token);
-    let text = format!("You are invited to a team of Wrenn. To join, follow this link within seven days: {url}\n");
-    app.accounts.mail.send(&app.tracker, &invitation.email, "You are invited to a team", text);
+    app.outbox.hint();
     // Whoever has the token can show that the address is theirs: only who can do that anyway sees it.
     let token = caller.person.is_admin.then_some(token);
     Ok((StatusCode::CREATED, axum::Json(super::shown(invitation, token))))

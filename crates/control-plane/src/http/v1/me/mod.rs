@@ -1,5 +1,6 @@
 //! `/v1/me`: what people see and change of themselves.
 
+mod delete;
 mod get;
 mod password;
 mod rename;
@@ -13,7 +14,7 @@ use crate::app::App;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(get::get, rename::rename))
+        .routes(routes!(get::get, rename::rename, delete::delete))
         .routes(routes!(password::change))
         .routes(routes!(reset::ask))
         .routes(routes!(reset::confirm))

@@ -6,6 +6,7 @@ use axum::extract::State;
 use http::StatusCode;
 
 use super::super::auth::PASSWORD;
+use super::super::links;
 use crate::app::App;
 use crate::http::access::PersonCaller;
 use crate::http::body::Json;
@@ -38,10 +39,11 @@ pub async fn change(
         }
     }
     let hash = passwords::hash_in_time(&body.new_password).await.ok_or_else(ApiError::unavailable)?;
+    let text = "The password of your Wrenn account was changed. If that was not you, reset it at once.\n";
+    let notice = links::notice(&app, &user.email, "Your Wrenn password was changed", text);
     let (store, actor) = (app.store.clone(), person.actor());
-    let change = async move { store.change_password(person.user, &hash, person.session, &actor).await };
+    let change = async move { store.change_password(person.user, &hash, person.session, &notice, &actor).await };
     super::super::detached(&app, change).await?;
-    let text = "The password of your Wrenn account was changed. If that was not you, reset it at once.\n".to_owned();
-    app.accounts.mail.send(&app.tracker, &user.email, "Your Wrenn password was changed", text);
+    app.outbox.hint();
     Ok(StatusCode::NO_CONTENT)
 }

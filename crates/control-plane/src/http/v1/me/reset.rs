@@ -46,8 +46,9 @@ async fn send(app: &App, email: &str, request_id: String) -> Result<(), ApiError
     };
     let (link, token) = links::account_link(app, user.id, purpose);
     let actor = Actor { request_id, ..Actor::platform("password reset") };
-    if app.store.issue_account_token(&token, &actor).await? {
-        links::send(app, &user.email, purpose, &link);
+    let mail = links::mail(app, &user.email, purpose, &link);
+    if app.store.issue_account_token(&token, Some(&mail), &actor).await? {
+        app.outbox.hint();
     }
     Ok(())
 }
@@ -62,10 +63,15 @@ pub async fn confirm(
     let hash = tokens::opaque_hash(&body.token).ok_or_else(ApiError::invalid_token)?;
     fields::new_password("new_password", &body.new_password)?;
     let password_hash = passwords::hash_in_time(&body.new_password).await.ok_or_else(ApiError::unavailable)?;
-    let store = app.store.clone();
-    let reset = async move { store.reset_password(&hash, &password_hash, &request_id).await };
-    let user = super::super::detached(&app, reset).await?.ok_or_else(ApiError::invalid_token)?;
-    let text = "The password of your Wrenn account was reset, and all sessions have ended.\n".to_owned();
-    app.accounts.mail.send(&app.tracker, &user.email, "Your Wrenn password was changed", text);
+    let worker = app.clone();
+    let reset = async move {
+        let text = "The password of your Wrenn account was reset, and all sessions have ended.\n";
+        let notice = |email: &str| links::notice(&worker, email, "Your Wrenn password was changed", text);
+        worker.store.reset_password(&hash, &password_hash, notice, &request_id).await
+    };
+    if !super::super::detached(&app, reset).await? {
+        return Err(ApiError::invalid_token());
+    }
+    app.outbox.hint();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -5,6 +5,7 @@ use api::v1::errors::ErrorBody;
 use api::v1::quotas::{Quotas, SetQuotas};
 use axum::extract::State;
 use model::ids::TeamId;
+use store::audit::Actor;
 use store::quotas::{Limits, Quota};
 
 use crate::app::App;
@@ -36,7 +37,8 @@ pub async fn set(
             return Err(error.with("min", 0).with("max", QUOTA_MAX));
         }
     }
-    let (store, actor) = (app.store.clone(), caller.actor());
+    // The team's owners see who gave it more or less.
+    let (store, actor) = (app.store.clone(), Actor { team: Some(id), ..caller.actor() });
     let account = super::super::detached(&app, async move { store.set_quotas(id, &own, &actor).await }).await?;
     let account = account.ok_or_else(|| ApiError::not_found("team"))?;
     Ok(axum::Json(super::shown(id, &account)))

@@ -79,6 +79,7 @@ pub async fn create(
         Created::Made(sandbox, operation) => (sandbox.id, operation.id),
         Created::Repeated(id, operation) => (id, operation),
         Created::OtherArguments => return Err(ApiError::idempotency_key_reused()),
+        Created::NoTeam => return Err(ApiError::not_found("team")),
         Created::NoSnapshot => return Err(ApiError::no_template(template.as_str())),
         Created::NoHost(shortage) => {
             measures::not_placed(&shortage);

@@ -90,14 +90,13 @@ struct Start {
 
 impl Session {
     async fn run(mut self, agent: &Agent, id: &SandboxId) {
-        let stop = self.stop.clone();
+        let (rights, stop) = (self.rights.clone(), self.stop.clone());
         let start = tokio::select! {
             start = tokio::time::timeout(START_TIME_MAX, self.start()) => start,
+            () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
             () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
         };
-        let Ok(Ok(start)) = start else {
-            return self.close(POLICY, "no start").await;
-        };
+        let Ok(Ok(start)) = start else { return self.close(POLICY, "no start").await };
         let encoder = Encoder::new(start.is_base64);
         let timeout_sec = start.exec.timeout_sec.unwrap_or(0);
         let opened = match request(id, start.exec, timeout_sec) {
@@ -105,7 +104,8 @@ impl Session {
                 // First: what this replica does at its end breaks connections to hosts, too.
                 biased;
                 () = stop.cancelled() => return self.close(RESTART, "the control plane restarts").await,
-                events = events(agent, request) => events.map_err(ApiError::from),
+                () = rights.cancelled() => return self.close(UNAUTHORIZED, "unauthorized").await,
+                opened = events(agent, request) => opened.map_err(ApiError::from),
             },
             Err(error) => Err(error),
         };

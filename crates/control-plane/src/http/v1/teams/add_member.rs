@@ -6,6 +6,7 @@ use axum::extract::State;
 use http::StatusCode;
 use store::members::Added;
 
+use super::super::links;
 use crate::app::App;
 use crate::http::access::MemberCaller;
 use crate::http::body::Json;
@@ -21,15 +22,17 @@ pub async fn add(
     Json(body): Json<AddMember>,
 ) -> Result<(StatusCode, axum::Json<Member>), ApiError> {
     let email = fields::email(&body.email)?;
+    let text = "You are in a team of Wrenn now. Log in and look at your teams.\n";
+    let notice = links::notice(&app, &email, "You were added to a team", text);
     let (store, actor, team) = (app.store.clone(), caller.actor(), caller.team);
-    let member = match super::super::detached(&app, async move { store.add_member(team, &email, &actor).await }).await?
-    {
+    let add = async move { store.add_member(team, &email, &notice, &actor).await };
+    let member = match super::super::detached(&app, add).await? {
         Added::Made(member) => member,
         Added::Already => return Err(ApiError::already_a_member()),
+        Added::NoTeam => return Err(ApiError::not_found("team")),
         Added::NoUser => return Err(ApiError::not_found("user")),
         Added::TooMany => return Err(ApiError::quota_exceeded("the team has as many members as it may have")),
     };
-    let text = "You are in a team of Wrenn now. Log in and look at your teams.\n".to_owned();
-    app.accounts.mail.send(&app.tracker, &member.email, "You were added to a team", text);
+    app.outbox.hint();
     Ok((StatusCode::CREATED, axum::Json(super::shown_member(member))))
 }

@@ -3,7 +3,6 @@
 use api::v1::errors::ErrorBody;
 use axum::extract::State;
 use http::StatusCode;
-use store::teams::Deleted;
 
 use crate::app::App;
 use crate::http::access::MemberCaller;
@@ -13,10 +12,6 @@ use crate::http::errors::ApiError;
     responses((status = 204), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn delete(State(app): State<App>, caller: MemberCaller) -> Result<StatusCode, ApiError> {
     let (store, actor) = (app.store.clone(), caller.actor());
-    match super::super::detached(&app, async move { store.delete_team(caller.team, &actor).await }).await? {
-        Deleted::Done => Ok(StatusCode::NO_CONTENT),
-        Deleted::NotEmpty => Err(ApiError::team_not_empty()),
-        Deleted::Platform => Err(ApiError::forbidden("the platform's own team stays")),
-        Deleted::Missing => Err(ApiError::not_found("team")),
-    }
+    let deleted = super::super::detached(&app, async move { store.delete_team(caller.team, &actor).await }).await?;
+    super::deleted(&deleted)
 }

@@ -1,9 +1,11 @@
 //! `/v1/teams`: who owns things, and who belongs to them.
 
 mod add_member;
+mod all;
 mod change_role;
 mod create;
 mod delete;
+mod delete_any;
 mod get;
 mod leave;
 mod list;
@@ -14,6 +16,7 @@ mod rename;
 use api::v1::teams::{Member, Team};
 use http::StatusCode;
 use model::access::Role;
+use store::deletions::Deleted;
 use store::members::MemberChange;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -30,6 +33,11 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(change_role::change, remove_member::remove))
         .routes(routes!(leave::leave))
         .merge(invitations::of_teams())
+}
+
+/// `/v1/admin/teams`.
+pub fn admin_router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(all::list)).routes(routes!(delete_any::delete))
 }
 
 fn shown(team: store::teams::Team, role: Role) -> Team {
@@ -59,5 +67,14 @@ fn changed(outcome: &MemberChange) -> Result<StatusCode, ApiError> {
         MemberChange::LastOwner => Err(ApiError::last_owner()),
         MemberChange::Forbidden => Err(ApiError::forbidden("only an owner decides about owners")),
         MemberChange::Missing => Err(ApiError::not_found("member")),
+    }
+}
+
+fn deleted(outcome: &Deleted) -> Result<StatusCode, ApiError> {
+    match outcome {
+        Deleted::Done => Ok(StatusCode::NO_CONTENT),
+        Deleted::NotEmpty => Err(ApiError::team_not_empty()),
+        Deleted::Platform => Err(ApiError::forbidden("the platform's own team stays")),
+        Deleted::Missing => Err(ApiError::not_found("team")),
     }
 }

@@ -27,9 +27,10 @@ pub async fn create(
     let name = fields::display_name("name", &body.name, NAME_CHARS_MAX)?;
     let new = NewUser { id: UserId(uuid::Uuid::now_v7()), email: email.clone(), name, password_hash: None };
     let (link, token) = links::account_link(&app, new.id, Purpose::Activation);
+    let mail = links::mail(&app, &email, Purpose::Activation, &link);
     let (store, actor, user) = (app.store.clone(), caller.actor(), new.id);
-    match super::super::detached(&app, async move { store.sign_up(&new, &token, &actor).await }).await? {
-        SignedUp::Made => links::send(&app, &email, Purpose::Activation, &link),
+    match super::super::detached(&app, async move { store.sign_up(&new, &token, &mail, &actor).await }).await? {
+        SignedUp::Made => app.outbox.hint(),
         SignedUp::EmailTaken => return Err(ApiError::email_taken()),
         SignedUp::Cooldown => return Err(ApiError::signup_cooldown()),
     }

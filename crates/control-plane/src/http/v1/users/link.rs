@@ -29,7 +29,8 @@ pub async fn link(
     };
     let (link, token) = links::account_link(&app, id, purpose);
     let (store, actor) = (app.store.clone(), caller.actor());
-    let issued = super::super::detached(&app, async move { store.issue_account_token(&token, &actor).await }).await?;
+    let issued =
+        super::super::detached(&app, async move { store.issue_account_token(&token, None, &actor).await }).await?;
     // Somebody changed the account in this very moment.
     if !issued {
         return Err(ApiError::not_found("user"));

@@ -5,6 +5,7 @@ mod administrator;
 mod create;
 mod link;
 mod list;
+mod search;
 
 use model::ids::UserId;
 use store::users::{Governed, Person};
@@ -21,6 +22,11 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(active::set))
         .routes(routes!(administrator::set))
         .routes(routes!(link::link))
+}
+
+/// `/v1/users`.
+pub fn search_router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(search::search))
 }
 
 fn shown(person: Person) -> api::v1::accounts::User {
