@@ -150,7 +150,8 @@ pub async fn claim(app: App) {
         let count_max = CLAIM_MAX.min(i64::try_from(free).unwrap_or(CLAIM_MAX));
         if count_max > 0 {
             // A network that swallows everything is no reason for the service manager to take this program for stuck.
-            let claimed = app.store.claim_operations(&app.lease(), count_max);
+            let lease = app.lease();
+            let claimed = app.store.claim_operations(&lease, count_max);
             match tokio::time::timeout(CLAIM_ANSWER_MAX, claimed).await {
                 Ok(Ok(claimed)) => {
                     was_down = false;
