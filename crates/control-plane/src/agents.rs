@@ -28,6 +28,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Questions that the agent answers from memory or by one question to a guest.
 const ASK_TIME_MAX: Duration = Duration::from_secs(30);
+/// What the library says, as its own error and without a cause, when a connection ends within an answer.
+const BODY_LOST: &str = "failed to read response body";
 /// Per stream and connection: bounds what a slow client of ours makes us hold.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
@@ -155,6 +157,10 @@ impl AgentError {
             return transport;
         }
         let text = error.message.clone().unwrap_or_default();
+        // The host has begun to answer, so it has done what it was asked: that must not be taken for a refusal.
+        if text.starts_with(BODY_LOST) {
+            return Self::NoAnswer;
+        }
         let (reason, message) = host::reason(&text);
         let refused = |refusal| Self::Refused { refusal, message: message.to_owned() };
         match (error.code, reason) {
@@ -240,5 +246,17 @@ impl tower::Service<http::Uri> for Connector {
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             Ok(TokioIo::new(stream))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_breaks_off_is_no_answer() {
+        let lost = ConnectError::internal(format!("{BODY_LOST}: error reading a body from connection"));
+        assert!(matches!(AgentError::from(lost), AgentError::NoAnswer));
+        assert!(matches!(AgentError::from(ConnectError::internal("odd")), AgentError::Misbehaved { .. }));
     }
 }

@@ -97,8 +97,10 @@ async fn a_partition_of_one_direction_doubles_and_ends_nothing() {
     host.speak();
     cluster.age_heartbeats(PARTITION_SEC).await;
     assert_eq!(host_status(&cluster, &host).await, "unreachable");
-    assert_eq!(team.verb(&runs, "resume").await.code(), "no_hosts_available", "a silent host gets nothing new");
-    assert_eq!(team.verb(&runs, "kill").await.status, 204, "an answer is an answer");
+    let create = team.create_once("nowhere", 0).await.unwrap();
+    assert_eq!(create.code(), "no_hosts_available", "nothing is placed on a host that is silent: {}", create.body);
+    assert_eq!(team.verb(&runs, "resume").await.status, 200, "an answer is an answer");
+    assert_eq!(team.verb(&runs, "kill").await.status, 204);
     host.outbound.set(FAIR);
     wait("the host to be heard of", TRUE_AGAIN_MAX, || async { host_status(&cluster, &host).await == "online" }).await;
     truth::judge(&cluster, &[&host]).await;
