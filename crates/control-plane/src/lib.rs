@@ -14,6 +14,8 @@ pub mod http;
 pub mod login;
 pub mod mail;
 pub mod networks;
+pub mod oauth;
+pub mod oauth_settings;
 pub mod outbox;
 pub mod outcomes;
 pub mod passwords;

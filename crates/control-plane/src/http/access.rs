@@ -38,7 +38,7 @@ use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
 use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 87] = [
+pub const TABLE: [(&str, &str, Policy); 91] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/openapi.json", Open),
@@ -50,6 +50,10 @@ pub const TABLE: [(&str, &str, Policy); 87] = [
     ("POST", "/v1/auth/login", Open),
     ("POST", "/v1/auth/logout", Person),
     ("POST", "/v1/auth/switch-team", Person),
+    ("GET", "/auth/oauth/{provider}", Open),
+    ("GET", "/auth/oauth/{provider}/callback", Open),
+    ("GET", "/v1/me/providers/{provider}/connect", Person),
+    ("DELETE", "/v1/me/providers/{provider}", Person),
     ("POST", "/v1/me/password/reset", Open),
     ("POST", "/v1/me/password/reset/confirm", Open),
     ("GET", "/v1/me", Person),
