@@ -7,6 +7,7 @@ use url::Url;
 
 use crate::config::Misconfigured;
 use crate::mail::{Security, Smtp};
+use crate::oauth_settings::{OauthConfig, OauthSettings};
 
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct AccountSettings {
@@ -35,6 +36,8 @@ pub struct AccountSettings {
     /// For tests, which cannot wait for that: how often the rights of what is open are looked at again, in seconds
     #[arg(long, env = "WRENN_TEST_RIGHTS_EVERY_SEC", hide = true, global = true)]
     pub rights_every_sec: Option<u32>,
+    #[command(flatten)]
+    pub oauth: OauthSettings,
     /// From whom mail comes: Wrenn <wrenn@example.org>
     #[arg(long, env = "WRENN_SMTP_FROM", global = true)]
     pub smtp_from: Option<String>,
@@ -44,6 +47,7 @@ pub struct AccountConfig {
     pub is_signup_open: bool,
     pub public_url: Url,
     pub smtp: Option<Smtp>,
+    pub oauth: OauthConfig,
     /// Between looks at the rights of what is open.
     pub rights_every: Duration,
 }
@@ -67,6 +71,8 @@ impl AccountSettings {
                 });
             }
         };
+        let has_public_url = self.public_url.as_ref().is_some_and(|url| !url.is_empty());
+        let oauth = self.oauth.check(has_public_url)?;
         let url = given(self.public_url).unwrap_or_else(|| PUBLIC_URL_DEFAULT.to_owned());
         let public_url = Url::parse(&url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let public_url = public_url.ok_or_else(|| Misconfigured {
@@ -77,7 +83,7 @@ impl AccountSettings {
         let every_sec = self.rights_every_sec.unwrap_or(RIGHTS_EVERY_SEC).clamp(1, RIGHTS_EVERY_SEC);
         let rights_every = Duration::from_secs(every_sec.into());
         let Some(host) = given(self.smtp_host) else {
-            return Ok(AccountConfig { is_signup_open, public_url, smtp: None, rights_every });
+            return Ok(AccountConfig { is_signup_open, public_url, smtp: None, oauth, rights_every });
         };
         let from = given(self.smtp_from).and_then(|from| from.parse().ok()).ok_or_else(|| Misconfigured {
             setting: "WRENN_SMTP_FROM",
@@ -99,7 +105,7 @@ impl AccountSettings {
         let port = self.smtp_port.unwrap_or(security.port());
         let ca_file = self.smtp_ca_file.filter(|path| !path.as_os_str().is_empty());
         let smtp = Smtp { host, port, security, credentials, from, ca_file };
-        Ok(AccountConfig { is_signup_open, public_url, smtp: Some(smtp), rights_every })
+        Ok(AccountConfig { is_signup_open, public_url, smtp: Some(smtp), oauth, rights_every })
     }
 }
 

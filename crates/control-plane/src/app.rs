@@ -15,6 +15,7 @@ use crate::agents::Agents;
 use crate::authority::Authority;
 use crate::mail::Mail;
 use crate::measures::Runs;
+use crate::oauth::Providers;
 use crate::outbox::Outbox;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
@@ -62,6 +63,7 @@ pub struct Accounts {
     /// Between looks at the rights of what is open.
     pub rights_every: Duration,
     pub mail: Mail,
+    pub providers: Providers,
 }
 
 impl std::ops::Deref for App {

@@ -15,6 +15,8 @@ pub mod login;
 pub mod mail;
 pub mod measures;
 pub mod networks;
+pub mod oauth;
+pub mod oauth_settings;
 pub mod outbox;
 pub mod outcomes;
 pub mod passwords;

@@ -19,6 +19,7 @@ use crate::authority::Authority;
 use crate::config::Config;
 use crate::mail::Mail;
 use crate::measures::{self, Runs};
+use crate::oauth::Providers;
 use crate::outbox::Outbox;
 use crate::outcomes::Outcomes;
 use crate::reconcile;
@@ -84,6 +85,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
             public_url: config.accounts.public_url.clone(),
             rights_every: config.accounts.rights_every,
             mail: Mail::new(config.accounts.smtp.as_ref())?,
+            providers: Providers::new(&config.accounts.oauth, &config.accounts.public_url),
         },
         outbox: Outbox::default(),
         tracker: TaskTracker::new(),

@@ -38,6 +38,7 @@ const STATE: &str = "
         union all select 'session' || row(id, user_id, team_id)::text from sessions
         union all select 'token' || row(token_hash, used_at)::text from account_tokens
         union all select 'invitation' || row(id, accepted_at)::text from invitations
+        union all select 'identity' || row(provider, subject, user_id)::text from identities
         union all select 'host' || row(id, state, address, tags, epoch)::text from hosts
         union all select 'registration' || row(token_hash, used_by_key)::text from registration_tokens
         union all select 'sandbox' || row(id, desired, revision, timeout_sec)::text from sandboxes
@@ -178,6 +179,15 @@ impl Scene {
                 let other = listed.body.as_array().unwrap().iter().find(|session| session["current"] == false).unwrap();
                 let path = format!("/v1/me/sessions/{}", other["id"].as_str().unwrap());
                 act(&person, path, json!({}), &["session.end"])
+            }
+            ("DELETE", "/v1/me/providers/{provider}") => {
+                self.sql(&format!(
+                    "update users set password_hash = 'x' where id = '{0}';
+                     insert into identities (provider, subject, user_id, email) values ('oidc', '{0}', '{0}', '')",
+                    person.id.0
+                ))
+                .await;
+                act(&person, "/v1/me/providers/oidc", json!({}), &["user.disconnect"])
             }
             ("POST", "/v1/invitations/accept") => {
                 let own = self.replica.as_admin(Method::GET, "/v1/me", None).await.body["team_id"].clone();

@@ -14,6 +14,7 @@ pub mod deletions;
 mod fault;
 pub mod hosts;
 pub mod idempotency;
+pub mod identities;
 pub mod idleness;
 pub mod invitations;
 pub mod keyring;

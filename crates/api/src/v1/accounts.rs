@@ -90,7 +90,7 @@ pub struct Me {
     pub name: String,
     pub email: String,
     pub has_password: bool,
-    /// Other ways to log in; there are none yet.
+    /// Other sites by which the person logs in: `github`, `oidc`.
     pub providers: Vec<String>,
     pub is_admin: bool,
     /// The team for which this session acts.
@@ -164,6 +164,12 @@ pub struct Link {
     pub token: String,
     pub url: String,
     pub expires_at: DateTime<Utc>,
+}
+
+/// Where a browser is to go, so that its account there is bound to the one here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ConnectTo {
+    pub auth_url: String,
 }
 
 /// Somebody who may log in, as others find them.

@@ -41,7 +41,7 @@ use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead,
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 89] = [
+pub const TABLE: [(&str, &str, Policy); 93] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -55,6 +55,10 @@ pub const TABLE: [(&str, &str, Policy); 89] = [
     ("POST", "/v1/auth/login", Open),
     ("POST", "/v1/auth/logout", Person),
     ("POST", "/v1/auth/switch-team", Person),
+    ("GET", "/auth/oauth/{provider}", Open),
+    ("GET", "/auth/oauth/{provider}/callback", Open),
+    ("GET", "/v1/me/providers/{provider}/connect", Person),
+    ("DELETE", "/v1/me/providers/{provider}", Person),
     ("POST", "/v1/me/password/reset", Open),
     ("POST", "/v1/me/password/reset/confirm", Open),
     ("GET", "/v1/me", Person),

@@ -18,17 +18,22 @@ use crate::agents::{AgentError, Refusal};
 use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 37] = [
+pub const CODES: [(&str, StatusCode); 43] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("invalid_token", StatusCode::BAD_REQUEST),
     ("already_activated", StatusCode::BAD_REQUEST),
+    ("invalid_login", StatusCode::BAD_REQUEST),
+    ("last_login_method", StatusCode::BAD_REQUEST),
     ("unauthorized", StatusCode::UNAUTHORIZED),
     ("wrong_password", StatusCode::UNAUTHORIZED),
     ("forbidden", StatusCode::FORBIDDEN),
     ("no_team", StatusCode::FORBIDDEN),
     ("account_not_activated", StatusCode::FORBIDDEN),
     ("account_disabled", StatusCode::FORBIDDEN),
+    ("email_not_verified", StatusCode::FORBIDDEN),
+    ("no_account", StatusCode::FORBIDDEN),
     ("not_found", StatusCode::NOT_FOUND),
+    ("provider_not_found", StatusCode::NOT_FOUND),
     ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
     ("request_timeout", StatusCode::REQUEST_TIMEOUT),
     ("invalid_state", StatusCode::CONFLICT),
@@ -51,6 +56,7 @@ pub const CODES: [(&str, StatusCode); 37] = [
     ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
     ("internal_error", StatusCode::INTERNAL_SERVER_ERROR),
     ("agent_error", StatusCode::BAD_GATEWAY),
+    ("provider_error", StatusCode::BAD_GATEWAY),
     ("host_unavailable", StatusCode::SERVICE_UNAVAILABLE),
     ("no_hosts_available", StatusCode::SERVICE_UNAVAILABLE),
     ("unavailable", StatusCode::SERVICE_UNAVAILABLE),
@@ -157,6 +163,42 @@ impl ApiError {
         let message =
             "the account is the only owner of teams that go on without it; make somebody else an owner, or delete them";
         Self::new("owns_team_with_members", message).with("team_ids", teams)
+    }
+
+    pub fn last_login_method() -> Self {
+        Self::new("last_login_method", "the account could not log in any more; set a password first")
+    }
+
+    pub fn signup_closed() -> Self {
+        Self::forbidden("sign-up is closed here; ask for an invitation, or an administrator for an account")
+    }
+
+    pub fn provider_not_found() -> Self {
+        Self::new("provider_not_found", "this platform knows no such site to log in by")
+    }
+
+    /// The other site is away, or says what cannot be believed.
+    pub fn provider_error(message: &'static str) -> Self {
+        Self::new("provider_error", message).retry_after(10)
+    }
+
+    pub fn invalid_login(message: &'static str) -> Self {
+        Self::new("invalid_login", message)
+    }
+
+    pub fn email_not_verified() -> Self {
+        Self::new("email_not_verified", "the other site does not say that it has verified an address of this account")
+    }
+
+    pub fn no_account() -> Self {
+        Self::new("no_account", "nobody here is known by this account of the other site; sign up first")
+    }
+
+    pub fn identity_taken() -> Self {
+        Self::new(
+            "conflict",
+            "this account of the other site, or another one of it, is bound to an account here already",
+        )
     }
 
     pub fn last_administrator() -> Self {

@@ -61,6 +61,8 @@ pub fn health_alone(app: App) -> Router {
 fn documented() -> OpenApiRouter<App> {
     docs::openapi()
         .nest("/v1/auth", v1::auth::router())
+        .nest("/auth/oauth", v1::oauth::router())
+        .nest("/v1/me/providers", v1::oauth::of_person())
         .nest("/v1/me", v1::me::router())
         .nest("/v1/teams", v1::teams::router())
         .nest("/v1/invitations", v1::invitations::router())

@@ -303,6 +303,7 @@ pub fn path(route: &str, slots: &Slots) -> String {
         .replace("{id}", &id)
         .replace("{selector}", "1")
         .replace("{tag}", "gpu")
+        .replace("{provider}", "oidc")
         .replace("{user_id}", &UserId(none).to_string())
         .replace("{invitation_id}", &InvitationId(none).to_string())
         .replace("{*rest}", "index.css");

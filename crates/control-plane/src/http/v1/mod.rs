@@ -7,6 +7,7 @@ pub mod hosts;
 pub mod invitations;
 mod links;
 pub mod me;
+pub mod oauth;
 pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;

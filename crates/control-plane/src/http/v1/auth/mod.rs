@@ -14,6 +14,7 @@ use std::time::Duration;
 use api::v1::accounts::LoggedIn;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderValue, header};
+use model::ids::UserId;
 use store::users::User;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -62,6 +63,17 @@ impl Attempts {
 
     async fn forget(self, app: &App, of: &str) -> Result<(), ApiError> {
         Ok(app.store.forget_attempts(&self.subject(of)).await?)
+    }
+}
+
+/// The cookie of a session of whoever has shown at another site who they are.
+pub(super) async fn cookie_of(app: &App, user: UserId, request_id: &str) -> Result<String, ApiError> {
+    let who = Verified { user, password_hash: None, request_id };
+    let opened = sessions::by_cookie(&app.store, who).await?.ok_or_else(ApiError::unauthorized)?;
+    let life_sec = (opened.expires_at - chrono::Utc::now()).num_seconds();
+    match opened.shown {
+        Shown::Cookie(value) => Ok(set_cookie(Some(&value), life_sec, &app.accounts.public_url)),
+        Shown::Token(_) => Err(ApiError::internal()),
     }
 }
 

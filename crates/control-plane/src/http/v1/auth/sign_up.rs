@@ -32,9 +32,7 @@ pub async fn sign_up(
     Json(body): Json<SignUp>,
 ) -> Result<Response, ApiError> {
     if !app.accounts.is_signup_open && body.invitation.is_none() {
-        return Err(ApiError::forbidden(
-            "sign-up is closed here; ask for an invitation, or an administrator for an account",
-        ));
+        return Err(ApiError::signup_closed());
     }
     let email = fields::email(&body.email)?;
     let name = fields::display_name("name", &body.name, NAME_CHARS_MAX)?;

@@ -1,5 +1,18 @@
--- What is to be told to the world outside, and the platform's own part of the audit. The program before this one goes on with it: it knows
--- nothing of the new table.
+-- Other ways to log in, what is to be told to the world outside, and the platform's own part of the audit. The program before this one goes
+-- on with it: it knows none of the new tables.
+
+-- A person as another site knows them. The site is named by the settings; what it calls the person never changes, addresses do.
+create table identities (
+    provider text not null,
+    subject text not null,
+    user_id uuid not null references users (id) on delete cascade,
+    -- At the last login, for people to see which account it is.
+    email text not null,
+    created_at timestamptz not null default now(),
+    primary key (provider, subject)
+);
+-- A person has one account of a site.
+create unique index identities_user on identities (user_id, provider);
 
 create table outbox (
     id uuid primary key,
