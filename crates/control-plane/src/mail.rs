@@ -113,6 +113,11 @@ fn name(id: Uuid) -> String {
 }
 
 impl Mail {
+    /// Otherwise it goes to the log.
+    pub fn is_sent(&self) -> bool {
+        matches!(self, Self::Smtp { .. })
+    }
+
     pub fn new(smtp: Option<&Smtp>) -> Result<Self, MailSetup> {
         let Some(smtp) = smtp else { return Ok(Self::Log) };
         let tls = match smtp.security {

@@ -276,6 +276,11 @@ impl Scene {
                 self.sql(&format!("update hosts set state = 'draining' where id = '{}'", host.0)).await;
                 self.by_admin(of(&host.to_string()), json!({}), &["host.undrain"])
             }
+            ("POST", "/v1/hosts/{id}/unfence") => {
+                let host = self.replica.host(4096).await;
+                self.sql(&format!("update hosts set state = 'fenced' where id = '{}'", host.0)).await;
+                self.by_admin(of(&host.to_string()), json!({}), &["host.unfence"])
+            }
             ("POST", "/v1/hosts/{id}/tags") => {
                 self.by_admin(of(&self.new_host().await.0), json!({"tag": "gpu"}), &["host.tag"])
             }

@@ -203,6 +203,59 @@ async fn heartbeats_are_news_only_of_what_is_theirs() {
     }
 }
 
+/// A copied disk: two agents with one identity. An agent that was started again is none, and neither is a heartbeat that came late.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_with_one_identity_are_fenced_until_an_operator_has_looked() {
+    let replica = Replica::start().await;
+    let host = replica.host(4096).await;
+    let sandbox = replica.sandbox(host).await;
+    let jwt = replica.token_of_host(host);
+    let beat = async |run: &str, sequence: u64| {
+        let mut body = heartbeat(sequence, &[sandbox.as_str()]);
+        body["agent_run"] = json!(run);
+        replica.call(Who::Bearer(&jwt), Method::POST, &format!("/v1/hosts/{host}/heartbeat"), Some(body)).await
+    };
+    let status =
+        async || replica.as_admin(Method::GET, &format!("/v1/hosts/{host}"), None).await.body["status"].clone();
+    for run in ["a", "b", "c"] {
+        assert_eq!(beat(run, 1).await.status, 200, "a new start");
+    }
+    for sequence in [2, 3, 3] {
+        assert_eq!(beat("b", sequence).await.status, 200, "it may have been under way");
+    }
+    assert_eq!(beat("c", 2).await.status, 200);
+    assert_eq!(status().await, "online");
+
+    replica.database.sql("update past_agent_runs set heard_at = heard_at - interval '1 minute'").await;
+    assert_eq!(beat("b", 3).await.status, 200, "it was taken in before");
+    assert_eq!(status().await, "online");
+    assert_eq!(beat("b", 4).await.error(), (409, "host_fenced"));
+    assert_eq!(beat("c", 3).await.error(), (409, "host_fenced"));
+    assert_eq!(beat("d", 1).await.error(), (409, "host_fenced"));
+    assert_eq!(status().await, "fenced");
+
+    let of_it = format!("/v1/sandboxes/{sandbox}");
+    assert_eq!(replica.as_team(Method::GET, &of_it, None).await.body["status"], "running", "nothing follows");
+    let told = replica.as_team(Method::POST, &format!("{of_it}/exec"), Some(json!({"cmd": "true"}))).await;
+    assert_eq!(told.error(), (503, "host_unavailable"));
+    let wanted = json!({"template": "minimal", "memory_mb": 128});
+    assert_eq!(replica.as_team(Method::POST, "/v1/sandboxes", Some(wanted)).await.status, 503);
+    for verb in ["drain", "undrain"] {
+        let refused = replica.as_admin(Method::POST, &format!("/v1/hosts/{host}/{verb}"), None).await;
+        assert_eq!(refused.error(), (409, "invalid_state"), "{verb} would undo it");
+    }
+
+    for _ in 0..2 {
+        let unfenced = replica.as_admin(Method::POST, &format!("/v1/hosts/{host}/unfence"), None).await;
+        assert_eq!((unfenced.status.as_u16(), &unfenced.body["status"]), (200, &json!("online")), "{}", unfenced.body);
+    }
+    assert_eq!(beat("c", 4).await.status, 200);
+    let acts = "select action from audit where action like 'host.%fence' order by id";
+    assert_eq!(replica.database.sql(acts).await.trim(), "host.fence\nhost.unfence");
+    let nobody = format!("/v1/hosts/{}/unfence", HostId(uuid::Uuid::new_v4()));
+    assert_eq!(replica.as_admin(Method::POST, &nobody, None).await.error(), (404, "not_found"));
+}
+
 /// What a host says of idleness ends what is idle for too long, unless somebody gives a sign of life.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_sandboxes_end_by_their_hosts_word_and_not_after_a_ping() {

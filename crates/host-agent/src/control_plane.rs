@@ -44,9 +44,12 @@ impl CallError {
         matches!(self, Self::Refused { status: 400 | 401 | 403 | 409 | 410 | 413 | 415 | 422 | 426, .. })
     }
 
-    /// The control plane itself does not accept this host's credential.
+    /// The control plane itself does not accept this host's credential, or knows another machine that has it, too.
     pub fn is_unauthorized(&self) -> bool {
-        matches!(self, Self::Refused { status: 401 | 403, .. })
+        match self {
+            Self::Refused { status, code, .. } => matches!(status, 401 | 403) || code == "host_fenced",
+            _ => false,
+        }
     }
 
     pub fn retry_after(&self) -> Option<Duration> {

@@ -11,8 +11,6 @@ use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, registration_tokens};
 
 /// More hosts in one answer than any fleet of today has.
 const LIST_MAX: i64 = 5000;
-/// Heartbeats come every 30 s, and up to a fifth later.
-const MISSED_BEAT_SEC: f64 = 45.0;
 /// Ids of one answer and of one log line.
 pub const NAMED_MAX: i64 = 100;
 
@@ -24,6 +22,8 @@ pub enum HostState {
     /// Silent for more than [`HOST_SILENCE_MAX`]. Says nothing about its sandboxes.
     Unreachable,
     Draining,
+    /// Two machines speak as it, and neither is believed.
+    Fenced,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -169,6 +169,7 @@ impl From<Row> for Host {
     fn from(row: Row) -> Self {
         let state = match row.state.as_str() {
             "pending" => HostState::Pending,
+            "fenced" => HostState::Fenced,
             _ if row.silent => HostState::Unreachable,
             "draining" => HostState::Draining,
             _ => HostState::Online,
@@ -348,7 +349,7 @@ impl Store {
         };
         match state.as_deref() {
             None => return Ok(Change::Missing),
-            Some("pending") => return Ok(Change::Refused),
+            Some("pending" | "fenced") => return Ok(Change::Refused),
             Some(is) if is == wished => {}
             Some(_) => {
                 sqlx::query!("update hosts set state = $2, updated_at = now() where id = $1", id.0, wished)
@@ -403,54 +404,29 @@ impl Store {
         Ok(Change::Done(Box::new(row.into())))
     }
 
-    /// Takes in a heartbeat. `None` when there is no such host; else its epoch and whether this heartbeat is news (an older one that was
-    /// long under way is not). What was put off because the host did not answer is not put off any longer when it is heard of again.
-    pub async fn beat(&self, id: HostId, beat: &Beat) -> Result<Option<(u64, bool)>, StoreError> {
-        let updated = sqlx::query!(
-            "update hosts set agent_run = $2, heartbeat_sequence = $3, arch = $4, cpu_cores = $5, memory_mb = $6, disk_gb = $7,
-                 isolation = $8, agent_version = $9, templates = $10, memory_free_mb = $11, disk_free_mb = $12,
-                 last_heartbeat_at = now(), updated_at = now()
-             from (select id, last_heartbeat_at from hosts where id = $1) before
-             where hosts.id = before.id and state <> 'pending' and (agent_run <> $2 or heartbeat_sequence < $3)
-             returning epoch, before.last_heartbeat_at < now() - make_interval(secs => $13) as was_silent",
-            id.0,
-            beat.agent_run,
-            beat.sequence,
-            beat.facts.arch,
-            beat.facts.cpu_cores,
-            beat.facts.memory_mb,
-            beat.facts.disk_gb,
-            beat.facts.isolation,
-            beat.facts.agent_version,
-            &beat.facts.templates,
-            beat.memory_free_mb,
-            beat.disk_free_mb,
-            MISSED_BEAT_SEC,
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        if let Some(row) = updated {
-            if row.was_silent == Some(true) {
-                self.hurry(id).await?;
-            }
-            return Ok(Some((u64::try_from(row.epoch).unwrap_or_default(), true)));
-        }
-        let epoch = sqlx::query_scalar!("select epoch from hosts where id = $1 and state <> 'pending'", id.0)
-            .fetch_optional(&self.pool)
+    /// Whoever speaks next is the host. What it was fenced for is forgotten.
+    pub async fn unfence_host(&self, id: HostId, actor: &Actor) -> Result<Change, StoreError> {
+        let mut tx = self.begin().await?;
+        let state = sqlx::query_scalar!("select state from hosts where id = $1 for no key update", id.0)
+            .fetch_optional(&mut *tx)
             .await?;
-        Ok(epoch.map(|epoch| (u64::try_from(epoch).unwrap_or_default(), false)))
-    }
-
-    /// What is open for a host is taken up at once.
-    async fn hurry(&self, id: HostId) -> Result<(), StoreError> {
-        sqlx::query!(
-            "update operations o set not_before = now() from sandboxes s
-             where s.id = o.sandbox_id and s.host_id = $1 and o.phase = 'open' and o.lease_owner is null and o.not_before > now()",
-            id.0
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        match state.as_deref() {
+            None => return Ok(Change::Missing),
+            Some("fenced") => {
+                sqlx::query!("delete from past_agent_runs where host_id = $1", id.0).execute(&mut *tx).await?;
+                sqlx::query!(
+                    "update hosts set state = 'active', agent_run = '', heartbeat_sequence = 0, updated_at = now() where id = $1",
+                    id.0
+                )
+                .execute(&mut *tx)
+                .await?;
+                audit::record(&mut tx, actor, "host.unfence", &id.to_string(), serde_json::json!({})).await?;
+            }
+            Some(_) => {}
+        }
+        let row = hosts!("where id = $2", id.0).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Change::Done(Box::new(row.into())))
     }
 
     /// Sandboxes that a host reports and that no row claims.

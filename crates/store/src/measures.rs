@@ -59,7 +59,7 @@ pub struct Connections {
 impl Store {
     pub async fn numbers(&self) -> Result<Numbers, StoreError> {
         let hosts = sqlx::query!(
-            r#"select case when state <> 'pending' and coalesce(last_heartbeat_at, created_at) < now() - make_interval(secs => $1)
+            r#"select case when state in ('active', 'draining') and coalesce(last_heartbeat_at, created_at) < now() - make_interval(secs => $1)
                    then 'silent' else state end as "state!",
                    count(*) as "count!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
                from hosts group by 1"#,

@@ -240,7 +240,8 @@ macro_rules! sandboxes {
             Row,
             r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
                    s.timeout_sec, s.on_timeout, s.timeout_keeps, s.kept, s.auto_resume, s.host_tags, s.strategy, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
-                   h.address as "host_address?", (h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
+                   case when h.state <> 'fenced' then h.address else '' end as "host_address?",
+                   (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
             HOST_SILENCE_MAX.as_secs_f64()

@@ -14,7 +14,10 @@
 //!
 //! Rows are never deleted because something was not heard of.
 
+use std::collections::HashMap;
+
 use model::ids::{HostId, SandboxId};
+use model::sandbox::Observed;
 
 use crate::audit::{self, Actor};
 use crate::sandboxes::Sighting;
@@ -34,6 +37,9 @@ impl Store {
         sightings: &[Sighting],
         complete: bool,
     ) -> Result<Vec<String>, StoreError> {
+        if self.says_nothing_new(host, sightings, complete).await? {
+            return Ok(Vec::new());
+        }
         let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
         let observed: Vec<String> = sightings.iter().map(|seen| seen.observed.as_str().to_owned()).collect();
         let revisions: Vec<i64> = sightings.iter().map(|seen| seen.revision).collect();
@@ -125,6 +131,32 @@ impl Store {
             .await?;
         tx.commit().await?;
         Ok(ids.into_iter().filter(|id| !claimed.contains(id)).collect())
+    }
+
+    /// Most reports: each sandbox is here as its host says, and none of the host's is missing. Then no line of the table is for them, and
+    /// one question is all that a heartbeat costs.
+    async fn says_nothing_new(&self, host: HostId, sightings: &[Sighting], complete: bool) -> Result<bool, StoreError> {
+        let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
+        let rows = sqlx::query!(
+            r#"select id as "id!", observed as "observed!", revision as "revision!", absent_since is not null as "is_missed!"
+               from sandboxes where host_id = $1 and id = any($2)
+               union
+               select id, observed, revision, absent_since is not null
+               from sandboxes where host_id = $1 and observed <> 'killed' and observed in ('running', 'paused')"#,
+            host.0,
+            &ids
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let known: HashMap<&str, _> = rows.iter().map(|row| (row.id.as_str(), row)).collect();
+        let as_said = sightings.iter().all(|seen| {
+            let is_settled = matches!(seen.observed, Observed::Running | Observed::Paused | Observed::Failed);
+            known.get(seen.id.as_str()).is_some_and(|row| {
+                is_settled && row.observed == seen.observed.as_str() && row.revision == seen.revision && !row.is_missed
+            })
+        });
+        // Whoever is in the answer and was not named is missed, if all were named.
+        Ok(as_said && (!complete || rows.len() == sightings.len()))
     }
 
     /// The host, asked about this one sandbox, has it after all.

@@ -132,8 +132,8 @@ macro_rules! snapshots {
     ($rest:literal $(, $argument:expr)*) => {
         sqlx::query_as!(
             Row,
-            r#"select s.id, s.team_id, s.name, s.sandbox_id, s.host_id, h.epoch as host_epoch, h.address as host_address,
-                   (h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, s.template, s.vcpus, s.memory_mib,
+            r#"select s.id, s.team_id, s.name, s.sandbox_id, s.host_id, h.epoch as host_epoch, case when h.state <> 'fenced' then h.address else '' end as host_address,
+                   (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, s.template, s.vcpus, s.memory_mib,
                    s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at
                from snapshots s join hosts h on h.id = s.host_id "# + $rest,
             HOST_SILENCE_MAX.as_secs_f64()

@@ -39,7 +39,7 @@ pub struct Host {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// pending (not registered yet), online, draining (takes nothing new), unreachable (silent for more than 90 s, which says nothing of
-    /// what is on it)
+    /// what is on it), fenced (two machines speak as it)
     pub status: String,
     /// Whether it takes nothing new, also while it is unreachable.
     #[serde(default)]

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod errors;
 pub mod exec;
 pub mod files;
+pub mod fleet;
 pub mod hosts;
 pub mod keys;
 pub mod quotas;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::host;
+use super::{fleet, host};
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
@@ -29,7 +29,11 @@ const UNDER_EMULATION: &str = "software emulation: for development, tests and tr
 const UNDER_KVM: &str = "hardware virtualisation: each sandbox is a virtual machine of its own";
 
 #[derive(clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Of the platform as a whole instead, by its control plane: replicas, clocks, hosts, what waits. For administrators.
+    #[arg(long)]
+    fleet: bool,
+}
 
 #[derive(Serialize)]
 struct Report {
@@ -40,7 +44,10 @@ struct Report {
     host: Option<Value>,
 }
 
-pub async fn run(_: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    if arguments.fleet {
+        return fleet::run(options, format).await;
+    }
     // A host that was installed says itself where it lies.
     let installed = host::install::installed_dir().filter(|_| options.dir.is_none());
     let dir = installed.map_or_else(|| options.dir(), Ok)?;

@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod down;
 mod exec_stream;
+mod fleet;
 mod host;
 mod key;
 mod login;
@@ -47,7 +48,7 @@ enum Command {
     Up(up::Arguments),
     /// Stop the platform of a directory with all its sandboxes.
     Down(down::Arguments),
-    /// Say what this machine can do as a host, and what is in its way.
+    /// Say what this machine can do as a host, and what is in its way; or how the platform as a whole is.
     Doctor(doctor::Arguments),
     /// Show that all of it works here: start a platform of its own, use a sandbox, take everything down, count what is left.
     Demo(demo::Arguments),

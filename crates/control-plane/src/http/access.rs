@@ -41,7 +41,7 @@ use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead,
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 93] = [
+pub const TABLE: [(&str, &str, Policy); 95] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -84,6 +84,7 @@ pub const TABLE: [(&str, &str, Policy); 93] = [
     ("GET", "/v1/users/search", Person),
     ("GET", "/v1/audit-logs", Person),
     ("GET", "/v1/admin/audit-logs", Administrator),
+    ("GET", "/v1/admin/fleet", Administrator),
     ("GET", "/v1/admin/teams", Administrator),
     ("DELETE", "/v1/admin/teams/{id}", Administrator),
     ("GET", "/v1/admin/users", Administrator),
@@ -103,6 +104,7 @@ pub const TABLE: [(&str, &str, Policy); 93] = [
     ("GET", "/v1/hosts/{id}/delete-preview", Administrator),
     ("POST", "/v1/hosts/{id}/drain", Administrator),
     ("POST", "/v1/hosts/{id}/undrain", Administrator),
+    ("POST", "/v1/hosts/{id}/unfence", Administrator),
     ("GET", "/v1/hosts/{id}/tags", Administrator),
     ("POST", "/v1/hosts/{id}/tags", Administrator),
     ("DELETE", "/v1/hosts/{id}/tags/{tag}", Administrator),

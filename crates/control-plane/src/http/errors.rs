@@ -39,6 +39,7 @@ pub const CODES: [(&str, StatusCode); 43] = [
     ("invalid_state", StatusCode::CONFLICT),
     ("conflict", StatusCode::CONFLICT),
     ("host_has_sandboxes", StatusCode::CONFLICT),
+    ("host_fenced", StatusCode::CONFLICT),
     ("name_reserved", StatusCode::CONFLICT),
     ("template_name_taken", StatusCode::CONFLICT),
     ("email_taken", StatusCode::CONFLICT),
@@ -240,6 +241,10 @@ impl ApiError {
 
     pub fn wrong_state(message: &'static str, state: impl std::fmt::Display) -> Self {
         Self::new("invalid_state", message).with("state", state.to_string())
+    }
+
+    pub fn host_fenced() -> Self {
+        Self::new("host_fenced", "two machines speak as this host; an operator must find out which one it is")
     }
 
     pub fn host_has_sandboxes(sandboxes: Vec<String>, snapshots: Vec<String>) -> Self {

@@ -68,6 +68,7 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1/invitations", v1::invitations::router())
         .nest("/v1/users", v1::users::search_router())
         .nest("/v1", v1::audit::router())
+        .nest("/v1/admin", v1::fleet::router())
         .nest("/v1/admin/teams", v1::teams::admin_router())
         .nest("/v1/admin/users", v1::users::router())
         .nest("/v1/api-keys", v1::api_keys::router())

@@ -11,7 +11,7 @@ const OPERATION_BOUNDS: &[f64] =
 const RUN_BOUNDS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
 pub const KINDS: &[&str] = &["run", "pause", "resume", "kill", "snapshot", "clean"];
-pub const HOST_STATES: &[&str] = &["pending", "active", "draining", "silent"];
+pub const HOST_STATES: &[&str] = &["pending", "active", "draining", "fenced", "silent"];
 pub const SANDBOX_STATES: &[&str] =
     &["starting", "running", "pausing", "paused", "resuming", "killing", "failed", "lost"];
 
@@ -129,13 +129,13 @@ pub const TABLE: &[Metric] = &[
     // fleet
     counter(
         "wrenn_heartbeats_total",
-        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "failed"])],
-        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none",
+        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "fenced", "failed"])],
+        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host",
     ),
     gauge(
         "wrenn_hosts",
         &[of("state", HOST_STATES)],
-        "Hosts; `silent`: heard of no more for 90 s, whatever their state",
+        "Hosts; `silent`: heard of no more for 90 s; `fenced`: two machines speak as it",
     ),
     gauge(
         "wrenn_sandboxes",

@@ -33,6 +33,8 @@ pub enum Command {
     Drain { id: String },
     /// Take new sandboxes onto it again.
     Undrain { id: String },
+    /// Believe a host again of which two machines spoke, once the other one is stopped.
+    Unfence { id: String },
     /// Say what a host is, for creates that ask for it; show its tags.
     Tag {
         id: String,
@@ -89,6 +91,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         }
         Command::Drain { id } => turn(&client, format, &id, "drain").await?,
         Command::Undrain { id } => turn(&client, format, &id, "undrain").await?,
+        Command::Unfence { id } => turn(&client, format, &id, "unfence").await?,
         Command::Tag { id, tags, removed } => {
             for tag in tags {
                 client.post_for_nothing(client.url(&["v1", "hosts", &id, "tags"]), &AddTag { tag }).await?;

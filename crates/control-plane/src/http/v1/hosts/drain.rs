@@ -34,6 +34,9 @@ async fn change(
     match super::super::detached(&app, async move { store.drain_host(id, drain, &actor).await }).await? {
         Change::Done(host) => Ok(axum::Json(super::shown(*host))),
         Change::Missing => Err(ApiError::not_found("host")),
-        Change::Refused => Err(ApiError::wrong_state("the host has not registered", "pending")),
+        Change::Refused => {
+            let host = app.store.host(id).await?.ok_or_else(|| ApiError::not_found("host"))?;
+            Err(ApiError::wrong_state("the host has not joined, or is fenced", super::status_word(host.state)))
+        }
     }
 }

@@ -4,9 +4,10 @@ use api::v1::errors::ErrorBody;
 use api::v1::hosts::{Heartbeat, HeartbeatAnswer, IdleTimeout};
 use axum::extract::State;
 use model::ids::HostId;
+use store::beats::Heard;
 use store::hosts::Beat;
 use store::sandboxes::Sighting;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::app::App;
 use crate::http::access::HostCaller;
@@ -20,8 +21,15 @@ const WORD_BYTES_MAX: usize = 128;
 const REASON_CHARS_MAX: usize = 500;
 const UNCLAIMED_MAX: usize = 100;
 
+/// Why a heartbeat is not taken in.
+enum Refusal {
+    Unknown,
+    Fenced,
+}
+
 #[utoipa::path(post, path = "/{id}/heartbeat", tag = "hosts", params(("id" = String, Path)), request_body = Heartbeat,
-    responses((status = 200, body = HeartbeatAnswer), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody)))]
+    responses((status = 200, body = HeartbeatAnswer), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
 pub async fn heartbeat(
     State(app): State<App>,
     HostCaller(caller): HostCaller,
@@ -44,7 +52,12 @@ pub async fn heartbeat(
     };
     let (store, complete, epoch_said) = (app.store.clone(), body.complete, body.epoch);
     let taken = super::super::detached(&app, async move {
-        let Some((epoch, is_news)) = store.beat(id, &beat).await? else { return Ok(None) };
+        let (epoch, is_news) = match store.beat(id, &beat).await? {
+            Heard::News { epoch } => (epoch, true),
+            Heard::Old { epoch } => (epoch, false),
+            Heard::Fenced => return Ok(Err(Refusal::Fenced)),
+            Heard::Unknown => return Ok(Err(Refusal::Unknown)),
+        };
         let outcome = match is_news {
             true if epoch_said == epoch => "taken",
             true => "old_epoch",
@@ -62,12 +75,19 @@ pub async fn heartbeat(
             idle_timeouts = store.note_idleness(id, &beat.agent_run, beat.sequence, &sightings).await?;
         }
         measures::heartbeat(outcome);
-        Ok(Some((epoch, idle_timeouts)))
+        Ok(Ok((epoch, idle_timeouts)))
     });
     let taken = taken.await.inspect_err(|_| measures::heartbeat("failed"))?;
-    let (epoch, idle_timeouts) = taken.ok_or_else(|| {
-        measures::heartbeat("unknown");
-        ApiError::unauthorized()
+    let (epoch, idle_timeouts) = taken.map_err(|refusal| match refusal {
+        Refusal::Unknown => {
+            measures::heartbeat("unknown");
+            ApiError::unauthorized()
+        }
+        Refusal::Fenced => {
+            measures::heartbeat("fenced");
+            error!(host.id = %id, "two machines speak as host {id}: it is fenced, and an operator must look at both");
+            ApiError::host_fenced()
+        }
     })?;
     app.driver.wake();
     let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();

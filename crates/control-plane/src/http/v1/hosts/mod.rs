@@ -13,6 +13,7 @@ mod renew;
 mod silence;
 pub mod tags;
 mod token;
+mod unfence;
 
 use std::net::IpAddr;
 
@@ -37,6 +38,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(delete_preview::delete_preview))
         .routes(routes!(drain::drain))
         .routes(routes!(drain::undrain))
+        .routes(routes!(unfence::unfence))
         .routes(routes!(tags::list, tags::add))
         .routes(routes!(tags::remove))
         .routes(routes!(silence::silence))
@@ -44,6 +46,16 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(inspect::inspect))
         .routes(routes!(renew::renew))
         .routes(routes!(heartbeat::heartbeat))
+}
+
+pub fn status_word(state: HostState) -> &'static str {
+    match state {
+        HostState::Pending => "pending",
+        HostState::Online => "online",
+        HostState::Unreachable => "unreachable",
+        HostState::Draining => "draining",
+        HostState::Fenced => "fenced",
+    }
 }
 
 fn shown(host: store::hosts::Host) -> Host {
@@ -60,13 +72,7 @@ fn shown(host: store::hosts::Host) -> Host {
         memory_mb,
         disk_gb,
         address: host.address,
-        status: match host.state {
-            HostState::Pending => "pending",
-            HostState::Online => "online",
-            HostState::Unreachable => "unreachable",
-            HostState::Draining => "draining",
-        }
-        .to_owned(),
+        status: status_word(host.state).to_owned(),
         is_draining: host.is_draining,
         tags: host.tags,
         held: Held {
