@@ -299,7 +299,14 @@ mod tests {
         assert!(fine.iter().all(|finding| finding.grade == Grade::Ok && finding.cure.is_empty()), "{fine:?}");
         type Break = fn(&mut Fleet);
         let faults: [(Break, Grade, &str); 18] = [
-            (|fleet| fleet.version = "0.0.9".to_owned(), Grade::Warn, "control plane"),
+            (
+                |fleet| {
+                    fleet.version = "0.0.9".to_owned();
+                    fleet.hosts[0].agent_version = Some(fleet.version.clone());
+                },
+                Grade::Warn,
+                "control plane",
+            ),
             (|fleet| fleet.schema.program = 8, Grade::Warn, "schema"),
             (|fleet| fleet.workers = 0, Grade::Fail, "workers"),
             (|fleet| fleet.database_now += TimeDelta::seconds(9), Grade::Warn, "clock of the database"),
