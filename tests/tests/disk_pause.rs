@@ -19,7 +19,7 @@ fn files(platform: &Platform, id: &str) -> Vec<String> {
     let place = generations.map(|entry| entry.path()).find(|path| path.is_dir()).expect("a saved state");
     let mut names: Vec<_> =
         std::fs::read_dir(place).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap()).collect();
-    names.retain(|name| name != "digests");
+    names.retain(|name| !name.starts_with("digests"));
     names.sort();
     names
 }
