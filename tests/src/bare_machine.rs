@@ -18,13 +18,15 @@ use tempfile::TempDir;
 const SYSTEMCTL: &str = r#"#!/bin/sh
 [ "$1" = show ] || echo "$*" >> /systemctl.calls
 for unit; do :; done
+ends() { kill "$1"; for _ in $(seq 400); do readlink "/proc/$1/exe" >/dev/null || return 0; sleep 0.1; done; exit 1; }
 says() { sed -n "s/^$1=//p" "$file"; }
 case $1 in
 show) printf 'ActiveState=active\nInvocationID=%s\n' "$(grep -c ^restart /systemctl.calls)" ;;
 daemon-reload | disable | try-restart) [ ! -e /systemctl.fails ] ;;
 restart)
     grep -qxF "$unit" /systemctl.starts 2>/dev/null || exit 0
-    [ ! -e "/run/$unit.pid" ] || kill "$(cat "/run/$unit.pid")"
+    # As systemd does: the next start waits for the end of the one before.
+    [ ! -e "/run/$unit.pid" ] || ends "$(cat "/run/$unit.pid")"
     file=/etc/systemd/system/$unit
     [ -e "$file" ] || file=/usr/lib/systemd/system/$unit
     user=$(says User)

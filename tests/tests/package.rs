@@ -256,7 +256,8 @@ fn becomes_a_control_plane(machine: &BareMachine) {
 fn starts_by_hand(machine: &BareMachine) {
     let (systemd, aside) = (machine.root.join("run/systemd"), machine.root.join("run/no-systemd"));
     std::fs::rename(&systemd, &aside).unwrap();
-    machine.said("sh", &["-ec", "kill $(cat /run/wrenn-cp.service.pid)"]);
+    let ends = "pid=$(cat /run/wrenn-cp.service.pid); kill $pid; while readlink /proc/$pid/exe; do sleep 0.1; done";
+    machine.said("sh", &["-ec", ends]);
     let report: Value = serde_json::from_str(&machine.said("wrenn", &CONTROL_PLANE)).unwrap();
     assert_eq!(report["running"], false);
     let (_, lines) = report["next"].as_str().unwrap().split_once("By hand:\n").unwrap();
