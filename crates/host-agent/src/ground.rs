@@ -72,12 +72,14 @@ pub trait Ground: Send + Sync + 'static {
     fn reserve_slot(&self) -> Result<u16, GroundError>;
     /// Takes a slot that a journal names; false when another sandbox has it already.
     fn claim_slot(&self, slot: u16) -> bool;
-    /// Gives a slot back of which nothing was made.
-    fn forget_slot(&self, slot: u16);
+    /// Gives a slot back, when no journal names it any more: until then whoever takes up what is half done, or begins anew to take it down,
+    /// ends what it finds in the slot.
+    fn free_slot(&self, slot: u16);
 
     async fn ensure_network(&self, slot: u16) -> Result<(), GroundError>;
+    /// The slot stays the caller's.
     async fn release_network(&self, slot: u16) -> Result<(), GroundError>;
-    /// The same for whom somebody waits: when it returns nothing can use the slot any more, and what is left of it goes by itself.
+    /// The same for whom somebody waits: when it returns nothing can use the network any more, and what is left of it goes by itself.
     async fn release_network_soon(&self, slot: u16) -> Result<(), GroundError> {
         self.release_network(slot).await
     }

@@ -331,8 +331,8 @@ impl Ground for RealGround {
         named || SlotId::new(slot).is_some_and(|slot| self.network.claim(slot))
     }
 
-    fn forget_slot(&self, slot: u16) {
-        self.network.forget(number(slot));
+    fn free_slot(&self, slot: u16) {
+        self.network.free(number(slot));
     }
 
     async fn ensure_network(&self, slot: u16) -> Result<(), GroundError> {

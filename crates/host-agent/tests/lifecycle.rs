@@ -201,6 +201,48 @@ async fn a_sandbox_whose_task_died_is_not_absent() {
     assert_eq!(stage.leftovers(), Vec::<String>::new());
 }
 
+/// Taking down is begun anew by a newer wish, a death of the task, or the next agent: what it ends again must be its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_nobody_elses_before_its_sandbox_is_down() {
+    for newer_wish in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::new(dir.path());
+        let sandboxes = stage.agent().await;
+        create(&sandboxes, &id(1), 1).await;
+        // The network is released before the cgroup.
+        let bomb = dir.path().join(stage::BOMB);
+        std::fs::write(&bomb, "").unwrap();
+        let _ = sandboxes.ensure_paused(&id(1), fence(2), Kept::Memory, soon()).await;
+        while dir.path().join("slots/1").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let other = create(&sandboxes, &id(2), 1).await;
+        std::fs::remove_file(&bomb).unwrap();
+        let observed = if newer_wish {
+            while let Err(WishError::Restarting) = sandboxes.ensure_killed(&id(1), fence(3), soon()).await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Observed::Killed
+        } else {
+            Observed::Paused
+        };
+        wait(&sandboxes, 1, |view| view.observed == observed).await;
+        // Time to hear of an end.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let after = sandboxes.get(&id(2)).await.unwrap().unwrap().view;
+        assert_eq!((after.observed, &after.process), (Observed::Running, &other.process));
+        kill(&sandboxes, &id(2), 2).await;
+        if !newer_wish {
+            kill(&sandboxes, &id(1), 3).await;
+        }
+        assert_eq!(stage.leftovers(), Vec::<String>::new());
+        // Its number is free again.
+        create(&sandboxes, &id(3), 1).await;
+        assert!(dir.path().join("slots/1").exists());
+        kill(&sandboxes, &id(3), 2).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_without_a_readable_journal_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();

@@ -310,6 +310,7 @@ async fn two_agents_do_not_meet_and_a_restart_disturbs_nobody() {
     drop(guest_b);
     b.release(slot_b).await.unwrap();
     b.release(slot_b).await.unwrap();
+    b.free(slot_b);
     assert_eq!(b.census(BTreeSet::new).await.unwrap(), idle);
     b.close_all().await.unwrap();
     let left = Command::new("sh").args(["-c", "nft list tables; ip -o link; ls /run/netns"]).output().unwrap();
@@ -359,6 +360,7 @@ async fn a_slots_flows_are_bounded_and_go_with_it() {
 
     drop(guest);
     a.release(first).await.unwrap();
+    a.free(first);
     assert_eq!((count(Some(&outer)), count(None)), (1, 1), "{}", flows(None));
     settle(&mut sibling, &world);
     drop(sibling);

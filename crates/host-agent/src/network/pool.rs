@@ -54,6 +54,8 @@ struct Numbers {
     ahead: BTreeSet<SlotId>,
     /// Those of them that were ready when they were handed out: nobody has to look whether their making came to its end.
     whole: BTreeSet<SlotId>,
+    /// Those of which something is still being removed, after `release_soon`.
+    leaving: BTreeSet<SlotId>,
     /// Given back, until when they rest; the first ends first.
     resting: VecDeque<(Instant, SlotId)>,
     /// Goes round all numbers, so that one that was just given back comes last.
@@ -67,7 +69,8 @@ impl Numbers {
             self.next = self.next % SlotId::MAX + 1;
             let slot = SlotId::new(self.next).expect("within the range");
             let rests = self.resting.iter().any(|(_, resting)| *resting == slot);
-            if !self.taken.contains(&slot) && !self.ready.contains(&slot) && !rests {
+            let is_used = self.taken.contains(&slot) || self.ready.contains(&slot) || self.leaving.contains(&slot);
+            if !is_used && !rests {
                 self.taken.insert(slot);
                 return Some(slot);
             }
@@ -225,16 +228,6 @@ impl Network {
         numbers.taken.insert(slot)
     }
 
-    /// Gives a number back of which nothing was used.
-    pub fn forget(&self, slot: SlotId) {
-        let mut numbers = self.lock();
-        numbers.whole.remove(&slot);
-        if numbers.taken.remove(&slot) {
-            // It may have been a ready one: as such it would be counted twice if it were made again, so the next `make` removes it first.
-            numbers.ready.retain(|ready| *ready != slot);
-        }
-    }
-
     /// The slot, made now when it was not ready. Repeatable.
     pub async fn ensure(&self, slot: SlotId) -> Result<Slot, NetworkError> {
         let tag = self.tag.clone();
@@ -249,13 +242,11 @@ impl Network {
         Slot { id: slot, namespace: slot.namespace(&self.tag) }
     }
 
-    /// Removes the slot's namespace with everything in it, then frees the number. Repeatable.
+    /// Removes the slot's namespace with everything in it. The number stays taken. Repeatable.
     pub async fn release(&self, slot: SlotId) -> Result<(), NetworkError> {
         self.lock().whole.remove(&slot);
         let (tag, outer) = (self.tag.clone(), self.outer.clone());
-        blocking(move || slot::remove(&tag, &outer, slot)).await?;
-        self.rest(slot);
-        Ok(())
+        blocking(move || slot::remove(&tag, &outer, slot)).await
     }
 
     /// The same, for a caller that somebody waits for: what is outside of the namespace, and of no use without it, goes a moment later. An
@@ -265,14 +256,16 @@ impl Network {
         let tag = self.tag.clone();
         let was_there = blocking(move || slot::remove_namespace(&tag, slot)).await?;
         let network = self.clone();
+        self.lock().leaving.insert(slot);
         tokio::task::spawn_blocking(move || {
             slot::remove_ends(&network.outer, slot, was_there);
-            network.rest(slot);
+            network.lock().leaving.remove(&slot);
         });
         Ok(())
     }
 
-    fn rest(&self, slot: SlotId) {
+    /// Gives a number back that was released, when nothing names it any more. It rests before its next use.
+    pub fn free(&self, slot: SlotId) {
         let mut numbers = self.lock();
         if numbers.taken.remove(&slot) {
             numbers.resting.push_back((Instant::now() + REST, slot));

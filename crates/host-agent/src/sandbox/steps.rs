@@ -520,7 +520,7 @@ impl Body {
                     }
                     other => other?,
                 }
-                self.run = None;
+                self.leave_slot();
                 self.context.admission.release(&self.id);
                 self.make_digests();
             }
@@ -533,10 +533,17 @@ impl Body {
                 let journal = self.context.journal.clone();
                 let id = self.id.clone();
                 blocking(move || journal.remove(&id)).await?;
-                self.run = None;
+                self.leave_slot();
             }
         }
         Ok(())
+    }
+
+    /// Nothing names the run any more, and its slot may be another's.
+    fn leave_slot(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.context.ground.free_slot(run.slot);
+        }
     }
 
     pub(super) async fn write(&self, wish: &Wish, phase: Phase) -> Result<(), StepError> {

@@ -81,7 +81,9 @@ async fn take_down(context: &Context, husk: &Husk) -> Result<(), StepError> {
     let place = husk.place.clone();
     blocking(move || durable::remove_tree(&place)).await.map_err(StepError::Files)?;
     context.ground.release_cgroup(&husk.name).await?;
-    Ok(context.ground.release_network(husk.slot).await?)
+    context.ground.release_network(husk.slot).await?;
+    context.ground.free_slot(husk.slot);
+    Ok(())
 }
 
 async fn fill(

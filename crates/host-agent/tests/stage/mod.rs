@@ -297,7 +297,7 @@ impl Ground for FileGround {
         self.taken.lock().unwrap().insert(slot)
     }
 
-    fn forget_slot(&self, slot: u16) {
+    fn free_slot(&self, slot: u16) {
         self.taken.lock().unwrap().remove(&slot);
     }
 
@@ -309,9 +309,7 @@ impl Ground for FileGround {
     }
 
     async fn release_network(&self, slot: u16) -> Result<(), GroundError> {
-        gone_is_fine(std::fs::remove_dir_all(self.dir.join("slots").join(slot.to_string())))?;
-        self.forget_slot(slot);
-        Ok(())
+        gone_is_fine(std::fs::remove_dir_all(self.dir.join("slots").join(slot.to_string())))
     }
 
     fn tap(&self, _: u16) -> Option<microvm::Tap> {
