@@ -40,6 +40,8 @@ pub struct Shared {
     pub dir: PathBuf,
     /// The shortest idle time after which a sandbox ends.
     pub idle_timeout_min_sec: i64,
+    /// 0: for ever.
+    pub audit_kept_days: u32,
     /// Since when this replica hears hosts.
     pub watch: Watch,
     /// For how long it must have, for their silence to say something.

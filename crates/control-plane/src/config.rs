@@ -16,6 +16,8 @@ pub const EXIT_CONFIG: u8 = 78;
 /// Guests are asked every ten seconds what they do: from here on that is precise enough, and nobody is cut off who has just paused to think.
 const IDLE_TIMEOUT_MIN_SEC: u32 = 60;
 
+/// Two years: longer than most have to show what was done, and not for ever.
+const AUDIT_KEPT_DAYS: u32 = 730;
 /// Load balancers ask every second or two; with what comes after it this stays below the 45 s that systemd gives.
 const STOP_NOTICE_SEC: u32 = 2;
 /// On loopback: the numbers are the platform's, and no tenant's business.
@@ -57,6 +59,9 @@ pub struct Settings {
     /// For tests, which cannot wait for a minute: the shortest idle time, in seconds
     #[arg(long, env = "WRENN_TEST_IDLE_TIMEOUT_MIN_SEC", hide = true, default_value_t = IDLE_TIMEOUT_MIN_SEC, global = true)]
     pub idle_timeout_min_sec: u32,
+    /// For how many days audit records are kept; 0 is for ever
+    #[arg(long, env = "WRENN_AUDIT_KEPT_DAYS", default_value_t = AUDIT_KEPT_DAYS, value_parser = clap::value_parser!(u32).range(0..=36_500), global = true)]
+    pub audit_kept_days: u32,
     #[command(flatten)]
     pub capacity: Capacity,
     #[command(flatten)]
@@ -83,6 +88,7 @@ pub struct Config {
     pub secret: Option<String>,
     pub ready_file: Option<PathBuf>,
     pub idle_timeout_min_sec: i64,
+    pub audit_kept_days: u32,
     pub rules: store::Rules,
     pub silence_grace: Duration,
     pub accounts: AccountConfig,
@@ -148,6 +154,7 @@ impl Settings {
             secret: self.secret.filter(|secret| !secret.is_empty()),
             ready_file: self.ready_file,
             idle_timeout_min_sec: self.idle_timeout_min_sec.max(1).into(),
+            audit_kept_days: self.audit_kept_days,
             rules: self.capacity.rules()?,
             silence_grace: self.capacity.silence_grace(),
             accounts: self.accounts.check()?,
@@ -172,6 +179,7 @@ mod tests {
             secret: None,
             ready_file: None,
             idle_timeout_min_sec: IDLE_TIMEOUT_MIN_SEC,
+            audit_kept_days: AUDIT_KEPT_DAYS,
             capacity: Capacity::default(),
             accounts: AccountSettings::default(),
         }

@@ -78,6 +78,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         runs: Runs::new(),
         dir: config.dir.clone(),
         idle_timeout_min_sec: config.idle_timeout_min_sec,
+        audit_kept_days: config.audit_kept_days,
         watch: Watch::new(Instant::now()),
         silence_grace: config.silence_grace,
         accounts: Accounts {

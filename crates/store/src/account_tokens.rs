@@ -8,11 +8,6 @@ use crate::outbox::{self, Outgoing};
 use crate::users::{self, UserStatus};
 use crate::{Store, StoreError, Tx};
 
-/// Rows removed at once.
-const PURGE_MAX: i64 = 1000;
-/// So that a link that was used is told from one that never was.
-const KEPT_SEC: f64 = 86_400.0;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     Activation,
@@ -156,18 +151,6 @@ impl Store {
         audit::record(&mut tx, &actor, "user.password_reset", &user.to_string(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(true)
-    }
-
-    pub async fn purge_account_tokens(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "delete from account_tokens where token_hash in
-                 (select token_hash from account_tokens where expires_at < now() - make_interval(secs => $1) limit $2)",
-            KEPT_SEC,
-            PURGE_MAX
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
     }
 }
 

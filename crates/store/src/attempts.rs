@@ -4,9 +4,6 @@ use std::time::Duration;
 
 use crate::{Store, StoreError};
 
-/// Rows removed at once.
-const PURGE_MAX: i64 = 1000;
-
 impl Store {
     /// Counts one try, before it is looked at, so that many at once count as many. The seconds until the window ends when there were
     /// more than `max` in it.
@@ -30,16 +27,6 @@ impl Store {
     /// It went well: what came before does not count.
     pub async fn forget_attempts(&self, subject: &[u8; 32]) -> Result<(), StoreError> {
         sqlx::query!("delete from attempts where subject = $1", subject).execute(&self.pool).await?;
-        Ok(())
-    }
-
-    pub async fn purge_attempts(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "delete from attempts where subject in (select subject from attempts where window_ends_at < now() limit $1)",
-            PURGE_MAX
-        )
-        .execute(&self.pool)
-        .await?;
         Ok(())
     }
 }

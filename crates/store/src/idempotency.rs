@@ -6,8 +6,6 @@ use crate::{Store, StoreError, Tx};
 
 /// Long enough for a client that retries over a weekend's night; documented.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
-/// Rows removed at once, so that the purge never holds the table for long.
-const PURGE_MAX: i64 = 1000;
 
 /// A client's key, within the scope of who sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,16 +62,6 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         Ok(first.map(|first| if first.args_hash == key.args_hash { Ok(first.subject) } else { Err(OtherArguments) }))
-    }
-
-    pub async fn purge_idempotency(&self) -> Result<u64, StoreError> {
-        let removed = sqlx::query!(
-            "delete from idempotency where (scope, key) in (select scope, key from idempotency where expires_at < now() limit $1)",
-            PURGE_MAX
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(removed.rows_affected())
     }
 }
 

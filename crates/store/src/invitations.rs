@@ -14,8 +14,6 @@ use crate::{Store, StoreError, Tx};
 
 /// Open ones of one team.
 pub const INVITATIONS_MAX: i64 = 1000;
-/// How long those that nobody took are kept, for people to see that.
-const KEPT_SEC: f64 = 30.0 * 86_400.0;
 
 pub struct NewInvitation {
     pub id: InvitationId,
@@ -228,13 +226,6 @@ impl Store {
             tx.commit().await?;
         }
         Ok(outcome)
-    }
-
-    pub async fn purge_invitations(&self) -> Result<(), StoreError> {
-        sqlx::query!("delete from invitations where expires_at < now() - make_interval(secs => $1)", KEPT_SEC)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
     }
 }
 

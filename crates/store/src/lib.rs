@@ -22,6 +22,7 @@ pub mod invitations;
 pub mod keyring;
 pub mod measures;
 pub mod members;
+mod old_rows;
 pub mod operations;
 pub mod outbox;
 pub mod placement;

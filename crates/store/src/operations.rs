@@ -22,9 +22,6 @@ pub const LEASE: Duration = Duration::from_secs(30);
 const UNBEGUN_MAX: Duration = Duration::from_secs(5);
 /// How long a create may take in all: a cold boot on a crowded host, and a host agent that restarts meanwhile.
 pub(crate) const RUN_TIME_MAX: Duration = Duration::from_secs(120);
-/// Ended operations are kept this long, for those who ask how it went.
-const KEPT_DAYS: i32 = 7;
-const PURGE_MAX: i64 = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -587,17 +584,5 @@ impl Store {
         tx.commit().await?;
         count(ended);
         Ok(())
-    }
-
-    pub async fn purge_operations(&self) -> Result<u64, StoreError> {
-        let removed = sqlx::query!(
-            "delete from operations where id in (
-                 select id from operations where phase <> 'open' and finished_at < now() - make_interval(days => $1) limit $2)",
-            KEPT_DAYS,
-            PURGE_MAX
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(removed.rows_affected())
     }
 }

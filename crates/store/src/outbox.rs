@@ -16,10 +16,6 @@ use crate::{Store, StoreError, Tx};
 
 /// Longer than any one delivery takes.
 const LEASE_SEC: f64 = 60.0;
-/// How long what was given up is kept, for operators to see.
-const KEPT_SEC: f64 = 7.0 * 86_400.0;
-/// Rows removed at once.
-const PURGE_MAX: i64 = 1000;
 /// Of the words why it was given up.
 const PROBLEM_CHARS_MAX: usize = 300;
 
@@ -91,18 +87,6 @@ impl Store {
             taken.id,
             taken.attempts,
             problem
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
-
-    pub async fn purge_outbox(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "delete from outbox where id in
-                 (select id from outbox where given_up_at < now() - make_interval(secs => $1) limit $2)",
-            KEPT_SEC,
-            PURGE_MAX
         )
         .execute(&self.pool)
         .await?;

@@ -12,8 +12,6 @@ use crate::{Store, StoreError, Tx};
 const LAST_SEEN_STEP_SEC: f64 = 60.0;
 /// Of one person; the oldest give way. More is a script that logs in for each of its calls.
 const SESSIONS_MAX: i64 = 1000;
-/// Rows removed at once.
-const PURGE_MAX: i64 = 1000;
 
 pub struct NewSession {
     pub id: SessionId,
@@ -163,16 +161,6 @@ impl Store {
         audit::record(&mut tx, actor, "session.switch_team", &session.to_string(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(true)
-    }
-
-    pub async fn purge_sessions(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "delete from sessions where id in (select id from sessions where expires_at < now() limit $1)",
-            PURGE_MAX
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
     }
 }
 

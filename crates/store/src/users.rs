@@ -12,8 +12,6 @@ use crate::{Store, StoreError, Tx, sessions};
 pub const PAGE: i64 = 100;
 /// Of one answer of [`Store::users_by_beginning`].
 const SEARCH_MAX: i64 = 10;
-/// After it, one who did not follow the link is forgotten.
-const SIGN_UP_LIFE_SEC: f64 = 86_400.0;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct User {
@@ -222,22 +220,6 @@ impl Store {
         audit::record(&mut tx, actor, "user.create", &new.id.to_string(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(SignedUp::Made)
-    }
-
-    /// People who signed up and never followed their link. Those whom an administrator made, who have no password yet, are waited for.
-    pub async fn purge_sign_ups(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "delete from users where id in
-                 (select id from users u where status = 'pending' and password_hash is not null
-                      and created_at < now() - make_interval(secs => $1)
-                      and not exists (select 1 from account_tokens t where t.user_id = u.id and t.expires_at > now())
-                  limit $2)",
-            SIGN_UP_LIFE_SEC,
-            PAGE
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
     }
 
     pub async fn rename_user(&self, id: UserId, name: &str, actor: &Actor) -> Result<(), StoreError> {

@@ -5,7 +5,6 @@
 mod absent_sandboxes;
 pub mod driver;
 mod expired_sandboxes;
-mod old_rows;
 mod run;
 pub mod silent_hosts;
 mod snapshots;
@@ -66,7 +65,9 @@ pub fn start(app: &App) {
     tracker.spawn(every(app.clone(), "absent_sandboxes", ABSENT_EVERY, absent_sandboxes::run));
     tracker.spawn(every(app.clone(), "unwanted_snapshots", UNWANTED_SNAPSHOTS_EVERY, snapshots::remove_unwanted));
     tracker.spawn(every(app.clone(), "silent_hosts", silent_hosts::EVERY, silent_hosts::run));
-    tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, old_rows::run));
+    tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, |app| async move {
+        app.store.remove_old_rows(app.audit_kept_days).await
+    }));
 }
 
 /// Runs a reconciler for ever, with jitter, so that replicas do not run it at the same instant.

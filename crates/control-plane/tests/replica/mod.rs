@@ -333,6 +333,7 @@ fn config_with(database_url: &str, dir: &std::path::Path, accounts: AccountSetti
         secret: None,
         ready_file: None,
         idle_timeout_min_sec: 60,
+        audit_kept_days: 0,
         capacity: Capacity::default(),
         accounts,
     };
