@@ -19,7 +19,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("microvm", &[]),
     ("store", &["model"]),
     ("envd", &["api"]),
-    ("cli", &["api"]),
+    ("cli", &["api", "supervision"]),
     ("control-plane", &["api", "model", "store", "crashpoint", "supervision", "telemetry"]),
     ("host-agent", &["api", "model", "microvm", "crashpoint", "supervision", "telemetry"]),
     ("initramfs", &[]),

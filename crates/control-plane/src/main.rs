@@ -46,6 +46,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     log_to_stderr();
+    supervision::settings::warn_of_unknown();
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("no provider is installed before");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

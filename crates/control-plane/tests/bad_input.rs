@@ -295,3 +295,14 @@ async fn commands_are_checked_before_anything_is_asked() {
         assert_eq!(answer.error(), (400, "invalid_request"), "{signal}");
     }
 }
+
+/// Somebody believes in it. The value may be a secret.
+#[test]
+fn a_variable_that_looks_like_a_setting_and_is_none_is_named() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wrenn-cp"));
+    command.env("DATABASE_URL", "postgres://x@127.0.0.1:1/x").env("WRENN_LOGG", "hush").env("WRENN_TEST_ANY", "1");
+    let output = command.env_remove("WRENN_LOG").arg("check").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("WRENN_LOGG, and there is no such setting; is WRENN_LOG meant?"), "{said}");
+    assert!(!said.contains("hush") && !said.contains("WRENN_TEST_ANY"), "{said}");
+}

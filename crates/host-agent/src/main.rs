@@ -8,8 +8,8 @@ use host_agent::config::{Args, Config, EXIT_CONFIG};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // A missing .env is the normal case; a broken one is said, because half of it may have been taken.
-    if let Err(error) = dotenvy::dotenv()
+    // The one of the working directory, not of some folder above it. A broken one is said, because half of it may have been taken.
+    if let Err(error) = dotenvy::from_path(".env")
         && !error.not_found()
     {
         eprintln!("wrenn-agent: .env cannot be read: {error}");
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     log();
+    supervision::settings::warn_of_unknown();
     let config = match Config::try_from(args) {
         Ok(config) => config,
         Err(error) => return refuse(&error),

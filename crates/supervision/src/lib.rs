@@ -1,5 +1,7 @@
-//! What a program tells the service manager that has started it (systemd's protocol): that it serves, that it lives, that it ends. Where
-//! nobody has asked, nothing is said. Used by control plane and host agent.
+//! What a program and who starts it say to each other: that it serves, that it lives, that it ends (systemd's protocol; where nobody has
+//! asked, nothing is said), and the names of the settings that it is given. Used by control plane, host agent and CLI.
+
+pub mod settings;
 
 use std::time::Duration;
 

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use supervision::settings as names;
+
 use crate::failure::{Doing as _, Failure};
 
-/// Every setting there is, each on a line of its own, as a comment.
-const ALL: &str = include_str!("../../../../../.env.example");
-/// Two names of settings are nearly the same from here on, for who mistyped one. From 0 to 1.
-const ALIKE: f64 = 0.85;
 /// What stands for something else in quotation marks, to systemd and to a shell.
 const MARKS: [char; 4] = ['\\', '"', '$', '`'];
 
@@ -45,11 +43,9 @@ impl Settings {
                     "--set {setting:?}: give NAME=VALUE with a name that begins with WRENN_"
                 )));
             }
-            if !known().any(|known| known == name) {
-                let nearest = known().map(|known| (strsim::jaro_winkler(known, name), known));
-                let nearest = nearest.filter(|(likeness, _)| *likeness >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
-                let nearest = nearest.map(|(_, known)| format!("; is {known} meant?")).unwrap_or_default();
-                return Err(Failure::usage(format!("--set {setting:?}: there is no setting {name}{nearest}")));
+            if !names::is_known(name) {
+                let meant = names::meant(name);
+                return Err(Failure::usage(format!("--set {setting:?}: there is no setting {name}{meant}")));
             }
             self.put(name, value)?;
         }
@@ -84,10 +80,6 @@ impl Settings {
             format!("{text}{name}=\"{value}\"\n")
         })
     }
-}
-
-fn known() -> impl Iterator<Item = &'static str> {
-    ALL.lines().filter_map(|line| line.strip_prefix("# ")?.split_once('=')).map(|(name, _)| name)
 }
 
 fn unquoted(value: &str) -> String {
