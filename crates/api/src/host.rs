@@ -15,6 +15,14 @@ use connectrpc::{ConnectError, ErrorCode};
 /// The common name of the control plane's client certificates.
 pub const CONTROL_PLANE_NAME: &str = "wrenn-cp";
 
+/// Ends the name that a host's certificate bears beside its address: `<host id>.<this>`. Nothing resolves it.
+pub const HOST_NAME_SUFFIX: &str = "hosts.wrenn.internal";
+
+/// What the certificate of this host bears, and no other's: an address may be another machine's by tomorrow.
+pub fn host_name(id: impl std::fmt::Display) -> String {
+    format!("{id}.{HOST_NAME_SUFFIX}")
+}
+
 /// Largest message in either direction; bulk bytes go in chunks of [`CHUNK_BYTES`].
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::host::CONTROL_PLANE_NAME;
+use api::host::{CONTROL_PLANE_NAME, host_name};
 use chrono::{DateTime, Utc};
+use model::ids::HostId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
@@ -81,15 +82,22 @@ impl Authority {
         Ok(Self { issuer, certificate_pem: kept.certificate_pem })
     }
 
-    /// A server certificate for the host's key, at the host's address. Of the request nothing but the key is taken.
-    pub fn sign_host(&self, request: HostRequest, address: &str, now: DateTime<Utc>) -> Result<String, AuthorityError> {
+    /// A server certificate for the host's key, with the host's name and at its address. Of the request nothing but the key is taken.
+    pub fn sign_host(
+        &self,
+        request: HostRequest,
+        host: HostId,
+        address: &str,
+        now: DateTime<Utc>,
+    ) -> Result<String, AuthorityError> {
         let mut params = request.params;
         let mut fresh = lasting(HOST_LIFE, now);
         fresh.distinguished_name.push(DnType::CommonName, "wrenn-agent");
-        fresh.subject_alt_names = vec![match address.parse::<IpAddr>() {
+        let address = match address.parse::<IpAddr>() {
             Ok(ip) => SanType::IpAddress(ip),
             Err(_) => SanType::DnsName(address.try_into()?),
-        }];
+        };
+        fresh.subject_alt_names = vec![SanType::DnsName(host_name(host).try_into()?), address];
         fresh.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         fresh.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.params = fresh;
@@ -109,7 +117,8 @@ impl Authority {
             x509_parser::pem::parse_x509_pem(self.certificate_pem.as_bytes()).map_err(|_| AuthorityError::Damaged)?;
         roots.add(pem.contents.into())?;
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| AuthorityError::Damaged)?;
-        let mut config = rustls::ClientConfig::builder()
+        // Both sides are ours: nothing older is spoken.
+        let mut config = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![certificate.der().clone()], key)?;
         config.alpn_protocols = vec![b"h2".to_vec()];

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use api::host::host_name;
 use api::v1::hosts::HostCredentials;
 use chrono::{DateTime, Utc};
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use serde::{Deserialize, Serialize};
 use url::Url;
+use x509_parser::extensions::GeneralName;
 
 use crate::durable;
 
@@ -190,6 +192,11 @@ impl Credentials {
         }
     }
 
+    /// Whether the certificate says which host this is.
+    pub fn bear_the_name(&self) -> bool {
+        bears_name(&self.cert_pem, &host_name(&self.host.host_id))
+    }
+
     /// A third of the life of the JWT or of the certificate, or less, is left; or the address is another one.
     pub fn wants_renewal(&self, now: DateTime<Utc>, address: &str) -> bool {
         let last_third = |from: DateTime<Utc>, until: DateTime<Utc>| now >= until - (until - from) / 3;
@@ -198,6 +205,14 @@ impl Credentials {
             // A certificate that cannot be read is as good as expired.
             || certificate_life(&self.cert_pem).is_none_or(|(from, until)| last_third(from, until))
     }
+}
+
+/// Whether the certificate bears the host's name, by which the control plane knows who answers. Those of versions before do not.
+fn bears_name(pem: &str, name: &str) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(pem.as_bytes()) else { return false };
+    let Ok(certificate) = pem.parse_x509() else { return false };
+    let names = certificate.subject_alternative_name().ok().flatten();
+    names.is_some_and(|names| names.value.general_names.contains(&GeneralName::DNSName(name)))
 }
 
 /// A request for a server certificate for `address`.

@@ -105,10 +105,13 @@ pub async fn keep_fresh(
 ) -> Result<(), NoClient> {
     let mut back_off = BackOff::new(BACK_OFF_FIRST, RENEW_BACK_OFF_MAX);
     let control_plane = ControlPlane::new(current.borrow().host.cp_url.clone())?;
+    // Asked for once: a control plane of a version before makes none that does.
+    let mut is_nameless = !current.borrow().bear_the_name();
     loop {
-        let wait = if current.borrow().wants_renewal(SystemTime::now().into(), &address) {
+        let wait = if is_nameless || current.borrow().wants_renewal(SystemTime::now().into(), &address) {
             match renew(&files, &control_plane, &address, &current).await {
                 Ok(()) => {
+                    is_nameless = false;
                     back_off.reset();
                     RENEW_CHECK_EVERY
                 }

@@ -230,6 +230,25 @@ async fn another_address_is_renewed_and_no_answer_costs_the_credential() {
     }
 }
 
+/// As versions before had it signed: a new one is asked for, and if that has no name either, it is not asked for again.
+#[tokio::test]
+async fn a_certificate_without_the_hosts_name_is_renewed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fake, url) = Fake::start(&[Say::Yes, Say::Yes]).await;
+    let first = try_register(dir.path(), &url).await.unwrap();
+    assert!(!first.bear_the_name());
+    let (current, mut fresh) = watch::channel(first);
+    let stop = CancellationToken::new();
+    let files = Files::new(dir.path());
+    let task = tokio::spawn(keep_fresh(files, "10.0.0.5:50051".to_owned(), Arc::new(current), stop.clone()));
+    tokio::time::timeout(Duration::from_secs(20), fresh.changed()).await.expect("no renewal").unwrap();
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(fake.calls().iter().filter(|call| call.0.ends_with("/renew")).count(), 1);
+    stop.cancel();
+    task.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn wrong_answers_to_a_heartbeat_only_detach() {
     let dir = tempfile::tempdir().unwrap();

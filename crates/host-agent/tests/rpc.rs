@@ -5,7 +5,7 @@ mod port;
 mod stage;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use api::host::__buffa::oneof::exec_response::Event;
 use api::host::__buffa::oneof::read_file_response::Part as ReadPart;
@@ -17,7 +17,9 @@ use api::host::{
 };
 use api::v1::hosts::IdleTimeout;
 use connectrpc::{ConnectError, ErrorCode};
-use platform::{Authority, Client};
+use host_agent::credentials::KeyPem;
+use host_agent::rpc::serve;
+use platform::{Authority, Client, named};
 use port::Port;
 use stage::id;
 use tokio::time::Instant;
@@ -82,16 +84,63 @@ async fn run(client: &Client, cmd: &str, timeout_ms: u32) -> Result<(Vec<u8>, Ve
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_control_plane_gets_in() {
     let port = Port::open().await;
-    let other = Authority::new();
+    let (own, other) = (&port.authority, Authority::new());
     port.client().list_sandboxes(ListSandboxesRequest::default()).await.unwrap();
+    let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+    let mut expired = named(host::CONTROL_PLANE_NAME);
+    (expired.not_before, expired.not_after) = ((now - 2 * day).into(), (now - day).into());
+    let mut early = named(host::CONTROL_PLANE_NAME);
+    early.not_before = (now + day).into();
+    let mut server = named(host::CONTROL_PLANE_NAME);
+    server.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    let mut two_names = named("wrenn-agent");
+    two_names.subject_alt_names.push(rcgen::SanType::DnsName(host::CONTROL_PLANE_NAME.try_into().unwrap()));
+    let control_plane = |authority: &Authority| Some(authority.certificate(host::CONTROL_PLANE_NAME));
     for (who, client) in [
-        ("nobody", port.authority.client(&port.authority, None, &port.url)),
-        ("another host", port.authority.client(&port.authority, Some("wrenn-agent"), &port.url)),
-        ("another authority", port.authority.client(&other, Some(host::CONTROL_PLANE_NAME), &port.url)),
+        ("nobody", own.client(None, &port.url)),
+        ("another host", own.client(Some(own.certificate("wrenn-agent")), &port.url)),
+        ("another host, with the name beside its own", own.client(Some(own.sign(two_names)), &port.url)),
+        ("another authority", own.client(control_plane(&other), &port.url)),
+        ("a certificate that has expired", own.client(Some(own.sign(expired)), &port.url)),
+        ("a certificate that is not valid yet", own.client(Some(own.sign(early)), &port.url)),
+        ("a certificate for servers", own.client(Some(own.sign(server)), &port.url)),
+        ("TLS 1.2", own.client_by(&[&rustls::version::TLS12], control_plane(own), &port.url)),
+        ("no TLS", own.client(control_plane(own), &port.url.replace("https", "http"))),
     ] {
         let answer = client.list_sandboxes(ListSandboxesRequest::default()).await;
         assert!(answer.is_err(), "{who} got in");
     }
+    port.client().list_sandboxes(ListSandboxesRequest::default()).await.unwrap();
+    port.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_certificate_changes_without_a_gap() {
+    let port = Port::open().await;
+    let client = port.client();
+    let id = id(1).to_string();
+    client.ensure_running(running(1, 1)).await.unwrap();
+    let request = ExecRequest {
+        sandbox_id: id,
+        cmd: "sh".to_owned(),
+        args: vec!["-c".to_owned(), "sleep 1; echo after".to_owned()],
+        timeout_ms: 30_000,
+        ..Default::default()
+    };
+    let mut stream = client.exec(request).await.unwrap();
+    let mut renewed = port.agent.credentials.borrow().clone();
+    let (certificate, key) = port.authority.certificate("wrenn-agent");
+    (renewed.cert_pem, renewed.key_pem) = (certificate.pem(), KeyPem(key.serialize_pem()));
+    port.tls.send_replace(serve::server_config(&renewed).unwrap());
+    // Who comes now is shown the new one.
+    port.client().list_sandboxes(ListSandboxesRequest::default()).await.unwrap();
+    let mut out = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        if let Some(Event::Stdout(bytes)) = message.to_owned_message().event {
+            out.extend(bytes);
+        }
+    }
+    assert_eq!(out, b"after\n");
     port.stop.cancel();
 }
 

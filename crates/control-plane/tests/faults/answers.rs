@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
@@ -22,7 +23,7 @@ use super::host::Host;
 use super::truth;
 
 #[derive(Debug, Clone, Copy)]
-enum Say {
+pub enum Say {
     Html(u16),
     /// As the agent's own answers look, with nothing in it.
     Empty,
@@ -60,11 +61,14 @@ fn answer(say: Say) -> Response {
     }
 }
 
-/// Answers every call so; with TLS when there is a certificate.
-async fn impostor(say: Say, tls: Option<Arc<rustls::ServerConfig>>) -> SocketAddr {
+/// Answers every call so, and counts it; with TLS when there is a certificate.
+pub async fn impostor(say: Say, tls: Option<Arc<rustls::ServerConfig>>, asked: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = axum::Router::new().fallback(move || async move { answer(say) });
+    let router = axum::Router::new().fallback(move || async move {
+        asked.fetch_add(1, Ordering::Relaxed);
+        answer(say)
+    });
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (router, tls) = (router.clone(), tls.clone());
@@ -130,14 +134,17 @@ async fn in_the_place_of_a_host(said: &[Say]) {
     let there = host.port;
     let mut impostors = Vec::new();
     for &say in said {
-        impostors.push((format!("{say:?} with the host's own certificate"), impostor(say, Some(own.clone())).await));
+        impostors.push((
+            format!("{say:?} with the host's own certificate"),
+            impostor(say, Some(own.clone()), Arc::default()).await,
+        ));
     }
     for (what, tls) in [
         ("a certificate of another authority", Some(foreign_certificate("127.0.0.1"))),
         ("a certificate of another name", Some(foreign_certificate("hotel.example.org"))),
         ("no TLS at all", None),
     ] {
-        impostors.push((what.to_owned(), impostor(Say::Html(200), tls).await));
+        impostors.push((what.to_owned(), impostor(Say::Html(200), tls, Arc::default()).await));
     }
     for (what, address) in &impostors {
         let (alive, doomed) = (host.alive(), team.running(&format!("killed while {what}")).await);
@@ -181,7 +188,7 @@ async fn what_answers_in_the_place_of_the_control_plane_ends_nothing() {
     truth::judge(&cluster, &[&host]).await;
     let (alive, token) = (host.alive(), host.credentials.borrow().host.token.clone());
     for say in SAID {
-        let address = impostor(say, None).await;
+        let address = impostor(say, None, Arc::default()).await;
         host.outbound.lead_to(&[Target::Tcp(address)]);
         host.outbound.cut();
         let before = host.told.lock().unwrap().len();

@@ -71,7 +71,8 @@ pub fn server_config(credentials: &Credentials) -> Result<Arc<ServerConfig>, Tls
         .map_err(TlsError::Pem)?;
     let key = PrivateKeyDer::from_pem_slice(credentials.key_pem.0.as_bytes()).map_err(TlsError::Pem)?;
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(TlsError::Verifier)?;
-    let mut config = ServerConfig::builder()
+    // Both sides are ours: nothing older is spoken.
+    let mut config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(TlsError::Certificate)?;

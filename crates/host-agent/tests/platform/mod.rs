@@ -19,7 +19,16 @@ use rustls::pki_types::pem::PemObject as _;
 
 pub type Client = HostAgentServiceClient<HttpClient>;
 
+pub type Certified = (rcgen::Certificate, KeyPair);
+
 type Heartbeats = Arc<Mutex<Vec<Heartbeat>>>;
+
+/// What a certificate with this name says, before it is signed.
+pub fn named(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -36,21 +45,31 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    pub fn certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    pub fn certificate(&self, name: &str) -> Certified {
+        self.sign(named(name))
+    }
+
+    pub fn sign(&self, params: CertificateParams) -> Certified {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
-    /// A client that trusts this authority and shows a certificate of `own` with this name.
-    pub fn client(&self, own: &Authority, name: Option<&str>, url: &str) -> Client {
+    /// A client that trusts this authority and shows a certificate.
+    pub fn client(&self, shown: Option<Certified>, url: &str) -> Client {
+        self.client_by(&[&rustls::version::TLS13], shown, url)
+    }
+
+    pub fn client_by(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        shown: Option<Certified>,
+        url: &str,
+    ) -> Client {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(rustls::pki_types::CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
-        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-        let mut tls = match name {
-            Some(name) => {
-                let (certificate, key) = own.certificate(name);
+        let builder = rustls::ClientConfig::builder_with_protocol_versions(versions).with_root_certificates(roots);
+        let mut tls = match shown {
+            Some((certificate, key)) => {
                 let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
                 builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
             }
@@ -62,7 +81,7 @@ impl Authority {
     }
 
     pub fn control_plane(&self, url: &str) -> Client {
-        self.client(self, Some(CONTROL_PLANE_NAME), url)
+        self.client(Some(self.certificate(CONTROL_PLANE_NAME)), url)
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Port {
     pub url: String,
     pub stop: CancellationToken,
     pub agent: Arc<Agent>,
+    /// What the port shows from the next connection on.
+    pub tls: watch::Sender<Arc<rustls::ServerConfig>>,
     pub disk_hangs: Arc<AtomicBool>,
     pub stage: Stage,
     _dir: tempfile::TempDir,
@@ -66,7 +68,7 @@ impl Port {
             ca_pem: authority.pem.clone(),
             key_pem: KeyPem(key.serialize_pem()),
         };
-        let tls = watch::channel(serve::server_config(&credentials).unwrap()).1;
+        let (tls, shown) = watch::channel(serve::server_config(&credentials).unwrap());
         let disk_hangs = Arc::new(AtomicBool::new(false));
         let hangs = disk_hangs.clone();
         let agent = Arc::new(Agent {
@@ -94,8 +96,8 @@ impl Port {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        tokio::spawn(serve::serve(listener, Service::new(agent.clone()), tls, stop.clone()));
-        Self { authority, url, stop, agent, disk_hangs, stage, _dir: dir }
+        tokio::spawn(serve::serve(listener, Service::new(agent.clone()), shown, stop.clone()));
+        Self { authority, url, stop, agent, tls, disk_hangs, stage, _dir: dir }
     }
 
     pub fn client(&self) -> Client {

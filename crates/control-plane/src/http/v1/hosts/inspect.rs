@@ -17,7 +17,7 @@ use crate::http::errors::ApiError;
 pub async fn inspect(State(app): State<App>, _: Admin, Id(id): Id<HostId>) -> Result<axum::Json<Value>, ApiError> {
     let host = super::find(&app, id).await?;
     let address = host.address.ok_or_else(|| ApiError::wrong_state("the host has not registered", "pending"))?;
-    let answer = app.agents.at(&address)?.get_host_with_options(GetHostRequest::default(), ask()).await;
+    let answer = app.agents.at(id, &address)?.get_host_with_options(GetHostRequest::default(), ask()).await;
     let said = answer.map_err(AgentError::from)?.into_owned();
     let mut shown = serde_json::to_value(&said).map_err(|_| ApiError::internal())?;
     shown["unclaimed"] = json!(host.unclaimed);

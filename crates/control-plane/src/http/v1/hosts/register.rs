@@ -56,7 +56,7 @@ pub(super) fn credentials(
     name: &str,
 ) -> Result<HostCredentials, ApiError> {
     let now = Utc::now();
-    let cert_pem = app.authority.sign_host(request, name, now).map_err(|cause| {
+    let cert_pem = app.authority.sign_host(request, host.id, name, now).map_err(|cause| {
         error!(host.id = %host.id, "sign the certificate of host {}: {cause}", host.id);
         ApiError::internal()
     })?;

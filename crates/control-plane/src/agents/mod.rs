@@ -1,27 +1,23 @@
 //! Calls to host agents: Connect over mutual TLS, one connection pool for all hosts.
 //!
-//! An address is checked against the allowed networks each time it is connected to, because a name may point elsewhere by then. What
-//! comes back is judged here, once: the rest of the control plane sees [`AgentError`].
+//! What comes back is judged here, once: the rest of the control plane sees [`AgentError`].
 
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
+pub mod connect;
+
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::host::{self, HostAgentServiceClient};
 use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ServiceTransport};
 use connectrpc::{ConnectError, ErrorCode};
 use hyper_util::client::legacy;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use model::ids::HostId;
 
+use self::connect::Connector;
 use crate::measures;
 use crate::networks::Networks;
 
-/// A host on the same continent answers a SYN within this time, or it will not at all.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
 const IDLE_TIME_MAX: Duration = Duration::from_secs(120);
 /// A host that vanished is noticed after the two together.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -34,7 +30,7 @@ const BODY_LOST: &str = "failed to read response body";
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
-type Http = legacy::Client<hyper_rustls::HttpsConnector<Connector>, ClientBody>;
+type Http = legacy::Client<Connector, ClientBody>;
 pub type Agent = HostAgentServiceClient<ServiceTransport<Http>>;
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -108,9 +104,9 @@ impl Agents {
         &self.networks
     }
 
-    /// The agent at `host:port`. Making one costs nothing; connections are shared.
-    pub fn at(&self, address: &str) -> Result<Agent, AgentError> {
-        let uri = format!("https://{address}").parse().map_err(|_| AgentError::Unreachable)?;
+    /// The agent of this host, at `address:port`. Making one costs nothing; connections are shared.
+    pub fn at(&self, host: HostId, address: &str) -> Result<Agent, AgentError> {
+        let uri = connect::uri(host, address).ok_or(AgentError::Unreachable)?;
         let http = self.http.read().unwrap_or_else(PoisonError::into_inner).clone();
         let config = ClientConfig::new(uri).with_default_max_message_size(host::MESSAGE_BYTES_MAX);
         Ok(HostAgentServiceClient::new(ServiceTransport::new(http), config))
@@ -123,14 +119,6 @@ pub fn ask() -> CallOptions {
 }
 
 fn http(tls: &rustls::ClientConfig, networks: Arc<Networks>) -> Http {
-    let mut tls = tls.clone();
-    // The connector sets it by itself and wants it empty.
-    tls.alpn_protocols.clear();
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_only()
-        .enable_http2()
-        .wrap_connector(Connector { networks });
     legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -140,7 +128,7 @@ fn http(tls: &rustls::ClientConfig, networks: Arc<Networks>) -> Http {
         .http2_keep_alive_timeout(PING_ANSWER_MAX)
         .http2_initial_stream_window_size(STREAM_WINDOW)
         .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        .build(connector)
+        .build(Connector::new(tls, networks))
 }
 
 impl From<ConnectError> for AgentError {
@@ -199,54 +187,6 @@ fn of_transport(error: &ConnectError) -> Option<AgentError> {
         cause = present.source();
     }
     None
-}
-
-/// TCP to an address in the allowed networks.
-#[derive(Clone)]
-pub struct Connector {
-    networks: Arc<Networks>,
-}
-
-impl Connector {
-    async fn connect(&self, uri: &http::Uri) -> io::Result<TcpStream> {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let port = uri.port_u16().unwrap_or(443);
-        let mut last = io::Error::new(io::ErrorKind::PermissionDenied, "the address is not in the networks of hosts");
-        for address in tokio::net::lookup_host((host, port)).await? {
-            if !self.networks.has(address.ip()) {
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    // Small calls must not wait for the acknowledgement of the one before.
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-}
-
-impl tower::Service<http::Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: http::Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move {
-            let stream = tokio::time::timeout(CONNECT_TIME_MAX, connector.connect(&uri))
-                .await
-                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            Ok(TokioIo::new(stream))
-        })
-    }
 }
 
 #[cfg(test)]
