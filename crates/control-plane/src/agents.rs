@@ -1,5 +1,9 @@
 //! Calls to host agents: Connect over mutual TLS, one connection pool for all hosts.
 //!
+//! A host proves by its certificate that it is who was called. The platform's hosts have certificates for their addresses. Teams' own have
+//! them for a name that the control plane gives each of them, and for nothing else: a team says where its host is, and must neither be
+//! taken for another host by that, nor have another one called in its place.
+//!
 //! An address is checked against the allowed networks each time it is connected to, because a name may point elsewhere by then. What
 //! comes back is judged here, once: the rest of the control plane sees [`AgentError`].
 
@@ -15,6 +19,9 @@ use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ServiceTransport
 use connectrpc::{ConnectError, ErrorCode};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use model::ids::{HostId, TeamId};
+use rustls_pki_types::ServerName;
+use store::sandboxes::Placed;
 use tokio::net::TcpStream;
 
 use crate::measures;
@@ -108,13 +115,47 @@ impl Agents {
         &self.networks
     }
 
-    /// The agent at `host:port`. Making one costs nothing; connections are shared.
-    pub fn at(&self, address: &str) -> Result<Agent, AgentError> {
-        let uri = format!("https://{address}").parse().map_err(|_| AgentError::Unreachable)?;
+    /// The agent of a host at `host:port`, which is the platform's or `owner`'s. Making one costs nothing; connections are shared.
+    pub fn at(&self, id: HostId, address: &str, owner: Option<TeamId>) -> Result<Agent, AgentError> {
+        let authority = match owner {
+            None => address.to_owned(),
+            Some(_) => of_team(id, address).ok_or(AgentError::Unreachable)?,
+        };
+        let uri = format!("https://{authority}").parse().map_err(|_| AgentError::Unreachable)?;
         let http = self.http.read().unwrap_or_else(PoisonError::into_inner).clone();
         let config = ClientConfig::new(uri).with_default_max_message_size(host::MESSAGE_BYTES_MAX);
         Ok(HostAgentServiceClient::new(ServiceTransport::new(http), config))
     }
+
+    pub fn of(&self, placed: &Placed) -> Result<Agent, AgentError> {
+        self.at(placed.host, &placed.address, placed.owner)
+    }
+}
+
+/// Of names that lead nowhere: no resolver is asked for one.
+const TEAM_HOST: &str = ".host.wrenn.invalid";
+
+/// The name by which a team's host proves that it is itself.
+pub fn name_of(id: HostId) -> String {
+    format!("{}{TEAM_HOST}", id.0.simple())
+}
+
+/// No host's address may be such a name.
+pub fn is_reserved(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name.ends_with(TEAM_HOST) || TEAM_HOST.ends_with(&format!(".{name}"))
+}
+
+/// Who and where in one authority, so that connections to one are never another's: the address in hex, then the name.
+fn of_team(id: HostId, address: &str) -> Option<String> {
+    let (host, port) = address.rsplit_once(':')?;
+    Some(format!("{}.{}:{port}", hex::encode(host), name_of(id)))
+}
+
+/// Where and who, of such an authority's host.
+fn parts(host: &str) -> Option<(String, &str)> {
+    let (place, name) = host.split_once('.').filter(|(_, name)| name.ends_with(TEAM_HOST))?;
+    Some((String::from_utf8(hex::decode(place).ok()?).ok()?, name))
 }
 
 /// For calls that are answered at once.
@@ -129,6 +170,7 @@ fn http(tls: &rustls::ClientConfig, networks: Arc<Networks>) -> Http {
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_only()
+        .with_server_name_resolver(server_name)
         .enable_http2()
         .wrap_connector(Connector { networks });
     legacy::Client::builder(TokioExecutor::new())
@@ -141,6 +183,13 @@ fn http(tls: &rustls::ClientConfig, networks: Arc<Networks>) -> Http {
         .http2_initial_stream_window_size(STREAM_WINDOW)
         .http2_initial_connection_window_size(CONNECTION_WINDOW)
         .build(connector)
+}
+
+/// Whom the certificate must be of.
+fn server_name(uri: &http::Uri) -> Result<ServerName<'static>, Box<dyn std::error::Error + Sync + Send>> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let name = parts(host).map_or(host, |(_, name)| name);
+    Ok(ServerName::try_from(name.to_owned())?)
 }
 
 impl From<ConnectError> for AgentError {
@@ -210,6 +259,8 @@ pub struct Connector {
 impl Connector {
     async fn connect(&self, uri: &http::Uri) -> io::Result<TcpStream> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let place = parts(host).map(|(place, _)| place);
+        let host = place.as_deref().map_or(host, |place| place.trim_matches(['[', ']']));
         let port = uri.port_u16().unwrap_or(443);
         let mut last = io::Error::new(io::ErrorKind::PermissionDenied, "the address is not in the networks of hosts");
         for address in tokio::net::lookup_host((host, port)).await? {
@@ -258,5 +309,21 @@ mod tests {
         let lost = ConnectError::internal(format!("{BODY_LOST}: error reading a body from connection"));
         assert!(matches!(AgentError::from(lost), AgentError::NoAnswer));
         assert!(matches!(AgentError::from(ConnectError::internal("odd")), AgentError::Misbehaved { .. }));
+    }
+
+    #[test]
+    fn a_teams_host_is_called_by_its_name_where_it_is() {
+        let id = HostId(uuid::Uuid::from_u128(7));
+        for place in ["10.0.0.5", "[fd00::5]", "node-1.example.org"] {
+            let uri: http::Uri =
+                format!("https://{}", of_team(id, &format!("{place}:50051")).unwrap()).parse().unwrap();
+            assert_eq!(parts(uri.host().unwrap()), Some((place.to_owned(), name_of(id).as_str())));
+            assert_eq!(server_name(&uri).unwrap().to_str(), name_of(id));
+            assert_eq!(uri.port_u16(), Some(50051));
+        }
+        let platforms: http::Uri = "https://[fd00::5]:50051".parse().unwrap();
+        assert_eq!(server_name(&platforms).unwrap().to_str(), "fd00::5");
+        assert!(is_reserved(&name_of(id)) && is_reserved("X.HOST.wrenn.invalid.") && is_reserved("wrenn.invalid"));
+        assert!(!is_reserved("wrenn.example.org") && !is_reserved("10.0.0.5"));
     }
 }

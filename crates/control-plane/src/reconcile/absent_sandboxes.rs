@@ -33,7 +33,7 @@ pub async fn run(app: App) -> Result<(), StoreError> {
 async fn look(app: &App, sandbox: &Sandbox) -> Option<Observed> {
     let placed = sandbox.host.as_ref()?;
     let request = GetSandboxRequest { sandbox_id: sandbox.id.to_string(), ..Default::default() };
-    let answer = match app.agents.at(&placed.address) {
+    let answer = match app.agents.of(placed) {
         Ok(agent) => agent.get_sandbox_with_options(request, ask()).await.map_err(AgentError::from),
         Err(error) => Err(error),
     };

@@ -333,7 +333,7 @@ async fn ensure_running(
         .into(),
         ..Default::default()
     };
-    let agent = app.agents.at(&placed.address)?;
+    let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_running_with_options(request, options).await?.into_owned();
     answer.state.into_option().ok_or_else(missing_state)
@@ -351,7 +351,7 @@ async fn ensure_paused(
         disk_only: sandbox.kept == Kept::Disk,
         ..Default::default()
     };
-    let agent = app.agents.at(&placed.address)?;
+    let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_paused_with_options(request, options).await?.into_owned();
     answer.state.into_option().ok_or_else(missing_state)
@@ -364,7 +364,7 @@ async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Res
         fence: fence(operation, placed).into(),
         ..Default::default()
     };
-    let agent = app.agents.at(&placed.address)?;
+    let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = match agent.ensure_killed_with_options(request, options).await.map_err(AgentError::from) {
         Ok(answer) => answer.into_owned(),

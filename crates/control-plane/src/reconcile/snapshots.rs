@@ -103,7 +103,7 @@ async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<(i64, Vec<(String
         snapshot_id: snapshot.id.to_string(),
         ..Default::default()
     };
-    let agent = app.agents.at(&snapshot.host.address)?;
+    let agent = app.agents.of(&snapshot.host)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_snapshot_with_options(request, options).await?.into_owned();
     let steps = answer.state.as_option().map(timings).unwrap_or_default();
@@ -124,7 +124,7 @@ pub async fn remove_unwanted(app: App) -> Result<(), StoreError> {
 async fn remove(app: &App, snapshot: &Snapshot) -> Result<(), StoreError> {
     let request = RemoveSnapshotRequest { snapshot_id: snapshot.id.to_string(), ..Default::default() };
     let options = CallOptions::default().with_timeout(REMOVE_TIME_MAX);
-    let removed = match app.agents.at(&snapshot.host.address) {
+    let removed = match app.agents.of(&snapshot.host) {
         Ok(agent) => agent.remove_snapshot_with_options(request, options).await.map(drop).map_err(AgentError::from),
         Err(error) => Err(error),
     };

@@ -4,6 +4,7 @@ use api::v1::errors::ErrorBody;
 use api::v1::fleet::{Counted, Fleet, FleetHost, OpenOperations, Schema, Waiting};
 use axum::extract::State;
 use chrono::Utc;
+use store::hosts::Sees;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,7 +22,7 @@ pub fn router() -> OpenApiRouter<App> {
     responses((status = 200, body = Fleet), (status = 403, body = ErrorBody)))]
 pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>, ApiError> {
     let store = &app.store;
-    let (numbers, silence, hosts) = (store.numbers().await?, store.silence().await?, store.hosts().await?);
+    let (numbers, silence, hosts) = (store.numbers().await?, store.silence().await?, store.hosts(Sees::All).await?);
     let schema = store.schema_version().await?;
     let pulse = store.pulse().await?;
     let now = Utc::now();
