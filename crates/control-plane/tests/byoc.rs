@@ -28,7 +28,8 @@ impl Replica {
     }
 
     async fn add_host(&self, by: &Person, team: TeamId) -> Answer {
-        let body = json!({"type": "byoc", "team_id": team.to_string(), "provider": "own", "availability_zone": "cellar"});
+        let body =
+            json!({"type": "byoc", "team_id": team.to_string(), "provider": "own", "availability_zone": "cellar"});
         self.as_person(by, Method::POST, "/v1/hosts", Some(body)).await
     }
 
@@ -150,6 +151,16 @@ async fn owners_and_admins_add_hosts_of_their_team() {
     assert_eq!(replica.as_admin(Method::POST, "/v1/hosts", Some(without)).await.error(), (404, "not_found"));
     assert_eq!(replica.count("hosts").await, 3);
 
+    // They are rows that a team makes by itself.
+    replica
+        .database
+        .sql(&format!(
+            "insert into hosts (id, kind, team_id, created_by) select gen_random_uuid(), 'byoc', '{}', 'test' from generate_series(1, 256)",
+            theirs.id.0
+        ))
+        .await;
+    assert_eq!(replica.add_host(&theirs.owner, theirs.id).await.error(), (429, "quota_exceeded"));
+
     // Repeated, it is one host and one token.
     let again = || {
         let request = replica.http.request(Method::POST, format!("{}/v1/hosts", replica.url));
@@ -255,7 +266,10 @@ async fn sandboxes_go_to_the_teams_own_hosts_and_nobody_elses_there() {
         assert_eq!(made.body["host_id"], json!(own.to_string()), "{}", made.body);
     }
     let full = replica.create(&ours.owner, json!({"memory_mb": 512})).await;
-    assert_eq!((full.error(), &full.body["error"]["details"]["short"]), ((503, "no_hosts_available"), &json!(["memory"])));
+    assert_eq!(
+        (full.error(), &full.body["error"]["details"]["short"]),
+        ((503, "no_hosts_available"), &json!(["memory"]))
+    );
     for _ in 0..4 {
         let made = replica.create(&plain.owner, json!({"memory_mb": 512})).await;
         assert_eq!(made.body["host_id"], json!(platforms.to_string()), "{}", made.body);
@@ -437,7 +451,7 @@ async fn a_teams_host_is_certified_for_its_name_and_for_no_address() {
     assert_eq!(renewed.status, 200, "{}", renewed.body);
     assert_eq!(names(&renewed.body["cert_pem"]), own);
     // What it does itself is its team's to know, too.
-    let log = replica.as_person(&team.owner, Method::GET, "/v1/audit-logs?actor_type=host", None).await.body;
+    let log = replica.as_person(&team.owner, Method::GET, "/v1/audit-logs?resource_type=host", None).await.body;
     let actions: Vec<&str> =
         log["items"].as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["renew", "register", "create"]);

@@ -11,6 +11,8 @@ use crate::{Store, StoreError, Tx, registration_tokens, teams};
 
 /// More hosts in one answer than any fleet of today has.
 const LIST_MAX: i64 = 5000;
+/// Of one team: they are rows that it makes by itself.
+pub const OF_TEAM_MAX: i64 = 256;
 /// Ids of one answer and of one log line.
 pub const NAMED_MAX: i64 = 100;
 
@@ -122,6 +124,8 @@ pub enum Created {
     NotByoc,
     /// There is no such team.
     NoTeam,
+    /// The team has [`OF_TEAM_MAX`].
+    TooMany,
 }
 
 pub enum Deleted {
@@ -285,6 +289,12 @@ impl Store {
                 Some(true) => {}
                 Some(false) => return Ok(Created::NotByoc),
                 None => return Ok(Created::NoTeam),
+            }
+            let count = sqlx::query_scalar!(r#"select count(*) as "count!" from hosts where team_id = $1"#, team.0)
+                .fetch_one(&mut *tx)
+                .await?;
+            if count >= OF_TEAM_MAX {
+                return Ok(Created::TooMany);
             }
         }
         sqlx::query!(

@@ -374,12 +374,13 @@ impl Store {
         Ok(())
     }
 
-    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way.
+    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way; some of them, at random: those whose host
+    /// never says a word about them keep the others from nothing.
     pub async fn absent_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError> {
         let rows = sandboxes!(
             "where s.absent_since is not null and s.observed in ('running', 'paused') and s.desired <> 'killed'
                  and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
-             order by s.absent_since limit $2",
+             order by random() limit $2",
             BATCH_MAX
         )
         .fetch_all(&self.pool)

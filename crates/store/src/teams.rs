@@ -152,9 +152,9 @@ impl Store {
     }
 }
 
-/// Whether the team may have hosts of its own; from now on nobody deletes it. None: there is no such team.
+/// Whether the team may have hosts of its own; from now on nobody deletes it, nor adds another one. None: there is no such team.
 pub(crate) async fn may_have_hosts(tx: &mut Tx, team: TeamId) -> Result<Option<bool>, StoreError> {
-    Ok(sqlx::query_scalar!("select is_byoc from teams where id = $1 and deleted_at is null for key share", team.0)
+    Ok(sqlx::query_scalar!("select is_byoc from teams where id = $1 and deleted_at is null for no key update", team.0)
         .fetch_optional(&mut **tx)
         .await?)
 }

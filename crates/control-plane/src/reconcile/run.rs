@@ -30,6 +30,8 @@ const REACH_TIME_MAX: Duration = Duration::from_millis(2500);
 const REACH_AGAIN: Duration = Duration::from_millis(150);
 const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
 const PUT_OFF_MAX: Duration = Duration::from_secs(30);
+/// Why an operation waits that nothing else keeps.
+pub(super) const FULL: &str = "the team's hosts have as much to do as they may have";
 
 pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Result<(), StoreError> {
     point("cp.operation.leased").await;
@@ -40,6 +42,11 @@ pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Re
     let Some(sandbox) = sandbox.filter(|sandbox| is_wanted(sandbox, operation)) else {
         return app.store.finish_operation(operation, &[]).await;
     };
+    let is_over = operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline);
+    let seat = app.driver.seat(sandbox.host.as_ref().and_then(|placed| placed.owner));
+    if seat.is_none() && !is_over {
+        return app.store.put_off(operation, pause(operation.attempts), FULL).await;
+    }
     match operation.kind {
         Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
         Kind::Pause => turn_sandbox(app, operation, &sandbox, &PAUSE).await,

@@ -11,7 +11,7 @@ use store::{StoreError, Update};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::run::{ENSURE_TIME_MAX, pause, point, timings};
+use super::run::{ENSURE_TIME_MAX, FULL, pause, point, timings};
 use crate::agents::AgentError;
 use crate::app::App;
 
@@ -31,6 +31,10 @@ pub(super) enum Taken {
 /// The operation that makes one with a name.
 pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreError> {
     let Some(id) = operation.snapshot else { return app.store.finish_operation(operation, &[]).await };
+    let owner = app.store.snapshot(id).await?.and_then(|snapshot| snapshot.host.owner);
+    let Some(_seat) = app.driver.seat(owner) else {
+        return app.store.put_off(operation, pause(operation.attempts), FULL).await;
+    };
     point("cp.snapshot.begun").await;
     match ensure(app, id).await? {
         Taken::Ready(steps) => {

@@ -2,10 +2,12 @@
 //! that it is.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use model::access::Scope;
 use reqwest::Method;
 use serde_json::json;
+use testkit::cut_proxy::SILENT;
 
 use super::client::Client;
 use super::cluster::Cluster;
@@ -53,7 +55,8 @@ async fn a_teams_host_gets_what_its_team_makes_and_nothing_else() {
     for verb in ["pause", "resume"] {
         assert_eq!(own.verb(&id, verb).await.status, 200, "{verb}");
     }
-    let forked = own.call(Method::POST, &format!("/v1/sandboxes/{id}/fork?wait_sec=30"), Some(json!({"count": 2}))).await;
+    let forked =
+        own.call(Method::POST, &format!("/v1/sandboxes/{id}/fork?wait_sec=30"), Some(json!({"count": 2}))).await;
     let forked = forked.unwrap();
     assert_eq!(forked.status, 201, "{}", forked.body);
     let kept = json!({"sandbox_id": id, "name": "kept"});
@@ -76,6 +79,24 @@ async fn a_teams_host_gets_what_its_team_makes_and_nothing_else() {
         assert_eq!(own.verb(&id, "kill").await.status, 204);
     }
     assert_eq!(alive(&host).len(), 3);
+}
+
+/// A team's host that takes every call and answers none, with more to do than the platform works on at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_teams_host_that_hangs_holds_nobody_else_up() {
+    let cluster = Cluster::start(1).await;
+    let (own, team) = team_with_hosts(&cluster).await;
+    let _platforms = Host::join(&cluster).await;
+    let host = Host::join_as(&cluster, json!({"type": "byoc", "team_id": team})).await;
+    host.inbound.set(SILENT);
+    host.inbound.cut();
+    for number in 0..300 {
+        let made = own.create_once(&format!("hangs {number}"), 0).await.unwrap();
+        assert_eq!(made.status, 202, "{}", made.body);
+    }
+    let began = Instant::now();
+    cluster.team.running("theirs").await;
+    assert!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
 }
 
 /// As who says that it is where another host is, or comes to be there.

@@ -1,4 +1,5 @@
-//! `GET /v1/admin/fleet`: the platform as a whole, for `wrenn doctor --fleet`.
+//! `GET /v1/admin/fleet`: the platform as a whole, for `wrenn doctor --fleet`. Of hosts the platform's own: those of teams are theirs to
+//! look after.
 
 use api::v1::errors::ErrorBody;
 use api::v1::fleet::{Counted, Fleet, FleetHost, OpenOperations, Schema, Waiting};
@@ -50,6 +51,7 @@ pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>
             .collect(),
         hosts: hosts
             .into_iter()
+            .filter(|host| host.owner.is_none())
             .map(|host| FleetHost {
                 id: host.id.to_string(),
                 status: status_word(host.state).to_owned(),

@@ -55,6 +55,9 @@ pub async fn create(
         }
         Created::OtherArguments => Err(ApiError::idempotency_key_reused()),
         Created::NotByoc => Err(ApiError::not_byoc()),
+        Created::TooMany => {
+            Err(ApiError::quota_exceeded("the team has as many hosts of its own as it may have; remove some"))
+        }
         Created::NoTeam => Err(ApiError::not_found("team")),
         Created::Gone => Err(ApiError::not_found("host")),
     }
