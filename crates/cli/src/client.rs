@@ -150,6 +150,11 @@ impl Client {
         self.repeated(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await.map(drop)
     }
 
+    /// As `put`, answered with no body (204).
+    pub async fn put_for_nothing<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
+        self.repeated(self.request(Method::PUT, url).timeout(CALL_MAX).json(body)).await.map(drop)
+    }
+
     /// A call that makes a new thing each time: it is not repeated.
     pub async fn post_once<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
         let sent = self.request(Method::POST, url).timeout(CALL_MAX).json(body).send().await;

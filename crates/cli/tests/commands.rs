@@ -11,7 +11,7 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{DefaultBodyLimit, Multipart, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -51,6 +51,9 @@ impl Server {
             .route("/v1/sandboxes/{id}/exec/stream", get(exec))
             .route("/v1/sandboxes/{id}/files/stream/write", post(write))
             .route("/v1/sandboxes/{id}/files/stream/read", post(read))
+            .route("/v1/hosts", post(add_host).get(hosts))
+            .route("/v1/hosts/silence", get(|| async { refusal(403, "forbidden", "only administrators may do this") }))
+            .route("/v1/admin/teams/{id}/byoc", put(byoc))
             .route("/v1/sandboxes/{id}/console", get(|| async { "boot\r\n\u{1b}[2Jdone\n" }))
             .layer(DefaultBodyLimit::disable())
             .with_state(world.clone());
@@ -222,6 +225,27 @@ async fn read(State(world): State<Shared>, Json(wanted): Json<Value>) -> Respons
     }
 }
 
+fn host(kind: &str, of: &Value) -> Value {
+    json!({"id": "host-1", "type": kind, "team_id": of, "team_name": "Cellar", "status": "pending", "created_by": "usr-1",
+           "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z"})
+}
+
+async fn add_host(State(world): State<Shared>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
+    let who = headers["authorization"].to_str().unwrap().to_owned();
+    world.lock().unwrap().calls.push(format!("{who}: {body}"));
+    let host = host(body["type"].as_str().unwrap(), &body["team_id"]);
+    (StatusCode::CREATED, Json(json!({ "host": host, "registration_token": "once" }))).into_response()
+}
+
+async fn hosts() -> Response {
+    Json(json!([host("byoc", &json!("team-1"))])).into_response()
+}
+
+async fn byoc(State(world): State<Shared>, Path(team): Path<String>, Json(body): Json<Value>) -> StatusCode {
+    world.lock().unwrap().calls.push(format!("{team}: {body}"));
+    StatusCode::NO_CONTENT
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -341,6 +365,41 @@ fn people_and_scripts_get_what_they_can_read() {
         (output.status.code(), text(&output.stdout)),
         (Some(1), format!("{ID}\n")),
         "the other one is killed all the same"
+    );
+}
+
+/// By the session of somebody who decides in a team, without an administrator.
+#[test]
+fn a_teams_hosts_are_looked_after_by_its_own_people() {
+    let server = Server::start();
+    let home = tempfile::tempdir().unwrap();
+    let session = json!({"api_url": server.api, "token": "x.y.z", "email": "a@example.org", "team_id": "team-1",
+        "expires_at": "2100-01-01T00:00:00Z"});
+    std::fs::create_dir(home.path().join("wrenn")).unwrap();
+    std::fs::write(home.path().join("wrenn/session.json"), session.to_string()).unwrap();
+    let wrenn = |arguments: &[&str]| {
+        let mut command = server.command(arguments);
+        command.env("XDG_CONFIG_HOME", home.path()).env_remove("WRENN_ADMIN_TOKEN").output().unwrap()
+    };
+    let added = wrenn(&["host", "add", "--team", "team-1", "--provider", "own"]);
+    assert!(added.status.success() && text(&added.stdout).contains("once"), "{}", text(&added.stderr));
+    assert!(wrenn(&["host", "add"]).status.success());
+    let listed = wrenn(&["host", "list"]);
+    let lines = text(&listed.stdout);
+    assert!(listed.status.success() && lines.contains("byoc") && lines.contains("Cellar"), "{lines}");
+    assert_eq!(text(&listed.stderr), "", "what only administrators are told is not missed");
+    let careless = wrenn(&["team", "byoc", "team-1"]);
+    assert_eq!(careless.status.code(), Some(2), "{}", text(&careless.stderr));
+    assert!(text(&careless.stderr).contains("--yes"));
+    assert!(wrenn(&["team", "byoc", "team-1", "--yes"]).status.success());
+    let calls = server.world.lock().unwrap().calls.clone();
+    assert_eq!(
+        calls,
+        [
+            r#"Bearer x.y.z: {"provider":"own","team_id":"team-1","type":"byoc"}"#,
+            r#"Bearer x.y.z: {"type":"regular"}"#,
+            r#"team-1: {"enabled":true}"#
+        ]
     );
 }
 

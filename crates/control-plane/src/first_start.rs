@@ -50,7 +50,7 @@ pub async fn dev_host(store: &Store, dir: &Path, address: &str) -> Result<(), De
         None => {
             let new = NewHost {
                 id: HostId(Uuid::now_v7()),
-                kind: "regular".to_owned(),
+                team: None,
                 provider: None,
                 availability_zone: None,
                 tags: Vec::new(),

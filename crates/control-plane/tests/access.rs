@@ -37,8 +37,15 @@ enum Expected {
     Passes,
 }
 
+/// Whose host is in the paths.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum HostOf {
+    Platform,
+    Team,
+}
+
 /// The table's word.
-fn expected(policy: Policy, kind: Kind) -> Expected {
+fn expected(policy: Policy, route: &str, kind: Kind, host: HostOf) -> Expected {
     use Expected::{Passes, Refused};
     let forbidden = Refused(403, "forbidden");
     match (policy, kind) {
@@ -48,7 +55,14 @@ fn expected(policy: Policy, kind: Kind) -> Expected {
         (Policy::Team(_), Kind::NarrowKey) => forbidden,
         (Policy::Team(_), _) => Passes,
         (_, Kind::Key | Kind::OtherKey | Kind::NarrowKey) => forbidden,
-        (Policy::Person, _) | (Policy::Administrator, Kind::Administrator) => Passes,
+        (Policy::Person | Policy::NewHost(_), _) | (Policy::Administrator | Policy::Hosts(_), Kind::Administrator) => {
+            Passes
+        }
+        // Those that one sees: perhaps none.
+        (Policy::Hosts(Role::Member), _) if !route.contains("{id}") => Passes,
+        (Policy::Hosts(least), Kind::In(role)) if host == HostOf::Team && role >= least => Passes,
+        (Policy::Hosts(_), Kind::In(_)) if host == HostOf::Team => forbidden,
+        (Policy::Hosts(_), _) => Refused(404, "not_found"),
         (Policy::Administrator, _) => forbidden,
         (Policy::Member(least), Kind::In(role)) if role >= least => Passes,
         (Policy::Member(_), Kind::In(_)) => forbidden,
@@ -58,6 +72,15 @@ fn expected(policy: Policy, kind: Kind) -> Expected {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_answers_every_caller_as_the_table_says() {
+    all_cells(HostOf::Platform).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_answers_every_caller_where_the_host_is_a_teams() {
+    all_cells(HostOf::Team).await;
+}
+
+async fn all_cells(host_of: HostOf) {
     let replica = Replica::start().await;
     let store = &replica.serving.app.store;
     let host = replica.host(65_536).await;
@@ -66,6 +89,10 @@ async fn every_route_answers_every_caller_as_the_table_says() {
     let administrator = store.any_administrator().await.unwrap().unwrap();
     let sandbox = replica.sandbox(host).await;
     replica.database.sql(&format!("update sandboxes set team_id = '{}'", ours.id.0)).await;
+    if host_of == HostOf::Team {
+        let owned = format!("update hosts set kind = 'byoc', team_id = '{}'", ours.id.0);
+        replica.database.sql(&owned).await;
+    }
     let slots = Slots { team: ours.id, host: host.to_string(), sandbox: sandbox.to_string() };
 
     let key = |body: serde_json::Value| {
@@ -136,7 +163,7 @@ async fn every_route_answers_every_caller_as_the_table_says() {
         for (what, kind, who) in nobodies.chain(keys).chain(people) {
             let answer = replica.call(who, method.clone(), &path, Some(json!({}))).await;
             let cell = format!("{method} {path} by {what}: {} {}", answer.status, answer.body);
-            match expected(policy, kind) {
+            match expected(policy, route, kind, host_of) {
                 Expected::Refused(status, code) => assert_eq!(answer.error(), (status, code), "{cell}"),
                 Expected::Passes => {
                     assert!(!["unauthorized", "forbidden", "no_team"].contains(&answer.code()), "{cell}");
@@ -189,6 +216,52 @@ async fn another_persons_teams_do_not_exist() {
     let switched = json!({"team_id": theirs.id.to_string()});
     let refused = replica.as_person(&ours.owner, Method::POST, "/v1/auth/switch-team", Some(switched)).await;
     assert_eq!(refused.error(), (404, "not_found"));
+}
+
+/// Nor of hosts: the platform's, another team's, and none at all are the same to who decides in a team.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_teams_hosts_do_not_exist() {
+    let replica = Replica::start().await;
+    let (ours, theirs) = (replica.team().await, replica.team().await);
+    let (platforms, foreign) = (replica.host(4096).await, replica.host(4096).await);
+    let owned = format!(
+        "update teams set is_byoc = true where id in ('{0}', '{1}');
+         update hosts set kind = 'byoc', team_id = '{1}' where id = '{2}'",
+        ours.id.0, theirs.id.0, foreign.0
+    );
+    replica.database.sql(&owned).await;
+    let mut count = 0;
+    for (method, route, policy) in TABLE {
+        if !matches!(policy, Policy::Hosts(_)) || !route.contains("{id}") {
+            continue;
+        }
+        let ask = |host: String| {
+            let path = path(route, &Slots { team: ours.id, host, sandbox: String::new() });
+            let (replica, who) = (&replica, Who::Bearer(&ours.owner.token));
+            async move {
+                let answer = replica.call(who, method.parse().unwrap(), &path, Some(json!({"tag": "gpu"}))).await;
+                assert_eq!(answer.error(), (404, "not_found"), "{method} {path}");
+                let mut body = answer.body;
+                body["error"]["request_id"] = json!("");
+                body
+            }
+        };
+        let unknown = ask(model::ids::HostId(uuid::Uuid::nil()).to_string()).await;
+        assert_eq!(ask(foreign.to_string()).await, unknown, "{method} {route}");
+        assert_eq!(ask(platforms.to_string()).await, unknown, "{method} {route}");
+        count += 1;
+    }
+    assert_eq!(count, 11, "routes of one host");
+    let list = replica.as_person(&ours.owner, Method::GET, "/v1/hosts", None).await;
+    assert_eq!(list.body, json!([]));
+    let new = |team: TeamId| {
+        let body = json!({"type": "byoc", "team_id": team.to_string()});
+        replica.as_person(&ours.owner, Method::POST, "/v1/hosts", Some(body))
+    };
+    let (foreign, unknown) = (new(theirs.id).await, new(TeamId(uuid::Uuid::nil())).await);
+    assert_eq!(foreign.error(), (404, "not_found"));
+    assert_eq!(foreign.body["error"]["message"], unknown.body["error"]["message"]);
+    assert_eq!(unknown.error(), (404, "not_found"));
 }
 
 /// A foreign thing and one that does not exist give the same answer.

@@ -32,7 +32,7 @@ const IN_THE_SANDBOX: &str = "what happens within a sandbox is its team's own, a
 const STATE: &str = "
     select md5(string_agg(line, '|' order by line)) from (
         select 'user' || row(id, email, name, password_hash, is_admin, status)::text as line from users
-        union all select 'team' || row(id, name, deleted_at)::text from teams
+        union all select 'team' || row(id, name, is_byoc, deleted_at)::text from teams
         union all select 'member' || row(team_id, user_id, role)::text from team_members
         union all select 'key' || row(id, team_id, name)::text from api_keys
         union all select 'session' || row(id, user_id, team_id)::text from sessions
@@ -245,6 +245,10 @@ impl Scene {
                 let team = self.replica.team().await;
                 self.sandbox(team.id, "running").await;
                 self.by_admin(format!("/v1/admin/teams/{}", team.id), json!({}), &["team.delete"])
+            }
+            ("PUT", "/v1/admin/teams/{id}/byoc") => {
+                let team = self.replica.team().await;
+                self.by_admin(format!("/v1/admin/teams/{}/byoc", team.id), json!({"enabled": true}), &["team.set_byoc"])
             }
             ("POST", "/v1/admin/users") => {
                 self.by_admin(route, json!({"email": format!("new-{email}"), "name": "Ada"}), &["user.create"])

@@ -135,13 +135,25 @@ async fn values_out_of_range_are_named_with_their_range() {
     let rows = replica.database.sql("select count(*) from sandboxes").await;
     assert_eq!(rows.trim(), "1", "refused creates wrote nothing");
     for (path, body, field) in [
-        ("/v1/hosts", json!({"type": "byoc"}), "type"),
+        ("/v1/hosts", json!({"type": "rented"}), "type"),
+        ("/v1/hosts", json!({"type": "BYOC"}), "type"),
+        ("/v1/hosts", json!({"type": "byoc"}), "team_id"),
+        ("/v1/hosts", json!({"type": "byoc", "team_id": ""}), "team_id"),
+        ("/v1/hosts", json!({"type": "byoc", "team_id": "team-x"}), "team_id"),
+        ("/v1/hosts", json!({"type": "byoc", "team_id": 7}), "team_id"),
+        ("/v1/hosts", json!({"type": "regular", "team_id": Replica::no_team()}), "team_id"),
         ("/v1/hosts", json!({"type": "regular", "provider": "x".repeat(200)}), "provider"),
         ("/v1/hosts", json!({}), "type"),
     ] {
         let answer = replica.as_admin(Method::POST, path, Some(body)).await;
         assert_eq!((answer.error().0, answer.body["error"]["code"].as_str()), (400, Some("invalid_request")), "{path}");
         assert!(answer.body["error"]["message"].as_str().unwrap().contains(field), "{}", answer.body);
+    }
+    for body in [json!({}), json!({"enabled": "yes"}), json!({"enabled": false}), json!({"enabled": null})] {
+        let path = format!("/v1/admin/teams/{}/byoc", Replica::no_team());
+        let answer = replica.as_admin(Method::PUT, &path, Some(body)).await;
+        assert_eq!(answer.error(), (400, "invalid_request"));
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains("enabled"), "{}", answer.body);
     }
     for name in ["", " ", "a\u{202e}b", "a\nb", &"x".repeat(129)] {
         let answer = replica.as_team(Method::POST, "/v1/api-keys", Some(json!({ "name": name }))).await;

@@ -1,5 +1,6 @@
 //! Placement under fire: random hosts and random wishes, by two replicas at once. At no instant is more reserved on a host than it sells,
-//! or held by a team than it may have, and nothing is left when all have ended.
+//! or held by a team than it may have, or on a host of another team, or on the platform's of a team that has its own; and nothing is left
+//! when all have ended.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +41,10 @@ const BROKEN: &str = "
         select team_id, count(*) as sandboxes, count(*) filter (where observed <> 'paused') as running,
             sum(vcpus) filter (where observed <> 'paused') as vcpus, sum(memory_mib) filter (where observed <> 'paused') as memory
         from sandboxes where observed not in ('killed', 'failed') group by team_id) u on u.team_id = t.team_id
-    where u.sandboxes > t.sandboxes or u.running > t.running or u.vcpus > t.vcpus or u.memory > t.memory_mb";
+    where u.sandboxes > t.sandboxes or u.running > t.running or u.vcpus > t.vcpus or u.memory > t.memory_mb
+    union all
+    select 'foreign', s.id from sandboxes s join hosts h on h.id = s.host_id join teams t on t.id = s.team_id
+    where h.team_id is distinct from (case when t.is_byoc then t.id end)";
 
 struct Platform {
     database: Database,
@@ -59,8 +63,15 @@ impl Platform {
         for _ in 0..3 {
             platform.team(random).await;
         }
+        // The last one has hosts of its own.
+        let own = platform.teams[2];
+        let changed = platform.stores[0].let_have_hosts(own, &platform.actor).await.unwrap();
+        assert_eq!(changed, store::teams::ByocChange::Done);
         for _ in 0..random.random_range(2..6) {
-            platform.host(random).await;
+            platform.host(None, random).await;
+        }
+        for _ in 0..2 {
+            platform.host(Some(own), random).await;
         }
         platform
     }
@@ -87,10 +98,10 @@ impl Platform {
         self.teams.push(team);
     }
 
-    async fn host(&self, random: &mut StdRng) {
+    async fn host(&self, team: Option<TeamId>, random: &mut StdRng) {
         let new = NewHost {
             id: HostId(Uuid::now_v7()),
-            kind: "regular".to_owned(),
+            team,
             provider: None,
             availability_zone: None,
             tags: if random.random_bool(0.5) { vec!["fast".to_owned()] } else { Vec::new() },
@@ -309,7 +320,7 @@ async fn nothing_is_sold_twice_and_nothing_is_left() {
             }
         }
         assert_eq!(platform.count("sandboxes where observed not in ('killed', 'failed')").await, 0, "seed {seed}");
-        for host in platform.stores[0].hosts().await.unwrap() {
+        for host in platform.stores[0].hosts(store::hosts::Sees::All).await.unwrap() {
             assert_eq!((host.held.running, host.held.vcpus, host.held.memory_mib), (0, 0, 0), "seed {seed}");
         }
         for team in &platform.teams {

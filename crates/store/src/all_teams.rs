@@ -19,6 +19,8 @@ pub struct Standing {
     pub owner_email: Option<String>,
     /// Neither ended nor paused.
     pub active_sandboxes: i64,
+    /// Of its own.
+    pub hosts: i64,
 }
 
 impl Store {
@@ -26,10 +28,11 @@ impl Store {
     pub async fn all_teams(&self, page: i64) -> Result<(Vec<Standing>, i64), StoreError> {
         let total = sqlx::query_scalar!(r#"select count(*) as "count!" from teams"#).fetch_one(&self.pool).await?;
         let rows = sqlx::query!(
-            r#"select t.id, t.name, t.slug, t.created_at, t.deleted_at, owner.name as "owner_name?", owner.email as "owner_email?",
+            r#"select t.id, t.name, t.slug, t.is_byoc, t.created_at, t.deleted_at, owner.name as "owner_name?", owner.email as "owner_email?",
                    (select count(*) from team_members m where m.team_id = t.id) as "members!",
                    (select count(*) from sandboxes s where s.team_id = t.id
-                       and s.observed not in ('killed', 'failed', 'paused', 'lost')) as "active!"
+                       and s.observed not in ('killed', 'failed', 'paused', 'lost')) as "active!",
+                   (select count(*) from hosts h where h.team_id = t.id) as "hosts!"
                from (select * from teams order by created_at, id limit $1 offset $2) t
                left join lateral (
                    select u.name, u.email from team_members m join users u on u.id = m.user_id
@@ -41,12 +44,19 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         let standing = rows.into_iter().map(|row| Standing {
-            team: Team { id: TeamId(row.id), name: row.name, slug: row.slug, created_at: row.created_at },
+            team: Team {
+                id: TeamId(row.id),
+                name: row.name,
+                slug: row.slug,
+                is_byoc: row.is_byoc,
+                created_at: row.created_at,
+            },
             deleted_at: row.deleted_at,
             members: row.members,
             owner_name: row.owner_name,
             owner_email: row.owner_email,
             active_sandboxes: row.active,
+            hosts: row.hosts,
         });
         Ok((standing.collect(), total))
     }

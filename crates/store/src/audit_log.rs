@@ -41,7 +41,7 @@ pub enum Before {
 pub struct Asked {
     /// None: the platform's own.
     pub team: Option<TeamId>,
-    /// Kinds of subjects that the asker may see. Empty: all.
+    /// Kinds of subjects, or whole actions, that the asker may see. Empty: all.
     pub visible: Vec<String>,
     /// Kinds of subjects. Empty: all.
     pub kinds: Vec<String>,
@@ -75,7 +75,7 @@ impl Store {
             "select id, at, actor_kind, actor_id, action, subject, request_id, details from audit
              where team_id is not distinct from $1
                  and ($2::bigint is null or id < $2) and ($3::timestamptz is null or at < $3)
-                 and (cardinality($4::text[]) = 0 or split_part(action, '.', 1) = any($4))
+                 and (cardinality($4::text[]) = 0 or split_part(action, '.', 1) = any($4) or action = any($4))
                  and (cardinality($5::text[]) = 0 or split_part(action, '.', 1) = any($5))
                  and (cardinality($6::text[]) = 0 or split_part(action, '.', 2) = any($6) or action = any($6))
              order by id desc limit $7",

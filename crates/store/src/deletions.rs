@@ -4,12 +4,12 @@ use model::ids::{TeamId, UserId};
 
 use crate::audit::{self, Actor};
 use crate::outbox::{self, Outgoing};
-use crate::{Store, StoreError, Tx, users, wishes};
+use crate::{Store, StoreError, Tx, hosts, users, wishes};
 
 #[derive(Debug, PartialEq)]
 pub enum Deleted {
     Done,
-    /// It has sandboxes or snapshots.
+    /// It has sandboxes, snapshots or hosts.
     NotEmpty,
     /// The platform's own.
     Platform,
@@ -27,7 +27,7 @@ pub enum Left {
 }
 
 impl Store {
-    /// A team in which nothing is.
+    /// A team in which nothing is, and that has no hosts.
     pub async fn delete_team(&self, id: TeamId, actor: &Actor) -> Result<Deleted, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(refused) = locked(&mut tx, id).await? {
@@ -35,7 +35,8 @@ impl Store {
         }
         let is_used = sqlx::query_scalar!(
             r#"select exists (select 1 from sandboxes where team_id = $1 and observed <> 'killed')
-                   or exists (select 1 from snapshots where team_id = $1) as "used!""#,
+                   or exists (select 1 from snapshots where team_id = $1)
+                   or exists (select 1 from hosts where team_id = $1) as "used!""#,
             id.0
         )
         .fetch_one(&mut *tx)
@@ -48,7 +49,8 @@ impl Store {
         Ok(Deleted::Done)
     }
 
-    /// A team with all that is in it: its sandboxes are killed, its snapshots removed.
+    /// A team with all that is in it: its sandboxes are killed, its snapshots removed. Its own hosts go at once with what is on them: nobody
+    /// is left who decides about them, and what runs there is for who has the machines to end.
     pub async fn delete_team_with_all(&self, id: TeamId, actor: &Actor) -> Result<Deleted, StoreError> {
         let mut tx = self.begin().await?;
         if let Some(refused) = locked(&mut tx, id).await? {
@@ -127,6 +129,7 @@ async fn locked(tx: &mut Tx, id: TeamId) -> Result<Option<Deleted>, StoreError> 
 
 /// The team's row must be locked.
 async fn end(tx: &mut Tx, id: TeamId, actor: &Actor) -> Result<(), StoreError> {
+    let hosts = hosts::end_of_team(tx, id, &Actor { team: Some(id), ..actor.clone() }).await?;
     let sandboxes = wishes::end_of_team(tx, id).await?;
     let snapshots = sqlx::query!(
         "update snapshots set state = 'removing', updated_at = now() where team_id = $1 and state <> 'removing'",
@@ -138,6 +141,6 @@ async fn end(tx: &mut Tx, id: TeamId, actor: &Actor) -> Result<(), StoreError> {
     sqlx::query!("delete from api_keys where team_id = $1", id.0).execute(&mut **tx).await?;
     sqlx::query!("delete from invitations where team_id = $1", id.0).execute(&mut **tx).await?;
     sqlx::query!("delete from team_members where team_id = $1", id.0).execute(&mut **tx).await?;
-    let details = serde_json::json!({ "sandboxes": sandboxes, "snapshots": snapshots.rows_affected() });
+    let details = serde_json::json!({ "sandboxes": sandboxes, "snapshots": snapshots.rows_affected(), "hosts": hosts });
     audit::record(tx, actor, "team.delete", &id.to_string(), details).await
 }

@@ -1,16 +1,18 @@
 //! Hosts: their records, what their agents last said of them, and their removal.
 
 use chrono::{DateTime, Utc};
-use model::ids::{HostId, SandboxId};
+use model::ids::{HostId, SandboxId, TeamId};
 use model::sandbox::Status;
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
 use crate::idempotency::{self, Claim};
-use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx, registration_tokens};
+use crate::{Store, StoreError, Tx, registration_tokens, teams};
 
 /// More hosts in one answer than any fleet of today has.
 const LIST_MAX: i64 = 5000;
+/// Of one team: they are rows that it makes by itself.
+pub const OF_TEAM_MAX: i64 = 256;
 /// Ids of one answer and of one log line.
 pub const NAMED_MAX: i64 = 100;
 
@@ -29,7 +31,8 @@ pub enum HostState {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Host {
     pub id: HostId,
-    pub kind: String,
+    /// Whose it is; none: the platform's.
+    pub owner: Option<Owner>,
     pub provider: Option<String>,
     pub availability_zone: Option<String>,
     pub state: HostState,
@@ -46,6 +49,20 @@ pub struct Host {
     pub created_by: String,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+/// The team that a host is of, and that it takes sandboxes of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    pub team: TeamId,
+    pub name: String,
+}
+
+/// Which hosts somebody sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sees {
+    All,
+    Of(TeamId),
 }
 
 /// What is on a host, and what of it is reserved.
@@ -88,7 +105,8 @@ pub struct Beat {
 
 pub struct NewHost {
     pub id: HostId,
-    pub kind: String,
+    /// Whose it is to be; none: the platform's.
+    pub team: Option<TeamId>,
     pub provider: Option<String>,
     pub availability_zone: Option<String>,
     pub tags: Vec<String>,
@@ -102,6 +120,12 @@ pub enum Created {
     OtherArguments,
     /// What the first call made is gone.
     Gone,
+    /// The team may have no hosts of its own.
+    NotByoc,
+    /// There is no such team.
+    NoTeam,
+    /// The team has [`OF_TEAM_MAX`].
+    TooMany,
 }
 
 pub enum Deleted {
@@ -136,7 +160,8 @@ pub enum Drain {
 
 pub(crate) struct Row {
     pub(crate) id: Uuid,
-    pub(crate) kind: String,
+    pub(crate) team_id: Option<Uuid>,
+    pub(crate) team_name: Option<String>,
     pub(crate) provider: Option<String>,
     pub(crate) availability_zone: Option<String>,
     pub(crate) state: String,
@@ -185,7 +210,7 @@ impl From<Row> for Host {
         });
         Self {
             id: HostId(row.id),
-            kind: row.kind,
+            owner: row.team_id.zip(row.team_name).map(|(team, name)| Owner { team: TeamId(team), name }),
             provider: row.provider,
             availability_zone: row.availability_zone,
             state,
@@ -217,7 +242,7 @@ macro_rules! hosts {
     ($rest:literal $(, $argument:expr)*) => {
         sqlx::query_as!(
             crate::hosts::Row,
-            r#"select id, kind, provider, availability_zone, state,
+            r#"select id, team_id, (select t.name from teams t where t.id = hosts.team_id) as team_name, provider, availability_zone, state,
                    coalesce(last_heartbeat_at < now() - make_interval(secs => $1), true) as "silent!",
                    epoch, address, arch, cpu_cores, memory_mb, disk_gb, isolation, agent_version, templates, last_heartbeat_at,
                    unclaimed, tags, disk_free_mb, created_by, created_at, updated_at, held.running as "running!", held.paused as "paused!",
@@ -259,10 +284,24 @@ impl Store {
                 }
             }
         }
+        if let Some(team) = new.team {
+            match teams::may_have_hosts(&mut tx, team).await? {
+                Some(true) => {}
+                Some(false) => return Ok(Created::NotByoc),
+                None => return Ok(Created::NoTeam),
+            }
+            let count = sqlx::query_scalar!(r#"select count(*) as "count!" from hosts where team_id = $1"#, team.0)
+                .fetch_one(&mut *tx)
+                .await?;
+            if count >= OF_TEAM_MAX {
+                return Ok(Created::TooMany);
+            }
+        }
         sqlx::query!(
-            "insert into hosts (id, kind, provider, availability_zone, created_by, tags) values ($1, $2, $3, $4, $5, $6)",
+            "insert into hosts (id, kind, team_id, provider, availability_zone, created_by, tags) values ($1, $2, $3, $4, $5, $6, $7)",
             new.id.0,
-            new.kind,
+            if new.team.is_some() { "byoc" } else { "regular" },
+            new.team.map(|team| team.0),
             new.provider,
             new.availability_zone,
             new.created_by,
@@ -277,9 +316,23 @@ impl Store {
         Ok(Created::Made(row.into()))
     }
 
-    pub async fn hosts(&self) -> Result<Vec<Host>, StoreError> {
-        let rows = hosts!("order by created_at, id limit $2", LIST_MAX).fetch_all(&self.pool).await?;
+    pub async fn hosts(&self, sees: Sees) -> Result<Vec<Host>, StoreError> {
+        let rows = match sees {
+            Sees::All => hosts!("order by created_at, id limit $2", LIST_MAX).fetch_all(&self.pool).await?,
+            Sees::Of(team) => {
+                hosts!("where team_id = $2 order by created_at, id limit $3", team.0, LIST_MAX)
+                    .fetch_all(&self.pool)
+                    .await?
+            }
+        };
         Ok(rows.into_iter().map(Host::from).collect())
+    }
+
+    /// Whose host it is, if there is such a one; of the platform's own the inner one is none.
+    pub async fn team_of_host(&self, id: HostId) -> Result<Option<Option<TeamId>>, StoreError> {
+        let team =
+            sqlx::query_scalar!("select team_id from hosts where id = $1", id.0).fetch_optional(&self.pool).await?;
+        Ok(team.map(|team| team.map(TeamId)))
     }
 
     pub async fn host(&self, id: HostId) -> Result<Option<Host>, StoreError> {
@@ -309,24 +362,7 @@ impl Store {
         if !(force || losses.sandboxes.is_empty() && losses.snapshots.is_empty()) {
             return Ok(Deleted::Holds(losses));
         }
-        sqlx::query!(
-            "update operations set phase = 'superseded', finished_at = now()
-             where phase = 'open' and sandbox_id in (select id from sandboxes where host_id = $1)",
-            id.0
-        )
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query!(
-            "update sandboxes set desired = 'killed', observed = 'killed', revision = revision + 1, killed_at = now(), envs = '{}',
-                 reason = 'host_removed', updated_at = now()
-             where host_id = $1 and observed <> 'killed'",
-            id.0
-        )
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query!("update sandboxes set host_id = null where host_id = $1", id.0).execute(&mut *tx).await?;
-        sqlx::query!("delete from hosts where id = $1", id.0).execute(&mut *tx).await?;
-        audit::record(&mut tx, actor, "host.delete", &id.to_string(), serde_json::json!({ "force": force })).await?;
+        remove(&mut tx, id, force, actor).await?;
         tx.commit().await?;
         Ok(Deleted::Done)
     }
@@ -436,36 +472,40 @@ impl Store {
             .await?;
         Ok(())
     }
+}
 
-    /// The templates of the platform, by name.
-    pub async fn offered_templates(&self) -> Result<Vec<String>, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"select distinct unnest(templates) as "name!" from hosts where state <> 'pending' order by 1"#
-        )
-        .fetch_all(&self.pool)
-        .await?)
-    }
+/// The host with what is on it. Its row must be locked.
+async fn remove(tx: &mut Tx, id: HostId, force: bool, actor: &Actor) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update operations set phase = 'superseded', finished_at = now()
+         where phase = 'open' and sandbox_id in (select id from sandboxes where host_id = $1)",
+        id.0
+    )
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query!(
+        "update sandboxes set desired = 'killed', observed = 'killed', revision = revision + 1, killed_at = now(), envs = '{}',
+             reason = 'host_removed', updated_at = now()
+         where host_id = $1 and observed <> 'killed'",
+        id.0
+    )
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query!("update sandboxes set host_id = null where host_id = $1", id.0).execute(&mut **tx).await?;
+    sqlx::query!("delete from hosts where id = $1", id.0).execute(&mut **tx).await?;
+    audit::record(tx, actor, "host.delete", &id.to_string(), serde_json::json!({ "force": force })).await
+}
 
-    /// True when some host offers the template.
-    pub async fn template_is_offered(&self, template: &str) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"select exists (select 1 from hosts where state <> 'pending' and $1 = any(templates)) as "there!""#,
-            template
-        )
-        .fetch_one(&self.pool)
-        .await?)
+/// All hosts of a team that ends, with what is on them; how many there were. The team's row must be locked.
+pub(crate) async fn end_of_team(tx: &mut Tx, team: TeamId, actor: &Actor) -> Result<usize, StoreError> {
+    // In one order, so that two that lock many never wait for each other.
+    let ids = sqlx::query_scalar!("select id from hosts where team_id = $1 order by id for update", team.0)
+        .fetch_all(&mut **tx)
+        .await?;
+    for id in &ids {
+        remove(tx, HostId(*id), true, actor).await?;
     }
-
-    /// True when some host has been heard of lately.
-    pub async fn any_host_online(&self) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"select exists (select 1 from hosts where state = 'active'
-                   and last_heartbeat_at > now() - make_interval(secs => $1)) as "there!""#,
-            HOST_SILENCE_MAX.as_secs_f64()
-        )
-        .fetch_one(&self.pool)
-        .await?)
-    }
+    Ok(ids.len())
 }
 
 async fn losses(tx: &mut Tx, id: HostId) -> Result<Losses, StoreError> {

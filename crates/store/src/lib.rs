@@ -38,6 +38,7 @@ mod sightings;
 pub mod silence;
 pub mod snapshots;
 pub mod teams;
+mod templates;
 pub mod timeline;
 pub mod users;
 pub mod wishes;

@@ -28,12 +28,14 @@ impl Ended {
 /// The platform in numbers, of one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Numbers {
-    /// By state; `silent` is the state of those that should be heard of and are not.
+    /// The platform's own, by state; `silent` is the state of those that should be heard of and are not.
     pub hosts: Vec<(String, i64)>,
+    /// Teams' own, likewise: they come and go as their teams like.
+    pub team_hosts: Vec<(String, i64)>,
     /// By what was last observed; those that were killed are not counted.
     pub sandboxes: Vec<(String, i64)>,
     pub operations: Vec<OpenOperations>,
-    /// Sandboxes that hosts name and no row claims.
+    /// Sandboxes that hosts of the platform name and no row claims. What a team's host names is that team's to look at.
     pub unclaimed: i64,
     pub is_braked: bool,
 }
@@ -61,8 +63,8 @@ impl Store {
         let hosts = sqlx::query!(
             r#"select case when state in ('active', 'draining') and coalesce(last_heartbeat_at, created_at) < now() - make_interval(secs => $1)
                    then 'silent' else state end as "state!",
-                   count(*) as "count!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
-               from hosts group by 1"#,
+                   team_id is not null as "of_team!", count(*) as "count!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
+               from hosts group by 1, 2"#,
             HOST_SILENCE_MAX.as_secs_f64()
         )
         .fetch_all(&self.pool)
@@ -80,9 +82,11 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
+        let (of_teams, hosts): (Vec<_>, Vec<_>) = hosts.into_iter().partition(|row| row.of_team);
         Ok(Numbers {
             unclaimed: hosts.iter().map(|row| row.unclaimed).sum(),
             hosts: hosts.into_iter().map(|row| (row.state, row.count)).collect(),
+            team_hosts: of_teams.into_iter().map(|row| (row.state, row.count)).collect(),
             sandboxes: sandboxes.into_iter().map(|row| (row.observed, row.count)).collect(),
             operations: operations
                 .into_iter()

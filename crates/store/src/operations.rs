@@ -385,6 +385,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let refused: Vec<Uuid> = operation.refused_hosts.iter().map(|host| host.0).collect();
         let wanted = Wanted {
+            team: sandbox.team,
             template: &sandbox.template,
             shape: sandbox.shape,
             count: 1,

@@ -118,13 +118,12 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
+        let row = Host::from(hosts!("where id = $2", host.0).fetch_one(&mut *tx).await?);
         if token.used_by_key.is_none() {
-            let actor = Actor { kind: ActorKind::Host, id: host.to_string(), team: None, request_id: String::new() };
-            audit::record(&mut tx, &actor, "host.register", &host.to_string(), serde_json::json!({})).await?;
+            audit::record(&mut tx, &itself(&row), "host.register", &host.to_string(), serde_json::json!({})).await?;
         }
-        let row = hosts!("where id = $2", host.0).fetch_one(&mut *tx).await?;
         tx.commit().await?;
-        Ok(Registered::Done(Box::new(row.into())))
+        Ok(Registered::Done(Box::new(row)))
     }
 
     /// A registered host that renews its credentials, perhaps at another address.
@@ -143,10 +142,16 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
         }
-        let actor = Actor { kind: ActorKind::Host, id: host.to_string(), team: None, request_id: String::new() };
-        audit::record(&mut tx, &actor, "host.renew", &host.to_string(), serde_json::json!({ "moved": moves })).await?;
-        let row = hosts!("where id = $2", host.0).fetch_one(&mut *tx).await?;
+        let row = Host::from(hosts!("where id = $2", host.0).fetch_one(&mut *tx).await?);
+        let facts = serde_json::json!({ "moved": moves });
+        audit::record(&mut tx, &itself(&row), "host.renew", &host.to_string(), facts).await?;
         tx.commit().await?;
-        Ok(Some(row.into()))
+        Ok(Some(row))
     }
+}
+
+/// What a team's host does is that team's to know.
+fn itself(host: &Host) -> Actor {
+    let team = host.owner.as_ref().map(|owner| owner.team);
+    Actor { kind: ActorKind::Host, id: host.id.to_string(), team, request_id: String::new() }
 }

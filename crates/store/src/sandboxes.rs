@@ -70,6 +70,8 @@ pub struct Placed {
     pub address: String,
     /// Nothing was heard of the host for longer than [`HOST_SILENCE_MAX`].
     pub is_silent: bool,
+    /// Whose host it is; none: the platform's.
+    pub owner: Option<TeamId>,
 }
 
 impl Sandbox {
@@ -168,6 +170,7 @@ pub(crate) struct Row {
     host_epoch: Option<i64>,
     host_address: Option<String>,
     host_silent: Option<bool>,
+    host_team: Option<Uuid>,
     isolation: Option<String>,
     versions: Value,
     steps: Value,
@@ -190,6 +193,7 @@ impl TryFrom<Row> for Sandbox {
                 epoch: u64::try_from(epoch).map_err(|_| damaged("host_epoch"))?,
                 address,
                 is_silent: row.host_silent.unwrap_or(true),
+                owner: row.host_team.map(TeamId),
             }),
             _ => None,
         };
@@ -241,7 +245,7 @@ macro_rules! sandboxes {
             r#"select s.id, s.team_id, s.template, s.snapshot_id, s.vcpus, s.memory_mib, s.disk_mib, s.envs, s.metadata, s.default_user,
                    s.timeout_sec, s.on_timeout, s.timeout_keeps, s.kept, s.auto_resume, s.host_tags, s.strategy, s.idle_timeout_sec, s.idle_since, s.deadline, s.desired, s.revision, s.observed, s.reason, s.incarnation, s.host_id, s.host_epoch,
                    case when h.state <> 'fenced' then h.address else '' end as "host_address?",
-                   (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?",
+                   (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as "host_silent?", h.team_id as "host_team?",
                    s.isolation, s.versions, s.steps, s.created_at, s.started_at, s.last_active_at, s.updated_at
                from sandboxes s left join hosts h on h.id = s.host_id "# + $rest,
             HOST_SILENCE_MAX.as_secs_f64()
@@ -279,7 +283,7 @@ impl Store {
             Some(Refused::NoTeam) => return Ok(Created::NoTeam),
         }
         let template = new.template.as_str();
-        let wanted = Wanted { template, shape: new.shape, count: 1, asked: &new.asked, refused: &[] };
+        let wanted = Wanted { team: new.team, template, shape: new.shape, count: 1, asked: &new.asked, refused: &[] };
         let rules = &self.rules.placement;
         let placed = match new.snapshot {
             None => placement::choose(&mut tx, rules, &wanted).await?,
@@ -370,12 +374,13 @@ impl Store {
         Ok(())
     }
 
-    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way.
+    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way; some of them, at random: those whose host
+    /// never says a word about them keep the others from nothing.
     pub async fn absent_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError> {
         let rows = sandboxes!(
             "where s.absent_since is not null and s.observed in ('running', 'paused') and s.desired <> 'killed'
                  and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
-             order by s.absent_since limit $2",
+             order by random() limit $2",
             BATCH_MAX
         )
         .fetch_all(&self.pool)

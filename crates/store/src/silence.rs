@@ -1,11 +1,16 @@
 //! Hosts that nothing is heard of. Silence says nothing about sandboxes; when most hosts fall silent together it says something about us,
 //! and then the brake is on: what would end, fail or remove anything by what hosts say or do not say waits.
+//!
+//! Only the platform's own hosts count for that: a team could have its own fall silent, and hold everybody else up. What a team is told of
+//! its hosts is when one has gone and when it is back.
 
 use chrono::{DateTime, Utc};
+use model::ids::{HostId, TeamId};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::audit::{self, Actor};
-use crate::{HOST_SILENCE_MAX, Store, StoreError};
+use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx};
 
 /// Hosts that fall silent within this time do so together: two periods of their heartbeats.
 const TOGETHER_SEC: f64 = 60.0;
@@ -25,7 +30,7 @@ impl Default for Brake {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Silence {
-    /// That have ever been heard of.
+    /// Of the platform, that have ever been heard of.
     pub hosts: i64,
     /// Of them, those that were silent for longer than [`HOST_SILENCE_MAX`].
     pub silent: i64,
@@ -39,6 +44,13 @@ pub enum Weighed {
     Off(Silence),
     /// It is as it was.
     Same(Silence),
+}
+
+/// Hosts of teams of which this look has told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marked {
+    pub back: Vec<HostId>,
+    pub gone: Vec<HostId>,
 }
 
 /// Whether this replica has listened for long enough to tell the hosts' silence from its own.
@@ -59,7 +71,7 @@ impl Store {
                    count(*) filter (where last_heartbeat_at < now() - make_interval(secs => $1)
                        and last_heartbeat_at >= now() - make_interval(secs => $1) - make_interval(secs => $2)) as "together!",
                    (select since from silence_brake) as since
-               from hosts where state <> 'pending' and last_heartbeat_at is not null"#,
+               from hosts where state <> 'pending' and last_heartbeat_at is not null and team_id is null"#,
             HOST_SILENCE_MAX.as_secs_f64(),
             TOGETHER_SEC
         )
@@ -101,7 +113,7 @@ impl Store {
             r#"select count(*) as "hosts!",
                    count(*) filter (where last_heartbeat_at < now() - make_interval(secs => $1)) as "silent!",
                    (select since from silence_brake) as since
-               from hosts where state <> 'pending' and last_heartbeat_at is not null"#,
+               from hosts where state <> 'pending' and last_heartbeat_at is not null and team_id is null"#,
             HOST_SILENCE_MAX.as_secs_f64()
         )
         .fetch_one(&self.pool)
@@ -112,4 +124,50 @@ impl Store {
     pub async fn is_braked(&self) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar!(r#"select exists (select 1 from silence_brake) as "on!""#).fetch_one(&self.pool).await?)
     }
+
+    /// Tells teams of their hosts that have gone, and of those that are back: each once, whoever looks. A replica that has not listened for
+    /// long enough says of none that it has gone; nor does anybody while the brake is on.
+    pub async fn mark_team_hosts(&self, listened: Listened) -> Result<Marked, StoreError> {
+        let mut tx = self.begin().await?;
+        let back = sqlx::query!(
+            r#"update hosts set marked_down_at = null
+               where marked_down_at is not null and team_id is not null and state in ('active', 'draining')
+                   and last_heartbeat_at >= now() - make_interval(secs => $1)
+               returning id, team_id as "team_id!""#,
+            HOST_SILENCE_MAX.as_secs_f64()
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let back: Vec<(Uuid, Uuid)> = back.into_iter().map(|row| (row.id, row.team_id)).collect();
+        let gone = match listened {
+            Listened::NotYet => Vec::new(),
+            Listened::Enough => {
+                let gone = sqlx::query!(
+                    r#"update hosts set marked_down_at = now()
+                       where marked_down_at is null and team_id is not null and state in ('active', 'draining')
+                           and last_heartbeat_at < now() - make_interval(secs => $1) and not exists (select 1 from silence_brake)
+                       returning id, team_id as "team_id!""#,
+                    HOST_SILENCE_MAX.as_secs_f64()
+                )
+                .fetch_all(&mut *tx)
+                .await?;
+                gone.into_iter().map(|row| (row.id, row.team_id)).collect()
+            }
+        };
+        let back = tell(&mut tx, "host.marked_up", back).await?;
+        let gone = tell(&mut tx, "host.marked_down", gone).await?;
+        tx.commit().await?;
+        Ok(Marked { back, gone })
+    }
+}
+
+async fn tell(tx: &mut Tx, action: &str, hosts: Vec<(Uuid, Uuid)>) -> Result<Vec<HostId>, StoreError> {
+    let mut told = Vec::with_capacity(hosts.len());
+    for (id, team) in hosts {
+        let id = HostId(id);
+        let actor = Actor { team: Some(TeamId(team)), ..Actor::platform("silent_hosts") };
+        audit::record(tx, &actor, action, &id.to_string(), json!({})).await?;
+        told.push(id);
+    }
+    Ok(told)
 }

@@ -90,6 +90,7 @@ struct Row {
     host_epoch: i64,
     host_address: Option<String>,
     host_silent: Option<bool>,
+    host_team: Option<Uuid>,
     template: String,
     vcpus: i32,
     memory_mib: i32,
@@ -114,6 +115,7 @@ impl TryFrom<Row> for Snapshot {
                 epoch: u64::try_from(row.host_epoch).map_err(|_| damaged("host_epoch"))?,
                 address: row.host_address.unwrap_or_default(),
                 is_silent: row.host_silent.unwrap_or(true),
+                owner: row.host_team.map(TeamId),
             },
             shape: Shape::new(row.vcpus.into(), row.memory_mib.into(), row.disk_mib.into())
                 .map_err(|_| damaged("shape"))?,
@@ -133,7 +135,7 @@ macro_rules! snapshots {
         sqlx::query_as!(
             Row,
             r#"select s.id, s.team_id, s.name, s.sandbox_id, s.host_id, h.epoch as host_epoch, case when h.state <> 'fenced' then h.address else '' end as host_address,
-                   (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, s.template, s.vcpus, s.memory_mib,
+                   (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, h.team_id as host_team, s.template, s.vcpus, s.memory_mib,
                    s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at
                from snapshots s join hosts h on h.id = s.host_id "# + $rest,
             HOST_SILENCE_MAX.as_secs_f64()
@@ -174,10 +176,11 @@ impl Store {
             (other, _) => return Ok(SnapshotWish::Wrong(other)),
         };
         let standing = sqlx::query!(
-            r#"select exists (select 1 from hosts where $1 = any(templates)) as "reserved!",
+            r#"select exists (select 1 from hosts where $1 = any(templates) and (team_id is null or team_id = $3)) as "reserved!",
                    exists (select 1 from operations where sandbox_id = $2 and kind = 'snapshot' and phase = 'open') as "under_way!""#,
             name.as_str(),
-            of.as_str()
+            of.as_str(),
+            team.0
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -235,7 +238,7 @@ impl Store {
         // Its host was what its own create asked for; tags that it has lost since keep nothing from beginning beside it.
         let anything = Asked::default();
         let wanted =
-            Wanted { template: &sandbox.template, shape: sandbox.shape, count, asked: &anything, refused: &[] };
+            Wanted { team, template: &sandbox.template, shape: sandbox.shape, count, asked: &anything, refused: &[] };
         let reserved = placement::reserve_on(&mut tx, placed, &self.rules.placement, &wanted).await?;
         let Ok(epoch) = reserved else { return Ok(ForkWish::NoRoom) };
         new_snapshot(&mut tx, id, &sandbox, placed, None).await?;

@@ -16,6 +16,8 @@ pub struct Team {
     pub id: TeamId,
     pub name: String,
     pub slug: String,
+    /// It has hosts of its own, and its new sandboxes go there alone.
+    pub is_byoc: bool,
     pub created_at: DateTime<Utc>,
 }
 
@@ -23,12 +25,22 @@ struct Row {
     id: Uuid,
     name: String,
     slug: String,
+    is_byoc: bool,
     created_at: DateTime<Utc>,
+}
+
+/// What came of the wish that a team have hosts of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByocChange {
+    Done,
+    /// The platform's own team, whose hosts are the platform's.
+    Platform,
+    Missing,
 }
 
 impl From<Row> for Team {
     fn from(row: Row) -> Self {
-        Self { id: TeamId(row.id), name: row.name, slug: row.slug, created_at: row.created_at }
+        Self { id: TeamId(row.id), name: row.name, slug: row.slug, is_byoc: row.is_byoc, created_at: row.created_at }
     }
 }
 
@@ -36,21 +48,27 @@ impl Store {
     /// The teams of a person, in the order in which they joined, with what they are there.
     pub async fn teams_of(&self, user: UserId) -> Result<Vec<(Team, Role)>, StoreError> {
         let rows = sqlx::query!(
-            "select t.id, t.name, t.slug, t.created_at, m.role from teams t join team_members m on m.team_id = t.id
+            "select t.id, t.name, t.slug, t.is_byoc, t.created_at, m.role from teams t join team_members m on m.team_id = t.id
              where m.user_id = $1 and t.deleted_at is null order by m.created_at, t.id limit $2",
             user.0,
             TEAMS_MAX
         )
         .fetch_all(&self.pool)
         .await?;
-        let team = |id, name, slug, created_at| Team { id: TeamId(id), name, slug, created_at };
-        rows.into_iter().map(|row| Ok((team(row.id, row.name, row.slug, row.created_at), role(&row.role)?))).collect()
+        rows.into_iter()
+            .map(|row| {
+                let (id, role) = (TeamId(row.id), role(&row.role)?);
+                let team =
+                    Team { id, name: row.name, slug: row.slug, is_byoc: row.is_byoc, created_at: row.created_at };
+                Ok((team, role))
+            })
+            .collect()
     }
 
     pub async fn team(&self, id: TeamId) -> Result<Option<Team>, StoreError> {
         let row = sqlx::query_as!(
             Row,
-            "select id, name, slug, created_at from teams where id = $1 and deleted_at is null",
+            "select id, name, slug, is_byoc, created_at from teams where id = $1 and deleted_at is null",
             id.0
         )
         .fetch_optional(&self.pool)
@@ -110,6 +128,37 @@ impl Store {
     }
 }
 
+impl Store {
+    /// From now on the team may have hosts of its own, and its new sandboxes go there alone. There is no way back: what it has on its
+    /// hosts could be nowhere else.
+    pub async fn let_have_hosts(&self, id: TeamId, actor: &Actor) -> Result<ByocChange, StoreError> {
+        let mut tx = self.begin().await?;
+        let team = sqlx::query!(
+            "select is_platform, is_byoc from teams where id = $1 and deleted_at is null for no key update",
+            id.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        match team {
+            None => return Ok(ByocChange::Missing),
+            Some(team) if team.is_platform => return Ok(ByocChange::Platform),
+            Some(team) if team.is_byoc => return Ok(ByocChange::Done),
+            Some(_) => {}
+        }
+        sqlx::query!("update teams set is_byoc = true where id = $1", id.0).execute(&mut *tx).await?;
+        audit::record(&mut tx, actor, "team.set_byoc", &id.to_string(), serde_json::json!({})).await?;
+        tx.commit().await?;
+        Ok(ByocChange::Done)
+    }
+}
+
+/// Whether the team may have hosts of its own; from now on nobody deletes it, nor adds another one. None: there is no such team.
+pub(crate) async fn may_have_hosts(tx: &mut Tx, team: TeamId) -> Result<Option<bool>, StoreError> {
+    Ok(sqlx::query_scalar!("select is_byoc from teams where id = $1 and deleted_at is null for no key update", team.0)
+        .fetch_optional(&mut **tx)
+        .await?)
+}
+
 /// The team that the person joined first, made when there is none.
 pub(crate) async fn first_team(tx: &mut Tx, user: UserId) -> Result<TeamId, StoreError> {
     // Two first logins must not make two teams.
@@ -141,7 +190,7 @@ pub(crate) async fn stays(tx: &mut Tx, team: TeamId) -> Result<bool, StoreError>
 async fn insert(tx: &mut Tx, id: TeamId, name: &str, owner: UserId) -> Result<Team, StoreError> {
     let row = sqlx::query_as!(
         Row,
-        "insert into teams (id, name) values ($1, $2) returning id, name, slug, created_at",
+        "insert into teams (id, name) values ($1, $2) returning id, name, slug, is_byoc, created_at",
         id.0,
         name
     )

@@ -117,8 +117,14 @@ impl Store {
             }
             // It is where it is, whatever tags that host has now.
             let anything = Asked::default();
-            let wanted =
-                Wanted { template: &sandbox.template, shape: sandbox.shape, count: 1, asked: &anything, refused: &[] };
+            let wanted = Wanted {
+                team,
+                template: &sandbox.template,
+                shape: sandbox.shape,
+                count: 1,
+                asked: &anything,
+                refused: &[],
+            };
             if !placement::has_room(&mut tx, placed.host, &self.rules.placement, &wanted).await? {
                 return Ok(Turned::NoRoom);
             }

@@ -40,7 +40,7 @@ impl Bench {
         assert!(store.make_first_administrator(UserId(Uuid::now_v7()), team, "a@b", "hash").await.unwrap());
         let new = NewHost {
             id: host,
-            kind: "regular".to_owned(),
+            team: None,
             provider: None,
             availability_zone: None,
             created_by: "test".to_owned(),

@@ -50,10 +50,21 @@ async fn fresh() -> BTreeSet<String> {
     schema(&mut connect(&database).await).await
 }
 
-/// Comments and empty lines taken out; no migration has a semicolon within a statement.
+/// Comments and empty lines taken out; no migration has a semicolon within a statement, but in the body of a function.
 fn statements(sql: &str) -> Vec<String> {
     let lines: Vec<&str> = sql.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
-    lines.join("\n").split(';').map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned).collect()
+    let mut statements = vec![String::new()];
+    for (number, part) in lines.join("\n").split("$$").enumerate() {
+        let last = statements.len() - 1;
+        if number % 2 == 1 {
+            statements[last].push_str(&format!("$${part}$$"));
+            continue;
+        }
+        let mut pieces = part.split(';');
+        statements[last].push_str(pieces.next().unwrap_or_default());
+        statements.extend(pieces.map(str::to_owned));
+    }
+    statements.iter().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect()
 }
 
 /// Rows of the first schema that a platform would have.

@@ -52,7 +52,7 @@ impl Bench {
     async fn host(&self, id: HostId, memory_mb: i64) {
         let new = NewHost {
             id,
-            kind: "regular".to_owned(),
+            team: None,
             provider: None,
             availability_zone: None,
             created_by: "test".to_owned(),

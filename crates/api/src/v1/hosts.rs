@@ -4,12 +4,15 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// `POST /v1/hosts`, by an administrator.
+/// `POST /v1/hosts`: of the platform by an administrator, of a team by its owners and admins as well.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CreateHost {
-    /// `regular`; `byoc` comes with teams that own hosts.
+    /// `regular`: the platform's; `byoc`: a team's own, which takes its sandboxes alone.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Whose it is to be; for `byoc` alone, and needed there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -22,8 +25,13 @@ pub struct CreateHost {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Host {
     pub id: String,
+    /// `regular`: the platform's; `byoc`: a team's own.
     #[serde(rename = "type")]
     pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,7 +113,7 @@ pub struct OnHost {
 /// `GET /v1/hosts/silence`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Silence {
-    /// That have ever been heard of.
+    /// Of the platform, that have ever been heard of. Teams' own are not counted.
     pub hosts: i64,
     /// Of them, those that were silent for more than 90 s.
     pub silent: i64,

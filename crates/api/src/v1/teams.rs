@@ -9,7 +9,7 @@ pub struct Team {
     pub id: String,
     pub name: String,
     pub slug: String,
-    /// Hosts of a team's own: not in this version.
+    /// It has hosts of its own, and its new sandboxes go there alone.
     pub is_byoc: bool,
     pub created_at: DateTime<Utc>,
     /// What the caller is in it: `owner`, `admin` or `member`.
@@ -89,7 +89,7 @@ pub struct AnyTeam {
     pub id: String,
     pub name: String,
     pub slug: String,
-    /// Hosts of a team's own: not in this version.
+    /// It has hosts of its own, and its new sandboxes go there alone.
     pub is_byoc: bool,
     pub created_at: DateTime<Utc>,
     pub deleted_at: Option<DateTime<Utc>>,
@@ -99,6 +99,16 @@ pub struct AnyTeam {
     pub owner_email: Option<String>,
     /// Sandboxes that have neither ended nor are paused.
     pub active_sandbox_count: i64,
+    /// Of its own; a deletion takes them away with what is on them.
+    #[serde(default)]
+    pub host_count: i64,
+}
+
+/// `PUT /v1/admin/teams/{id}/byoc`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SetByoc {
+    /// `true`: there is no way back.
+    pub enabled: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -63,7 +63,7 @@ enum Command {
     /// The control plane as a service of this machine.
     #[command(subcommand)]
     ControlPlane(control_plane::Command),
-    /// Hosts of the platform (administrators).
+    /// Hosts of the platform (administrators), and of a team's own.
     #[command(subcommand)]
     Host(host::Command),
     /// Log in, for the commands of a person: keys, teams.

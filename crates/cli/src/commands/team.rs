@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use api::v1::teams::{AddMember, ChangeRole, Invitation, Invite, Member, Team, TeamName};
+use api::v1::teams::{AddMember, ChangeRole, Invitation, Invite, Member, SetByoc, Team, TeamName};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -19,7 +19,7 @@ pub enum Command {
     Create { name: String },
     /// Give a team another name.
     Rename { team: String, name: String },
-    /// Delete a team that has no sandboxes and no snapshots.
+    /// Delete a team that has no sandboxes, no snapshots and no hosts.
     Delete { team: String },
     /// List who is in a team.
     Members { team: String },
@@ -43,6 +43,13 @@ pub enum Command {
     Role { team: String, user: String, role: String },
     /// Put somebody out of a team, with the keys that they made.
     Remove { team: String, user: String },
+    /// Let a team have hosts of its own, on which alone its new sandboxes are then (administrators). There is no way back.
+    Byoc {
+        team: String,
+        /// It is meant: the team has no room for new sandboxes until it has hosts.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Go out of a team.
     Leave { team: String },
 }
@@ -54,9 +61,11 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::List => {
             let teams: Vec<Team> = client.get(client.url(&["v1", "teams"])).await?;
             show(format, &teams, |teams| {
-                let row =
-                    |team: &Team| vec![team.id.clone(), team.name.clone(), team.role.clone(), age(team.created_at)];
-                table(&["ID", "NAME", "ROLE", "AGE"], teams.iter().map(row).collect())
+                let hosts = |team: &Team| if team.is_byoc { "its own" } else { "the platform's" }.to_owned();
+                let row = |team: &Team| {
+                    vec![team.id.clone(), team.name.clone(), team.role.clone(), hosts(team), age(team.created_at)]
+                };
+                table(&["ID", "NAME", "ROLE", "HOSTS", "AGE"], teams.iter().map(row).collect())
             })?;
         }
         Command::Create { name } => {
@@ -115,6 +124,17 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::Remove { team, user } => {
             client.delete::<Value>(of(&team, &["members", &user])).await?;
             done(format, &user, "removed")?;
+        }
+        Command::Byoc { yes: false, .. } => {
+            return Err(Failure::usage(
+                "there is no way back, and the team has no room for new sandboxes until it has hosts: repeat it with --yes",
+            ));
+        }
+        Command::Byoc { team, yes: true } => {
+            client
+                .put_for_nothing(client.url(&["v1", "admin", "teams", &team, "byoc"]), &SetByoc { enabled: true })
+                .await?;
+            done(format, &team, "byoc")?;
         }
         Command::Leave { team } => {
             client.post_only(of(&team, &["leave"])).await?;

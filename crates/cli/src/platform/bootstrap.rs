@@ -109,6 +109,7 @@ pub async fn host(dir: &Path, administrator: &Client) -> Result<HostIdentity, Fa
         _ => {
             let wanted = CreateHost {
                 kind: "regular".to_owned(),
+                team_id: None,
                 provider: Some("wrenn up".to_owned()),
                 availability_zone: None,
                 tags: None,

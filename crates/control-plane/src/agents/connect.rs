@@ -15,7 +15,7 @@ use http::Uri;
 use http::uri::Authority;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::rt::TokioIo;
-use model::ids::HostId;
+use model::ids::{HostId, TeamId};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tower::Service;
@@ -29,30 +29,58 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A host and where it is said to be. Connections are pooled by URI, so both are in it: `https://<id>.<address in hex>:<port>`.
+/// Certificates of versions before had no name of a host; their agents take new ones as soon as they are this version. Teams had no hosts
+/// then, and say themselves where theirs are: at the address of another host, for example.
+const MAY_BE_NAMELESS: &str = "platform";
+const IS_NAMED: &str = "team";
+
+/// A host and where it is said to be. Connections are pooled by URI, so all is in it: `https://<id>.<address in hex>.<whose>:<port>`.
 struct Target {
     /// What its certificate bears.
     name: String,
+    may_be_nameless: bool,
     /// An IP address, without brackets, or a name.
     address: String,
     port: u16,
 }
 
 /// None when the address is none.
-pub(super) fn uri(host: HostId, address: &str) -> Option<Uri> {
+pub(super) fn uri(host: HostId, address: &str, owner: Option<TeamId>) -> Option<Uri> {
     let address: Authority = address.parse().ok()?;
     let of = address.host().trim_matches(['[', ']']);
-    format!("https://{host}.{}:{}", hex::encode(of), address.port_u16()?).parse().ok()
+    let whose = if owner.is_some() { IS_NAMED } else { MAY_BE_NAMELESS };
+    format!("https://{host}.{}.{whose}:{}", hex::encode(of), address.port_u16()?).parse().ok()
+}
+
+/// Whether a name is, or could come to be taken for, one by which hosts are known: then it is no address.
+pub fn is_reserved(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    format!(".{name}").ends_with(&format!(".{HOST_NAME_SUFFIX}")) || HOST_NAME_SUFFIX.ends_with(&format!(".{name}"))
 }
 
 impl Target {
     fn parse(uri: &Uri) -> io::Result<Self> {
-        let parts = uri.host().and_then(|host| host.split_once('.')).zip(uri.port_u16());
-        let address = parts.and_then(|((_, address), _)| String::from_utf8(hex::decode(address).ok()?).ok());
-        match (parts, address) {
-            (Some(((id, _), port)), Some(address)) => Ok(Self { name: host_name(id), address, port }),
-            _ => Err(io::Error::other("the URI names no host")),
-        }
+        let parts: Vec<&str> = uri.host().unwrap_or_default().split('.').collect();
+        let (Some(port), &[id, address, whose]) = (uri.port_u16(), parts.as_slice()) else {
+            return Err(io::Error::other("the URI names no host"));
+        };
+        let address = hex::decode(address).ok().and_then(|address| String::from_utf8(address).ok());
+        let address = address.ok_or_else(|| io::Error::other("the URI names no address"))?;
+        Ok(Self { name: host_name(id), may_be_nameless: whose == MAY_BE_NAMELESS, address, port })
+    }
+
+    fn is(&self, shown: &CertificateDer<'_>) -> bool {
+        let Ok((_, certificate)) = x509_parser::parse_x509_certificate(shown) else { return false };
+        let Ok(extension) = certificate.subject_alternative_name() else { return false };
+        let names: Vec<&str> = extension
+            .iter()
+            .flat_map(|names| &names.value.general_names)
+            .filter_map(|name| match name {
+                GeneralName::DNSName(name) if name.ends_with(HOST_NAME_SUFFIX) => Some(*name),
+                _ => None,
+            })
+            .collect();
+        if names.is_empty() { self.may_be_nameless } else { names == [self.name.as_str()] }
     }
 }
 
@@ -144,7 +172,7 @@ impl Service<Uri> for Connector {
                 return Err(io::Error::other("the connection is not encrypted").into());
             };
             let (_, session) = encrypted.inner().get_ref();
-            if session.peer_certificates().and_then(<[_]>::first).is_some_and(|shown| is_of(shown, &target.name)) {
+            if session.peer_certificates().and_then(<[_]>::first).is_some_and(|shown| target.is(shown)) {
                 Ok(stream)
             } else {
                 warn!("another host answers at {}:{} than {}", target.address, target.port, target.name);
@@ -154,20 +182,11 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// Certificates of versions before had no name of a host; their agents take new ones as soon as they are this version.
-fn is_of(certificate: &CertificateDer<'_>, wanted: &str) -> bool {
-    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else { return false };
-    let Ok(extension) = certificate.subject_alternative_name() else { return false };
-    let names = extension.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-        GeneralName::DNSName(name) if name.ends_with(HOST_NAME_SUFFIX) => Some(*name),
-        _ => None,
-    });
-    names.into_iter().all(|name| name == wanted)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TEAM: Option<TeamId> = Some(TeamId(uuid::Uuid::from_u128(9)));
 
     #[test]
     fn a_host_and_its_address_are_in_the_uri() {
@@ -175,11 +194,12 @@ mod tests {
         for (address, of) in
             [("10.0.0.5:50051", "10.0.0.5"), ("[fd00::1]:50051", "fd00::1"), ("a-b.example:50051", "a-b.example")]
         {
-            let target = Target::parse(&uri(host, address).unwrap()).unwrap();
+            let target = Target::parse(&uri(host, address, None).unwrap()).unwrap();
             assert_eq!((target.name, target.address.as_str(), target.port), (host_name(host), of, 50051));
+            assert_ne!(uri(host, address, None), uri(host, address, TEAM));
         }
         for none in ["", "10.0.0.5", "a b:1", "10.0.0.5:70000"] {
-            assert_eq!(uri(host, none), None, "{none}");
+            assert_eq!(uri(host, none, None), None, "{none}");
         }
         assert!(Target::parse(&Uri::from_static("https://10.0.0.5:50051")).is_err());
     }
@@ -190,11 +210,22 @@ mod tests {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             rcgen::generate_simple_self_signed(names).unwrap().cert.der().clone()
         };
-        let (one, two) = (host_name("one"), host_name("two"));
-        assert!(is_of(&made(&["10.0.0.5", &one]), &one));
-        assert!(!is_of(&made(&["10.0.0.5", &two]), &one));
-        assert!(!is_of(&made(&["10.0.0.5", &one, &two]), &one));
-        assert!(is_of(&made(&["10.0.0.5", "agent.example"]), &one), "as versions before made them");
-        assert!(!is_of(&CertificateDer::from(vec![1, 2, 3]), &one));
+        let id = HostId(uuid::Uuid::from_u128(7));
+        let (one, two) = (host_name(id), host_name("two"));
+        for owner in [None, TEAM] {
+            let target = Target::parse(&uri(id, "10.0.0.5:50051", owner).unwrap()).unwrap();
+            assert!(target.is(&made(&["10.0.0.5", &one])));
+            assert!(!target.is(&made(&["10.0.0.5", &two])));
+            assert!(!target.is(&made(&["10.0.0.5", &one, &two])));
+            let of_before = made(&["10.0.0.5", "agent.example"]);
+            assert_eq!(target.is(&of_before), owner.is_none(), "as versions before made them");
+            assert!(!target.is(&CertificateDer::from(vec![1, 2, 3])));
+        }
+        for name in [&one, "X.HOSTS.wrenn.internal.", HOST_NAME_SUFFIX, "wrenn.internal", "internal"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        assert!(
+            !is_reserved("hosts.wrenn.example") && !is_reserved("10.0.0.5") && !is_reserved("myhosts.wrenn.internal")
+        );
     }
 }

@@ -12,7 +12,8 @@ use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ServiceTransport
 use connectrpc::{ConnectError, ErrorCode};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use model::ids::HostId;
+use model::ids::{HostId, TeamId};
+use store::sandboxes::Placed;
 
 use self::connect::Connector;
 use crate::measures;
@@ -104,12 +105,16 @@ impl Agents {
         &self.networks
     }
 
-    /// The agent of this host, at `address:port`. Making one costs nothing; connections are shared.
-    pub fn at(&self, host: HostId, address: &str) -> Result<Agent, AgentError> {
-        let uri = connect::uri(host, address).ok_or(AgentError::Unreachable)?;
+    /// The agent of this host, which is the platform's or `owner`'s, at `address:port`. Making one costs nothing; connections are shared.
+    pub fn at(&self, host: HostId, address: &str, owner: Option<TeamId>) -> Result<Agent, AgentError> {
+        let uri = connect::uri(host, address, owner).ok_or(AgentError::Unreachable)?;
         let http = self.http.read().unwrap_or_else(PoisonError::into_inner).clone();
         let config = ClientConfig::new(uri).with_default_max_message_size(host::MESSAGE_BYTES_MAX);
         Ok(HostAgentServiceClient::new(ServiceTransport::new(http), config))
+    }
+
+    pub fn of(&self, placed: &Placed) -> Result<Agent, AgentError> {
+        self.at(placed.host, &placed.address, placed.owner)
     }
 }
 

@@ -10,6 +10,7 @@ use model::access::{Role, Scope};
 use model::ids::{ApiKeyId, HostId, SessionId, TeamId, UserId};
 use store::api_keys::KeyBy;
 use store::audit::{Actor, ActorKind};
+use store::hosts::Sees;
 use store::sessions::{SessionBy, Standing};
 
 use super::credentials::{self, Credential};
@@ -29,11 +30,16 @@ pub enum Policy {
     Member(Role),
     /// An administrator of the platform.
     Administrator,
+    /// The host that the path names, or the list of them: an administrator of the platform, or a person who has at least this role in the team
+    /// whose host it is. To others there is no such host.
+    Hosts(Role),
+    /// A host that is to be: an administrator of the platform, or a person who has at least this role in the team that the body names.
+    NewHost(Role),
     /// The host's own token.
     Host,
 }
 
-use Policy::{Administrator, Host, Member, Open, Person, Team};
+use Policy::{Administrator, Host, Hosts, Member, NewHost, Open, Person, Team};
 use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
 use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
@@ -41,7 +47,7 @@ use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead,
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 95] = [
+pub const TABLE: [(&str, &str, Policy); 96] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -87,6 +93,7 @@ pub const TABLE: [(&str, &str, Policy); 95] = [
     ("GET", "/v1/admin/fleet", Administrator),
     ("GET", "/v1/admin/teams", Administrator),
     ("DELETE", "/v1/admin/teams/{id}", Administrator),
+    ("PUT", "/v1/admin/teams/{id}/byoc", Administrator),
     ("GET", "/v1/admin/users", Administrator),
     ("POST", "/v1/admin/users", Administrator),
     ("PUT", "/v1/admin/users/{id}/active", Administrator),
@@ -95,19 +102,19 @@ pub const TABLE: [(&str, &str, Policy); 95] = [
     ("POST", "/v1/api-keys", Team(ApiKeys)),
     ("GET", "/v1/api-keys", Team(ApiKeys)),
     ("DELETE", "/v1/api-keys/{id}", Team(ApiKeys)),
-    ("POST", "/v1/hosts", Administrator),
-    ("GET", "/v1/hosts", Administrator),
-    ("GET", "/v1/hosts/{id}", Administrator),
-    ("DELETE", "/v1/hosts/{id}", Administrator),
-    ("POST", "/v1/hosts/{id}/token", Administrator),
-    ("GET", "/v1/hosts/{id}/inspect", Administrator),
-    ("GET", "/v1/hosts/{id}/delete-preview", Administrator),
-    ("POST", "/v1/hosts/{id}/drain", Administrator),
-    ("POST", "/v1/hosts/{id}/undrain", Administrator),
-    ("POST", "/v1/hosts/{id}/unfence", Administrator),
-    ("GET", "/v1/hosts/{id}/tags", Administrator),
-    ("POST", "/v1/hosts/{id}/tags", Administrator),
-    ("DELETE", "/v1/hosts/{id}/tags/{tag}", Administrator),
+    ("POST", "/v1/hosts", NewHost(AsAdmin)),
+    ("GET", "/v1/hosts", Hosts(AsMember)),
+    ("GET", "/v1/hosts/{id}", Hosts(AsMember)),
+    ("DELETE", "/v1/hosts/{id}", Hosts(AsAdmin)),
+    ("POST", "/v1/hosts/{id}/token", Hosts(AsAdmin)),
+    ("GET", "/v1/hosts/{id}/inspect", Hosts(AsAdmin)),
+    ("GET", "/v1/hosts/{id}/delete-preview", Hosts(AsAdmin)),
+    ("POST", "/v1/hosts/{id}/drain", Hosts(AsAdmin)),
+    ("POST", "/v1/hosts/{id}/undrain", Hosts(AsAdmin)),
+    ("POST", "/v1/hosts/{id}/unfence", Hosts(AsAdmin)),
+    ("GET", "/v1/hosts/{id}/tags", Hosts(AsMember)),
+    ("POST", "/v1/hosts/{id}/tags", Hosts(AsAdmin)),
+    ("DELETE", "/v1/hosts/{id}/tags/{tag}", Hosts(AsAdmin)),
     ("GET", "/v1/hosts/silence", Administrator),
     ("POST", "/v1/hosts/register", Open),
     ("POST", "/v1/hosts/{id}/renew", Host),
@@ -226,6 +233,22 @@ impl MemberCaller {
 #[derive(Debug, Clone)]
 pub struct Admin(pub Caller);
 
+/// A person, and the hosts about which they may ask: of a route that names one, that one's team; else those that they see.
+#[derive(Debug, Clone)]
+pub struct HostsCaller {
+    pub person: PersonCaller,
+    pub sees: Sees,
+    /// The team of the host that the path names; none: the platform's.
+    pub owner: Option<TeamId>,
+}
+
+impl HostsCaller {
+    /// What is done with a team's host is that team's to know.
+    pub fn actor(&self) -> Actor {
+        self.person.actor_in(self.owner)
+    }
+}
+
 /// The caller is this host.
 #[derive(Debug, Clone, Copy)]
 pub struct HostCaller(pub HostId);
@@ -285,11 +308,21 @@ pub async fn check(
             let team = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id).unwrap_or_default();
             let team: TeamId = team.parse().map_err(|error| ApiError::invalid("id", format!("is {error}")))?;
             let role = app.store.role_in(team, person.user).await?.ok_or_else(|| ApiError::not_found("team"))?;
-            if role < least {
-                return Err(ApiError::forbidden("the role in this team does not allow that"));
-            }
+            at_least(least, role)?;
             let grant = Grant::session(policy, person.session, Some(team));
             extensions.insert(MemberCaller { person, team, role });
+            grant
+        }
+        NewHost(_) => {
+            let person = in_time(asked.person()).await?;
+            let grant = Grant::session(policy, person.session, None);
+            extensions.insert(person);
+            grant
+        }
+        Hosts(least) => {
+            let named = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id.to_owned());
+            let (caller, grant) = in_time(asked.hosts(least, named)).await?;
+            extensions.insert(caller);
             grant
         }
         Administrator => {
@@ -304,6 +337,10 @@ pub async fn check(
         response = next.run(request) => Ok(rights::bounded(response, &app, &grant)),
         () = rights::lost(&app, &grant) => Err(ApiError::unauthorized()),
     }
+}
+
+pub fn at_least(least: Role, role: Role) -> Result<(), ApiError> {
+    if role < least { Err(ApiError::forbidden("the role in this team does not allow that")) } else { Ok(()) }
 }
 
 /// A request, as far as it says who sends it.
@@ -351,6 +388,34 @@ impl Asked<'_> {
         Ok((Admin(caller), grant))
     }
 
+    async fn hosts(&self, least: Role, named: Option<String>) -> Result<(HostsCaller, Grant), ApiError> {
+        let person = self.person().await?;
+        let (sees, owner, team) = match named {
+            None if person.is_admin => (Sees::All, None, None),
+            None => {
+                let (team, role) = person.team.ok_or_else(ApiError::no_team)?;
+                at_least(least, role)?;
+                (Sees::Of(team), None, Some(team))
+            }
+            Some(id) => {
+                let id: HostId = id.parse().map_err(|error| ApiError::invalid("id", format!("is {error}")))?;
+                let no_host = || ApiError::not_found("host");
+                let owner = self.app.store.team_of_host(id).await?;
+                if person.is_admin {
+                    (Sees::All, owner.ok_or_else(no_host)?, None)
+                } else {
+                    // A host of the platform, another team's, and none at all are the same.
+                    let team = owner.flatten().ok_or_else(no_host)?;
+                    let role = self.app.store.role_in(team, person.user).await?.ok_or_else(no_host)?;
+                    at_least(least, role)?;
+                    (Sees::Of(team), Some(team), Some(team))
+                }
+            }
+        };
+        let grant = Grant::session(Hosts(least), person.session, team);
+        Ok((HostsCaller { person, sees, owner }, grant))
+    }
+
     /// The credential says which session; what its person is now is in the database.
     async fn person(&self) -> Result<PersonCaller, ApiError> {
         let (standing, csrf_token) = match credentials::credential(self.headers)? {
@@ -393,7 +458,7 @@ macro_rules! from_check {
     )+};
 }
 
-from_check!(Caller, PersonCaller, MemberCaller, Admin, HostCaller, RequestId, Grant);
+from_check!(Caller, PersonCaller, MemberCaller, HostsCaller, Admin, HostCaller, RequestId, Grant);
 
 #[cfg(test)]
 mod tests {

@@ -207,7 +207,12 @@ impl ApiError {
     }
 
     pub fn team_not_empty() -> Self {
-        Self::new("team_not_empty", "the team has sandboxes or snapshots; kill and delete them first")
+        Self::new("team_not_empty", "the team has sandboxes, snapshots or hosts; kill, delete and remove them first")
+    }
+
+    /// A team that has not been let have hosts of its own.
+    pub fn not_byoc() -> Self {
+        Self::forbidden("the team may have no hosts of its own yet; an administrator of the platform turns that on")
     }
 
     pub fn already_a_member() -> Self {

@@ -2,6 +2,7 @@
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
+use model::ids::UserId;
 use serde::Serialize;
 use store::idempotency::Key;
 
@@ -35,11 +36,19 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
 impl IdempotencyKey {
     /// The key in the scope of the caller and the route.
     pub fn scoped(&self, caller: &Caller, route: &str, args: &impl Serialize) -> Option<Key> {
+        match caller.who {
+            Who::User(id) => self.of_person(id, route, args),
+            Who::Key(_) => self.of(&caller.team.to_string(), route, args),
+        }
+    }
+
+    /// The key in the scope of a person and the route.
+    pub fn of_person(&self, person: UserId, route: &str, args: &impl Serialize) -> Option<Key> {
+        self.of(&person.to_string(), route, args)
+    }
+
+    fn of(&self, who: &str, route: &str, args: &impl Serialize) -> Option<Key> {
         let key = self.0.clone()?;
-        let who = match caller.who {
-            Who::User(id) => id.to_string(),
-            Who::Key(_) => caller.team.to_string(),
-        };
         let args = serde_json::to_vec(args).expect("arguments came from JSON");
         Some(Key { scope: format!("{who} {route}"), key, args_hash: sha256(&args) })
     }

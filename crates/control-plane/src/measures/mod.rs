@@ -201,6 +201,7 @@ fn tell(numbers: Option<&Numbers>) {
     };
     for state in HOST_STATES {
         gauge!("wrenn_hosts", "state" => *state).set(of(|numbers| &numbers.hosts, state));
+        gauge!("wrenn_team_hosts", "state" => *state).set(of(|numbers| &numbers.team_hosts, state));
     }
     for state in SANDBOX_STATES {
         gauge!("wrenn_sandboxes", "state" => *state).set(of(|numbers| &numbers.sandboxes, state));

@@ -65,7 +65,7 @@ pub const TABLE: &[Metric] = &[
     ),
     counter(
         "wrenn_placement_failures_total",
-        &[of("short", &["hosts", "tags", "cpu", "memory", "disk", "refused"])],
+        &[of("short", &["hosts", "team_hosts", "tags", "cpu", "memory", "disk", "refused"])],
         "Sandboxes that no host took, by each thing that was short; `refused`: hosts that should have had room said no or were not reached",
     ),
     // operations
@@ -135,7 +135,12 @@ pub const TABLE: &[Metric] = &[
     gauge(
         "wrenn_hosts",
         &[of("state", HOST_STATES)],
-        "Hosts; `silent`: heard of no more for 90 s; `fenced`: two machines speak as it",
+        "Hosts of the platform; `silent`: heard of no more for 90 s; `fenced`: two machines speak as it",
+    ),
+    gauge(
+        "wrenn_team_hosts",
+        &[of("state", HOST_STATES)],
+        "Hosts of teams' own, which come and go as their teams like",
     ),
     gauge(
         "wrenn_sandboxes",
@@ -147,7 +152,7 @@ pub const TABLE: &[Metric] = &[
         gauge(
             "wrenn_unclaimed_sandboxes",
             &[],
-            "Sandboxes that hosts have and the database does not know; they are left alone",
+            "Sandboxes that hosts of the platform have and the database does not know; they are left alone",
         ),
         "I6 I10",
     ),

@@ -3,21 +3,30 @@
 //! A report that was composed before a create ended does not have it either, so the report alone says nothing: the host is asked about
 //! this one sandbox, now. A host that does not answer says nothing at all. While most hosts are silent nobody is asked.
 
+use std::time::Duration;
+
 use api::host::GetSandboxRequest;
+use connectrpc::client::CallOptions;
 use model::sandbox::Observed;
 use store::StoreError;
 use store::sandboxes::Sandbox;
 use tracing::warn;
 
-use crate::agents::{AgentError, ask};
+use crate::agents::AgentError;
 use crate::app::App;
+
+/// An agent knows it from memory; one that takes longer is asked again.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(10);
 
 pub async fn run(app: App) -> Result<(), StoreError> {
     if app.store.is_braked().await? {
         return Ok(());
     }
-    for sandbox in app.store.absent_sandboxes().await? {
-        match look(&app, &sandbox).await {
+    let absent = app.store.absent_sandboxes().await?;
+    // Side by side: a host that hangs keeps nobody from being asked about the others.
+    let answers = futures::future::join_all(absent.iter().map(|sandbox| look(&app, sandbox))).await;
+    for (sandbox, answer) in absent.iter().zip(answers) {
+        match answer {
             Some(Observed::Running | Observed::Paused) => app.store.sandbox_is_present(&sandbox.id).await?,
             None => {}
             Some(_) => {
@@ -33,8 +42,11 @@ pub async fn run(app: App) -> Result<(), StoreError> {
 async fn look(app: &App, sandbox: &Sandbox) -> Option<Observed> {
     let placed = sandbox.host.as_ref()?;
     let request = GetSandboxRequest { sandbox_id: sandbox.id.to_string(), ..Default::default() };
-    let answer = match app.agents.at(placed.host, &placed.address) {
-        Ok(agent) => agent.get_sandbox_with_options(request, ask()).await.map_err(AgentError::from),
+    let answer = match app.agents.of(placed) {
+        Ok(agent) => {
+            let options = CallOptions::default().with_timeout(LOOK_TIME_MAX);
+            agent.get_sandbox_with_options(request, options).await.map_err(AgentError::from)
+        }
         Err(error) => Err(error),
     };
     match answer {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use model::ids::{OperationId, SnapshotId};
+use model::ids::{OperationId, SnapshotId, TeamId};
 use store::operations::{LEASE, Operation};
 use store::{StoreError, Update};
 use tokio::sync::{Notify, Semaphore};
@@ -21,6 +21,8 @@ use crate::app::App;
 
 /// Operations at once on one replica; each waits for a host most of the time.
 const AT_ONCE: usize = 256;
+/// Of them, for hosts of one team: who keeps us waiting there keeps nobody else waiting.
+const OF_TEAM_MAX: usize = AT_ONCE / 4;
 /// Looked for at least this often; wakes come sooner.
 const CLAIM_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_MAX: i64 = 32;
@@ -39,6 +41,24 @@ pub struct Driver {
     wake: Notify,
     /// Whose turn it is to ask for a snapshot.
     turns: Mutex<HashMap<SnapshotId, Weak<Turn>>>,
+    /// Operations that are for hosts of each team.
+    seats: Arc<Mutex<HashMap<TeamId, usize>>>,
+}
+
+/// Room for an operation among those for hosts of its team; of the platform's hosts there is always some.
+pub struct Seat(Option<(Arc<Mutex<HashMap<TeamId, usize>>>, TeamId)>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let Some((seats, team)) = &self.0 else { return };
+        let mut seats = seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = seats.get(team).map_or(0, |taken| taken - 1);
+        if left == 0 {
+            seats.remove(team);
+        } else {
+            seats.insert(*team, left);
+        }
+    }
 }
 
 impl Driver {
@@ -48,7 +68,20 @@ impl Driver {
             room: Arc::new(Semaphore::new(AT_ONCE)),
             wake: Notify::new(),
             turns: Mutex::default(),
+            seats: Arc::default(),
         })
+    }
+
+    /// None: the hosts of that team have as many operations as they may have here.
+    pub fn seat(&self, owner: Option<TeamId>) -> Option<Seat> {
+        let Some(team) = owner else { return Some(Seat(None)) };
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = seats.entry(team).or_default();
+        if *taken >= OF_TEAM_MAX {
+            return None;
+        }
+        *taken += 1;
+        Some(Seat(Some((self.seats.clone(), team))))
     }
 
     /// There is something to claim.
@@ -187,4 +220,21 @@ pub async fn put_down_forgotten(app: App) -> Result<(), StoreError> {
         warn!(count, "{count} operations of this replica were not worked on, and are taken up again");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_teams_hosts_take_a_part_of_the_room_and_give_it_back() {
+        let driver = Driver::new();
+        let team = |number: u128| Some(TeamId(uuid::Uuid::from_u128(number)));
+        let seats: Vec<Seat> = (0..OF_TEAM_MAX).map(|_| driver.seat(team(1)).unwrap()).collect();
+        assert!(driver.seat(team(1)).is_none());
+        assert!(driver.seat(team(2)).is_some() && driver.seat(None).is_some());
+        drop(seats);
+        assert!(driver.seat(team(1)).is_some());
+        assert!(driver.seats.lock().unwrap().is_empty());
+    }
 }

@@ -30,6 +30,8 @@ const REACH_TIME_MAX: Duration = Duration::from_millis(2500);
 const REACH_AGAIN: Duration = Duration::from_millis(150);
 const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
 const PUT_OFF_MAX: Duration = Duration::from_secs(30);
+/// Why an operation waits that nothing else keeps.
+pub(super) const FULL: &str = "the team's hosts have as much to do as they may have";
 
 pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Result<(), StoreError> {
     point("cp.operation.leased").await;
@@ -40,6 +42,11 @@ pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Re
     let Some(sandbox) = sandbox.filter(|sandbox| is_wanted(sandbox, operation)) else {
         return app.store.finish_operation(operation, &[]).await;
     };
+    let is_over = operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline);
+    let seat = app.driver.seat(sandbox.host.as_ref().and_then(|placed| placed.owner));
+    if seat.is_none() && !is_over {
+        return app.store.put_off(operation, pause(operation.attempts), FULL).await;
+    }
     match operation.kind {
         Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
         Kind::Pause => turn_sandbox(app, operation, &sandbox, &PAUSE).await,
@@ -333,7 +340,7 @@ async fn ensure_running(
         .into(),
         ..Default::default()
     };
-    let agent = app.agents.at(placed.host, &placed.address)?;
+    let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_running_with_options(request, options).await?.into_owned();
     answer.state.into_option().ok_or_else(missing_state)
@@ -351,7 +358,7 @@ async fn ensure_paused(
         disk_only: sandbox.kept == Kept::Disk,
         ..Default::default()
     };
-    let agent = app.agents.at(placed.host, &placed.address)?;
+    let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_paused_with_options(request, options).await?.into_owned();
     answer.state.into_option().ok_or_else(missing_state)
@@ -364,7 +371,7 @@ async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Res
         fence: fence(operation, placed).into(),
         ..Default::default()
     };
-    let agent = app.agents.at(placed.host, &placed.address)?;
+    let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = match agent.ensure_killed_with_options(request, options).await.map_err(AgentError::from) {
         Ok(answer) => answer.into_owned(),

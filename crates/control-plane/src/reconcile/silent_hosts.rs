@@ -1,4 +1,5 @@
-//! Counts the hosts that are silent, and puts the brake on when most of them fell silent together (`store::silence`).
+//! Counts the hosts that are silent, and puts the brake on when most of them fell silent together (`store::silence`). Tells teams when hosts
+//! of theirs have gone, and when they are back.
 //!
 //! A replica that has just started, or that stood still itself, has heard nobody: what it concludes from that is nothing, until the hosts
 //! have had time for two heartbeats.
@@ -49,6 +50,13 @@ pub async fn run(app: App) -> Result<(), StoreError> {
             info!(silent = silence.silent, hosts = silence.hosts, "most hosts are heard of again");
         }
         Weighed::Same(_) => {}
+    }
+    let marked = app.store.mark_team_hosts(listened).await?;
+    for host in marked.gone {
+        info!(host.id = %host, "host {host} of a team is heard of no more");
+    }
+    for host in marked.back {
+        info!(host.id = %host, "host {host} of a team is heard of again");
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use store::{StoreError, Update};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::run::{ENSURE_TIME_MAX, pause, point, timings};
+use super::run::{ENSURE_TIME_MAX, FULL, pause, point, timings};
 use crate::agents::AgentError;
 use crate::app::App;
 
@@ -31,6 +31,10 @@ pub(super) enum Taken {
 /// The operation that makes one with a name.
 pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreError> {
     let Some(id) = operation.snapshot else { return app.store.finish_operation(operation, &[]).await };
+    let owner = app.store.snapshot(id).await?.and_then(|snapshot| snapshot.host.owner);
+    let Some(_seat) = app.driver.seat(owner) else {
+        return app.store.put_off(operation, pause(operation.attempts), FULL).await;
+    };
     point("cp.snapshot.begun").await;
     match ensure(app, id).await? {
         Taken::Ready(steps) => {
@@ -103,7 +107,7 @@ async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<(i64, Vec<(String
         snapshot_id: snapshot.id.to_string(),
         ..Default::default()
     };
-    let agent = app.agents.at(snapshot.host.host, &snapshot.host.address)?;
+    let agent = app.agents.of(&snapshot.host)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_snapshot_with_options(request, options).await?.into_owned();
     let steps = answer.state.as_option().map(timings).unwrap_or_default();
@@ -124,7 +128,7 @@ pub async fn remove_unwanted(app: App) -> Result<(), StoreError> {
 async fn remove(app: &App, snapshot: &Snapshot) -> Result<(), StoreError> {
     let request = RemoveSnapshotRequest { snapshot_id: snapshot.id.to_string(), ..Default::default() };
     let options = CallOptions::default().with_timeout(REMOVE_TIME_MAX);
-    let removed = match app.agents.at(snapshot.host.host, &snapshot.host.address) {
+    let removed = match app.agents.of(&snapshot.host) {
         Ok(agent) => agent.remove_snapshot_with_options(request, options).await.map(drop).map_err(AgentError::from),
         Err(error) => Err(error),
     };

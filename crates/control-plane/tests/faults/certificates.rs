@@ -115,7 +115,7 @@ async fn the_control_planes_certificate_changes_without_a_gap() {
     let (caller, id, calls) = (agents.clone(), host.id, 200);
     let calling = tokio::spawn(async move {
         for _ in 0..calls {
-            let agent = caller.at(id, &address).unwrap();
+            let agent = caller.at(id, &address, None).unwrap();
             agent.list_sandboxes(ListSandboxesRequest::default()).await.unwrap();
         }
     });
@@ -126,6 +126,6 @@ async fn the_control_planes_certificate_changes_without_a_gap() {
     calling.await.unwrap();
     // One that is no longer good opens nothing.
     agents.renew(&*authority.client_config(Utc::now() - TimeDelta::days(8)).unwrap());
-    let agent = agents.at(id, &host.inbound.address().to_string()).unwrap();
+    let agent = agents.at(id, &host.inbound.address().to_string(), None).unwrap();
     assert!(agent.list_sandboxes(ListSandboxesRequest::default()).await.is_err());
 }

@@ -16,7 +16,7 @@ use host_agent::rpc::{Service, serve};
 use host_agent::sandbox::Sandboxes;
 use model::ids::HostId;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::cut_proxy::{CutProxy, Target};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,11 @@ pub struct Host {
 
 impl Host {
     pub async fn join(cluster: &Cluster) -> Self {
+        Self::join_as(cluster, json!({"type": "regular"})).await
+    }
+
+    /// By what `POST /v1/hosts` is told.
+    pub async fn join_as(cluster: &Cluster, new: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         let tag = identity::load_or_make(dir.path(), "machine").unwrap();
@@ -75,7 +80,7 @@ impl Host {
             agent_version: "0".to_owned(),
             templates: vec!["minimal".to_owned()],
         };
-        let made = cluster.admin.call(Method::POST, "/v1/hosts", Some(json!({"type": "regular"}))).await.unwrap();
+        let made = cluster.admin.call(Method::POST, "/v1/hosts", Some(new)).await.unwrap();
         let files = Files::new(dir.path());
         let registration = Registration {
             files: &files,

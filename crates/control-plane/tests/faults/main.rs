@@ -4,6 +4,7 @@
 //! Each random test prints its seed; `WRENN_TEST_SEED` plays it again. `docs/how-to/faults.md` says what is covered.
 
 mod answers;
+mod byoc;
 mod certificates;
 mod client;
 mod cluster;

@@ -7,7 +7,7 @@
 
 mod rank;
 
-use model::ids::HostId;
+use model::ids::{HostId, TeamId};
 use model::shape::Shape;
 use sqlx::Connection as _;
 use uuid::Uuid;
@@ -34,6 +34,8 @@ pub struct Asked {
 }
 
 pub(crate) struct Wanted<'a> {
+    /// Of whose own hosts one is chosen, if it is to have its own, and else of the platform's. No other team's host takes it.
+    pub team: TeamId,
     pub template: &'a str,
     pub shape: Shape,
     /// So many of them, on one host.
@@ -132,13 +134,15 @@ pub(crate) async fn choose(
     for count_max in [SAMPLE, HOSTS_MAX] {
         let rows = standings!(
             "(select * from hosts where state = 'active' and last_heartbeat_at > now() - make_interval(secs => $6) and $2 = any(templates)
-                and id <> all($7) and tags @> $8 order by random() limit $9) h",
+                and id <> all($7) and tags @> $8
+                and team_id is not distinct from (select id from teams where id = $10 and is_byoc) order by random() limit $9) h",
             wanted,
             rules,
             HOST_SILENCE_MAX.as_secs_f64(),
             wanted.refused,
             &wanted.asked.tags,
-            count_max
+            count_max,
+            wanted.team.0
         )
         .fetch_all(&mut **tx)
         .await?;
@@ -184,9 +188,15 @@ pub(crate) async fn reserve_on(
     if let Some(epoch) = reserved(tx, host, rules, wanted, Whose::New, Lock::Wait).await? {
         return Ok(Ok(epoch));
     }
-    let rows = standings!("(select * from hosts where id = $6 and state = 'active') h", wanted, rules, host.0)
-        .fetch_all(&mut **tx)
-        .await?;
+    let rows = standings!(
+        "(select * from hosts where id = $6 and state = 'active' and (team_id is null or team_id = $7)) h",
+        wanted,
+        rules,
+        host.0,
+        wanted.team.0
+    )
+    .fetch_all(&mut **tx)
+    .await?;
     let standings: Vec<Standing> = rows.iter().map(Standing::from).collect();
     let short = match standings.is_empty() {
         true => Shortage(vec![Dimension::Hosts]),
@@ -217,18 +227,21 @@ async fn reserved(
     let locked = match lock {
         Lock::Wait => {
             sqlx::query_scalar!(
-                "select id from hosts where id = $1 and state in ('active', $2) for no key update",
+                "select id from hosts where id = $1 and state in ('active', $2) and (team_id is null or team_id = $3) for no key update",
                 host.0,
-                also
+                also,
+                wanted.team.0
             )
             .fetch_optional(&mut *attempt)
             .await?
         }
         Lock::IfFree => {
             sqlx::query_scalar!(
-                "select id from hosts where id = $1 and state in ('active', $2) for no key update skip locked",
+                "select id from hosts where id = $1 and state in ('active', $2) and (team_id is null or team_id = $3)
+                 for no key update skip locked",
                 host.0,
-                also
+                also,
+                wanted.team.0
             )
             .fetch_optional(&mut *attempt)
             .await?
@@ -275,14 +288,21 @@ async fn shortage(
         let short = rank::shortage(standings, need, rules);
         return Ok(short.unwrap_or_else(|| Shortage(vec![Dimension::Memory])));
     }
-    let is_there = sqlx::query_scalar!(
-        r#"select exists (select 1 from hosts where state = 'active' and last_heartbeat_at > now() - make_interval(secs => $1)
-               and $2 = any(templates) and id <> all($3)) as "there!""#,
+    let there = sqlx::query!(
+        r#"with own as (select id from teams where id = $4 and is_byoc)
+           select exists (select 1 from own) as "own!",
+               exists (select 1 from hosts where state = 'active' and last_heartbeat_at > now() - make_interval(secs => $1)
+                   and $2 = any(templates) and id <> all($3) and team_id is not distinct from (select id from own)) as "any!""#,
         HOST_SILENCE_MAX.as_secs_f64(),
         wanted.template,
-        wanted.refused
+        wanted.refused,
+        wanted.team.0
     )
     .fetch_one(&mut **tx)
     .await?;
-    Ok(Shortage(vec![if is_there { Dimension::Tags } else { Dimension::Hosts }]))
+    Ok(Shortage(vec![match (there.any, there.own) {
+        (true, _) => Dimension::Tags,
+        (false, true) => Dimension::TeamHosts,
+        (false, false) => Dimension::Hosts,
+    }]))
 }

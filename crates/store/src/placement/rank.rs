@@ -95,6 +95,8 @@ pub(super) struct Standing {
 pub enum Dimension {
     /// None is there that could be asked at all.
     Hosts,
+    /// None of the team's own, which alone take its new sandboxes.
+    TeamHosts,
     /// None has the tags.
     Tags,
     Cpu,
@@ -106,6 +108,7 @@ impl Dimension {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hosts => "hosts",
+            Self::TeamHosts => "team_hosts",
             Self::Tags => "tags",
             Self::Cpu => "cpu",
             Self::Memory => "memory",
@@ -122,6 +125,9 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_slice() {
             [Dimension::Hosts] => f.write_str("no host that takes new sandboxes has the template and is online"),
+            [Dimension::TeamHosts] => f.write_str(
+                "the team has hosts of its own, and none of them that takes new sandboxes has the template and is online",
+            ),
             [Dimension::Tags] => f.write_str("no host has these tags"),
             short => {
                 let words: Vec<&str> = short.iter().map(|dimension| dimension.as_str()).collect();

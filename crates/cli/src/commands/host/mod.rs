@@ -1,4 +1,4 @@
-//! `wrenn host`: the machines that run sandboxes. For administrators.
+//! `wrenn host`: the machines that run sandboxes. For administrators, and for those who decide in a team that has hosts of its own.
 
 pub mod install;
 
@@ -16,6 +16,9 @@ use crate::output::{Format, age, facts, show, table};
 pub enum Command {
     /// Make a host record and a registration token for the machine that is to become it.
     Add {
+        /// A host of this team's own, which takes its sandboxes alone.
+        #[arg(long, value_name = "ID")]
+        team: Option<String>,
         /// Where the machine comes from, for people.
         #[arg(long)]
         provider: Option<String>,
@@ -65,12 +68,13 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         // Of this machine, and nobody is asked.
         return install::run(&arguments, options, format).await;
     }
-    let client = Client::of_administrator(options).await?;
+    let client = Client::of_person(options).await?;
     match command {
         Command::Install(_) => {}
-        Command::Add { provider, availability_zone, tags } => {
+        Command::Add { team, provider, availability_zone, tags } => {
             let tags = (!tags.is_empty()).then_some(tags);
-            let wanted = CreateHost { kind: "regular".to_owned(), provider, availability_zone, tags };
+            let kind = if team.is_some() { "byoc" } else { "regular" }.to_owned();
+            let wanted = CreateHost { kind, team_id: team, provider, availability_zone, tags };
             let made: HostWithToken = client.post(client.url(&["v1", "hosts"]), &wanted).await?;
             show(format, &made, |made| how_to_register(&client, made))?;
         }
@@ -83,7 +87,19 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
             let hosts: Vec<Host> = client.get(client.url(&["v1", "hosts"])).await?;
             show(format, &hosts, |hosts| {
                 table(
-                    &["ID", "STATUS", "ISOLATION", "ADDRESS", "CPUS", "MEMORY", "HELD", "TAGS", "HEARTBEAT"],
+                    &[
+                        "ID",
+                        "TYPE",
+                        "TEAM",
+                        "STATUS",
+                        "ISOLATION",
+                        "ADDRESS",
+                        "CPUS",
+                        "MEMORY",
+                        "HELD",
+                        "TAGS",
+                        "HEARTBEAT",
+                    ],
                     hosts.iter().map(row).collect(),
                 )
             })?;
@@ -170,6 +186,8 @@ fn row(host: &Host) -> Vec<String> {
     let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
     vec![
         host.id.clone(),
+        host.kind.clone(),
+        host.team_name.clone().unwrap_or_default(),
         host.status.clone(),
         host.isolation.clone().unwrap_or_default(),
         host.address.clone().unwrap_or_default(),

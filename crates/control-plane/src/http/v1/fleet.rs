@@ -1,9 +1,11 @@
-//! `GET /v1/admin/fleet`: the platform as a whole, for `wrenn doctor --fleet`.
+//! `GET /v1/admin/fleet`: the platform as a whole, for `wrenn doctor --fleet`. Of hosts the platform's own: those of teams are theirs to
+//! look after.
 
 use api::v1::errors::ErrorBody;
 use api::v1::fleet::{Counted, Fleet, FleetHost, OpenOperations, Schema, Waiting};
 use axum::extract::State;
 use chrono::Utc;
+use store::hosts::Sees;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,7 +23,7 @@ pub fn router() -> OpenApiRouter<App> {
     responses((status = 200, body = Fleet), (status = 403, body = ErrorBody)))]
 pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>, ApiError> {
     let store = &app.store;
-    let (numbers, silence, hosts) = (store.numbers().await?, store.silence().await?, store.hosts().await?);
+    let (numbers, silence, hosts) = (store.numbers().await?, store.silence().await?, store.hosts(Sees::All).await?);
     let schema = store.schema_version().await?;
     let pulse = store.pulse().await?;
     let now = Utc::now();
@@ -49,6 +51,7 @@ pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>
             .collect(),
         hosts: hosts
             .into_iter()
+            .filter(|host| host.owner.is_none())
             .map(|host| FleetHost {
                 id: host.id.to_string(),
                 status: status_word(host.state).to_owned(),

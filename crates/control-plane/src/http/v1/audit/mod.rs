@@ -11,10 +11,10 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 
-/// What all members of a team see.
-const OF_ALL: [&str; 4] = ["sandbox", "snapshot", "team", "api_key"];
-/// What those see who decide about people.
-const OF_ADMINS: [&str; 3] = ["member", "invitation", "session"];
+/// What all members of a team see: kinds of subjects, and single actions.
+const OF_ALL: [&str; 6] = ["sandbox", "snapshot", "team", "api_key", "host.marked_down", "host.marked_up"];
+/// What those see who decide about people and hosts.
+const OF_ADMINS: [&str; 4] = ["member", "invitation", "session", "host"];
 
 /// Below `/v1`.
 pub fn router() -> OpenApiRouter<App> {
@@ -37,7 +37,7 @@ fn shown(entry: Entry, is_platforms: bool) -> AuditEntry {
         actor_name: entry.actor_name,
         scope: match kind {
             _ if is_platforms => "platform",
-            kind if OF_ALL.contains(&kind) => "team",
+            kind if OF_ALL.contains(&kind) || OF_ALL.contains(&entry.action.as_str()) => "team",
             _ => "admin",
         }
         .to_owned(),
@@ -55,7 +55,8 @@ fn shown(entry: Entry, is_platforms: bool) -> AuditEntry {
 fn status(verb: &str) -> &'static str {
     match verb {
         "create" | "add" | "accept" | "snapshot" | "fork" | "resume" | "pause" | "register" | "activate" | "enable"
-        | "connect" => "success",
+        | "connect" | "marked_up" => "success",
+        "marked_down" => "error",
         "delete" | "kill" | "remove" | "revoke" | "disable" | "disconnect" | "on" => "warning",
         _ => "info",
     }
@@ -67,7 +68,14 @@ mod tests {
 
     #[test]
     fn what_takes_something_away_is_a_warning() {
-        for (verb, said) in [("create", "success"), ("kill", "warning"), ("rename", "info"), ("", "info")] {
+        for (verb, said) in [
+            ("create", "success"),
+            ("kill", "warning"),
+            ("rename", "info"),
+            ("marked_down", "error"),
+            ("marked_up", "success"),
+            ("", "info"),
+        ] {
             assert_eq!(status(verb), said, "{verb}");
         }
     }

@@ -10,7 +10,7 @@ use store::hosts::Deleted;
 use utoipa::IntoParams;
 
 use crate::app::App;
-use crate::http::access::Admin;
+use crate::http::access::HostsCaller;
 use crate::http::body::{Id, Query};
 use crate::http::errors::ApiError;
 
@@ -26,7 +26,7 @@ pub struct Force {
     responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn delete(
     State(app): State<App>,
-    Admin(caller): Admin,
+    caller: HostsCaller,
     Id(id): Id<HostId>,
     Query(force): Query<Force>,
 ) -> Result<StatusCode, ApiError> {

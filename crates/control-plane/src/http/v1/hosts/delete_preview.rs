@@ -7,7 +7,7 @@ use axum::extract::State;
 use model::ids::HostId;
 
 use crate::app::App;
-use crate::http::access::Admin;
+use crate::http::access::HostsCaller;
 use crate::http::body::Id;
 use crate::http::errors::ApiError;
 
@@ -15,7 +15,7 @@ use crate::http::errors::ApiError;
     responses((status = 200, body = DeletePreview), (status = 404, body = ErrorBody)))]
 pub async fn delete_preview(
     State(app): State<App>,
-    _: Admin,
+    _: HostsCaller,
     Id(id): Id<HostId>,
 ) -> Result<axum::Json<DeletePreview>, ApiError> {
     let host = super::find(&app, id).await?;

@@ -8,25 +8,25 @@ use model::ids::HostId;
 use store::hosts::{Change, Drain};
 
 use crate::app::App;
-use crate::http::access::Admin;
+use crate::http::access::HostsCaller;
 use crate::http::body::Id;
 use crate::http::errors::ApiError;
 
 #[utoipa::path(post, path = "/{id}/drain", tag = "hosts", params(("id" = String, Path)),
     responses((status = 200, body = Host), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub async fn drain(app: State<App>, admin: Admin, id: Id<HostId>) -> Result<axum::Json<Host>, ApiError> {
-    change(app, admin, id, Drain::Begin).await
+pub async fn drain(app: State<App>, caller: HostsCaller, id: Id<HostId>) -> Result<axum::Json<Host>, ApiError> {
+    change(app, caller, id, Drain::Begin).await
 }
 
 #[utoipa::path(post, path = "/{id}/undrain", tag = "hosts", params(("id" = String, Path)),
     responses((status = 200, body = Host), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub async fn undrain(app: State<App>, admin: Admin, id: Id<HostId>) -> Result<axum::Json<Host>, ApiError> {
-    change(app, admin, id, Drain::End).await
+pub async fn undrain(app: State<App>, caller: HostsCaller, id: Id<HostId>) -> Result<axum::Json<Host>, ApiError> {
+    change(app, caller, id, Drain::End).await
 }
 
 async fn change(
     State(app): State<App>,
-    Admin(caller): Admin,
+    caller: HostsCaller,
     Id(id): Id<HostId>,
     drain: Drain,
 ) -> Result<axum::Json<Host>, ApiError> {

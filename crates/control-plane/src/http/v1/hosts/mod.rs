@@ -23,9 +23,14 @@ use store::hosts::{Facts, HostState};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::agents;
 use crate::app::App;
 use crate::http::errors::ApiError;
 
+/// A host of the platform.
+const REGULAR: &str = "regular";
+/// A host of a team's own.
+const BYOC: &str = "byoc";
 const ADDRESS_BYTES_MAX: usize = 255;
 const WORD_BYTES_MAX: usize = 128;
 const TEMPLATES_MAX: usize = 1000;
@@ -64,7 +69,9 @@ fn shown(host: store::hosts::Host) -> Host {
         facts.map_or((None, None, None), |f| (Some(f.cpu_cores), Some(f.memory_mb), Some(f.disk_gb)));
     Host {
         id: host.id.to_string(),
-        kind: host.kind,
+        kind: if host.owner.is_some() { BYOC } else { REGULAR }.to_owned(),
+        team_id: host.owner.as_ref().map(|owner| owner.team.to_string()),
+        team_name: host.owner.map(|owner| owner.name),
         provider: host.provider,
         availability_zone: host.availability_zone,
         arch: facts.map(|f| f.arch.clone()),
@@ -145,6 +152,10 @@ async fn host_of(app: &App, address: &str) -> Result<String, ApiError> {
             return Err(wrong());
         }
         return if app.agents.networks().has(ip) { Ok(bare.to_owned()) } else { Err(outside()) };
+    }
+    // These name hosts to the control plane itself, and not where they are.
+    if agents::connect::is_reserved(host) {
+        return Err(wrong());
     }
     let is_name = host.split('.').all(|label| {
         !label.is_empty()

@@ -53,10 +53,10 @@ pub(super) fn credentials(
     app: &App,
     host: store::hosts::Host,
     request: HostRequest,
-    name: &str,
+    address: &str,
 ) -> Result<HostCredentials, ApiError> {
     let now = Utc::now();
-    let cert_pem = app.authority.sign_host(request, host.id, name, now).map_err(|cause| {
+    let cert_pem = app.authority.sign_host(request, host.id, address, now).map_err(|cause| {
         error!(host.id = %host.id, "sign the certificate of host {}: {cause}", host.id);
         ApiError::internal()
     })?;

@@ -9,7 +9,7 @@ use model::ids::HostId;
 use store::hosts::Change;
 
 use crate::app::App;
-use crate::http::access::Admin;
+use crate::http::access::HostsCaller;
 use crate::http::body::{Id, Json};
 use crate::http::errors::ApiError;
 
@@ -19,7 +19,11 @@ const WORD_CHARS_MAX: usize = 63;
 
 #[utoipa::path(get, path = "/{id}/tags", tag = "hosts", params(("id" = String, Path)),
     responses((status = 200, body = Vec<String>), (status = 404, body = ErrorBody)))]
-pub async fn list(State(app): State<App>, _: Admin, Id(id): Id<HostId>) -> Result<axum::Json<Vec<String>>, ApiError> {
+pub async fn list(
+    State(app): State<App>,
+    _: HostsCaller,
+    Id(id): Id<HostId>,
+) -> Result<axum::Json<Vec<String>>, ApiError> {
     Ok(axum::Json(super::find(&app, id).await?.tags))
 }
 
@@ -27,7 +31,7 @@ pub async fn list(State(app): State<App>, _: Admin, Id(id): Id<HostId>) -> Resul
     responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn add(
     State(app): State<App>,
-    Admin(caller): Admin,
+    caller: HostsCaller,
     Id(id): Id<HostId>,
     Json(body): Json<AddTag>,
 ) -> Result<StatusCode, ApiError> {
@@ -47,7 +51,7 @@ pub async fn add(
     responses((status = 204), (status = 404, body = ErrorBody)))]
 pub async fn remove(
     State(app): State<App>,
-    Admin(caller): Admin,
+    caller: HostsCaller,
     Id(id): Id<HostId>,
     slots: Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {

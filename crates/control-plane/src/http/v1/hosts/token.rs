@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use store::registration_tokens::NewToken;
 
 use crate::app::App;
-use crate::http::access::Admin;
+use crate::http::access::HostsCaller;
 use crate::http::body::{Id, OptionalJson};
 use crate::http::errors::ApiError;
 use crate::http::idempotency::{IdempotencyKey, secret_bytes};
@@ -23,12 +23,12 @@ pub struct Nothing {}
     responses((status = 201, body = HostWithToken), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn token(
     State(app): State<App>,
-    Admin(caller): Admin,
+    caller: HostsCaller,
     Id(id): Id<HostId>,
     repeat: IdempotencyKey,
     OptionalJson(body): OptionalJson<Nothing>,
 ) -> Result<(StatusCode, axum::Json<HostWithToken>), ApiError> {
-    let idempotency = repeat.scoped(&caller, &format!("POST /v1/hosts/{id}/token"), &body);
+    let idempotency = repeat.of_person(caller.person.user, &format!("POST /v1/hosts/{id}/token"), &body);
     let (token, token_hash) = tokens::registration_token(&secret_bytes(&app, idempotency.as_ref()));
     let (store, actor) = (app.store.clone(), caller.actor());
     let made = super::super::detached(&app, async move {

@@ -7,7 +7,7 @@ use model::ids::HostId;
 use store::hosts::Change;
 
 use crate::app::App;
-use crate::http::access::Admin;
+use crate::http::access::HostsCaller;
 use crate::http::body::Id;
 use crate::http::errors::ApiError;
 
@@ -15,7 +15,7 @@ use crate::http::errors::ApiError;
     responses((status = 200, body = Host), (status = 404, body = ErrorBody)))]
 pub async fn unfence(
     State(app): State<App>,
-    Admin(caller): Admin,
+    caller: HostsCaller,
     Id(id): Id<HostId>,
 ) -> Result<axum::Json<Host>, ApiError> {
     let (store, actor) = (app.store.clone(), caller.actor());

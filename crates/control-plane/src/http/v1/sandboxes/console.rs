@@ -19,7 +19,7 @@ pub async fn console(State(app): State<App>, caller: Caller, Id(id): Id<SandboxI
     // In any state: it is asked for when a sandbox does not run.
     let sandbox = super::find(&app, &caller, &id).await?;
     let placed = sandbox.host.as_ref().ok_or_else(|| ApiError::invalid_state(sandbox.status()))?;
-    let agent = app.agents.at(placed.host, &placed.address)?;
+    let agent = app.agents.of(placed)?;
     let request = GetConsoleRequest { sandbox_id: id.to_string(), ..Default::default() };
     let answer = agent.get_console_with_options(request, ask()).await.map_err(AgentError::from)?.into_owned();
     let text = String::from_utf8_lossy(&answer.tail).into_owned();

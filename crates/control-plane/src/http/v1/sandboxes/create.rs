@@ -13,7 +13,7 @@ use api::v1::sandboxes::{CreateSandbox, Sandbox, Wait};
 use axum::Extension;
 use axum::extract::State;
 use http::StatusCode;
-use model::ids::SandboxId;
+use model::ids::{SandboxId, TeamId};
 use model::sandbox::Status;
 use model::shape::{Shape, TemplateName};
 use store::operations::Phase;
@@ -65,7 +65,7 @@ pub async fn create(
         new.shape = snapshot.shape;
         new.default_user = snapshot.default_user;
     }
-    let (template, is_snapshot) = (new.template.clone(), new.snapshot.is_some());
+    let (team, template, is_snapshot) = (caller.team, new.template.clone(), new.snapshot.is_some());
     let (worker, actor) = (app.clone(), caller.actor());
     let created = super::super::detached(&app, async move {
         let created = worker.store.create_sandbox(&new, &worker.lease(), key.as_ref(), &actor).await?;
@@ -83,7 +83,7 @@ pub async fn create(
         Created::NoSnapshot => return Err(ApiError::no_template(template.as_str())),
         Created::NoHost(shortage) => {
             measures::not_placed(&shortage);
-            return Err(no_host(&app, &template, is_snapshot, &shortage).await?);
+            return Err(no_host(&app, team, &template, is_snapshot, &shortage).await?);
         }
         Created::OverQuota(exceeded) => return Err(ApiError::over_quota(&exceeded)),
     };
@@ -107,6 +107,7 @@ pub(in crate::http::v1) fn waiting(wait: &Wait, default_sec: u32) -> Result<Dura
 
 async fn no_host(
     app: &App,
+    team: TeamId,
     template: &TemplateName,
     is_snapshot: bool,
     shortage: &Shortage,
@@ -115,7 +116,8 @@ async fn no_host(
         return Ok(ApiError::short_of(shortage));
     }
     // Without a host nobody knows which templates there are.
-    let is_unknown = !app.store.template_is_offered(template.as_str()).await? && app.store.any_host_online().await?;
+    let is_unknown =
+        !app.store.template_is_offered(team, template.as_str()).await? && app.store.any_host_online(team).await?;
     Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::short_of(shortage) })
 }
 

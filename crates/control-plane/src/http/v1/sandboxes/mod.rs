@@ -147,7 +147,7 @@ async fn used(app: &App, caller: &Caller, mut sandbox: Sandbox) -> Result<Result
         return Ok(Err(sandbox));
     }
     let placed = sandbox.host.as_ref().ok_or_else(ApiError::host_unavailable)?;
-    let agent = app.agents.at(placed.host, &placed.address)?;
+    let agent = app.agents.of(placed)?;
     if !is_noted(&sandbox) {
         let (store, id) = (app.store.clone(), id.clone());
         app.tracker.spawn(async move { store.touch_sandbox(&id).await });

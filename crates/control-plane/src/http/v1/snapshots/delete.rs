@@ -23,7 +23,7 @@ pub async fn delete(
     if deleted.await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    if app.store.template_is_offered(name.as_str()).await? {
+    if app.store.template_is_offered(team, name.as_str()).await? {
         return Err(ApiError::forbidden("it is a template of the platform"));
     }
     Err(ApiError::not_found("snapshot"))

@@ -27,7 +27,7 @@ pub async fn list(
         templates.extend(app.store.snapshots(caller.team).await?.into_iter().map(super::shown));
     }
     if base {
-        templates.extend(app.store.offered_templates().await?.into_iter().map(Template::of_platform));
+        templates.extend(app.store.offered_templates(caller.team).await?.into_iter().map(Template::of_platform));
     }
     Ok(axum::Json(templates))
 }

@@ -25,12 +25,13 @@ fn shown(standing: Standing) -> AnyTeam {
         id: standing.team.id.to_string(),
         name: standing.team.name,
         slug: standing.team.slug,
-        is_byoc: false,
+        is_byoc: standing.team.is_byoc,
         created_at: standing.team.created_at,
         deleted_at: standing.deleted_at,
         member_count: standing.members,
         owner_name: standing.owner_name,
         owner_email: standing.owner_email,
         active_sandbox_count: standing.active_sandboxes,
+        host_count: standing.hosts,
     }
 }

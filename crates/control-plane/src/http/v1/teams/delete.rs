@@ -1,4 +1,4 @@
-//! `DELETE /v1/teams/{id}`: a team that has no sandboxes and no snapshots goes, with its keys and its members' places in it.
+//! `DELETE /v1/teams/{id}`: a team that has no sandboxes, no snapshots and no hosts goes, with its keys and its members' places in it.
 
 use api::v1::errors::ErrorBody;
 use axum::extract::State;

@@ -1,4 +1,5 @@
-//! `DELETE /v1/admin/teams/{id}`: a team with all that is in it. Its sandboxes are killed, and its snapshots removed, behind the answer.
+//! `DELETE /v1/admin/teams/{id}`: a team with all that is in it. Its own hosts are removed as by force;
+//! its sandboxes elsewhere are killed, and its snapshots removed, behind the answer.
 
 use api::v1::errors::ErrorBody;
 use axum::extract::State;

@@ -2,6 +2,7 @@
 
 mod add_member;
 mod all;
+mod byoc;
 mod change_role;
 mod create;
 mod delete;
@@ -37,7 +38,7 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// `/v1/admin/teams`.
 pub fn admin_router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(all::list)).routes(routes!(delete_any::delete))
+    OpenApiRouter::new().routes(routes!(all::list)).routes(routes!(delete_any::delete)).routes(routes!(byoc::set))
 }
 
 fn shown(team: store::teams::Team, role: Role) -> Team {
@@ -45,7 +46,7 @@ fn shown(team: store::teams::Team, role: Role) -> Team {
         id: team.id.to_string(),
         name: team.name,
         slug: team.slug,
-        is_byoc: false,
+        is_byoc: team.is_byoc,
         created_at: team.created_at,
         role: role.to_string(),
     }
