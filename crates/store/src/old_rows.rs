@@ -29,17 +29,17 @@ impl Store {
     /// Removes all of it, some at a time. Audit records are kept for so many days; 0: for ever.
     pub async fn remove_old_rows(&self, audit_days: u32) -> Result<(), StoreError> {
         let end = Instant::now() + TIME_MAX;
-        until_few(end, || self.old_idempotency()).await?;
-        until_few(end, || self.old_operations()).await?;
-        until_few(end, || self.old_sandboxes()).await?;
-        until_few(end, || self.old_sessions()).await?;
-        until_few(end, || self.old_account_tokens()).await?;
-        until_few(end, || self.old_sign_ups()).await?;
-        until_few(end, || self.old_invitations()).await?;
-        until_few(end, || self.old_attempts()).await?;
-        until_few(end, || self.old_outbox()).await?;
+        until_none(end, || self.old_idempotency()).await?;
+        until_none(end, || self.old_operations()).await?;
+        until_none(end, || self.old_sandboxes()).await?;
+        until_none(end, || self.old_sessions()).await?;
+        until_none(end, || self.old_account_tokens()).await?;
+        until_none(end, || self.old_sign_ups()).await?;
+        until_none(end, || self.old_invitations()).await?;
+        until_none(end, || self.old_attempts()).await?;
+        until_none(end, || self.old_outbox()).await?;
         if let Ok(days @ 1..) = i32::try_from(audit_days) {
-            until_few(end, || self.old_audit(days)).await?;
+            until_none(end, || self.old_audit(days)).await?;
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Store {
         Ok(removed.execute(&self.pool).await?.rows_affected())
     }
 
-    /// Ids grow with time, so the oldest are looked at, and no index by time is needed.
+    /// Ids grow with time, so the first are looked at, and no index by time is needed.
     async fn old_audit(&self, days: i32) -> Result<u64, StoreError> {
         let removed = sqlx::query!(
             "delete from audit where at < now() - make_interval(days => $1) and id in (select id from audit order by id limit $2)",
@@ -145,12 +145,12 @@ impl Store {
     }
 }
 
-/// Again and again, until one has found fewer than it may take, or the time is over.
-async fn until_few<F, Batch>(end: Instant, batch: F) -> Result<(), StoreError>
+/// Again and again, until one has found nothing, or the time is over.
+async fn until_none<F, Batch>(end: Instant, batch: F) -> Result<(), StoreError>
 where
     F: Fn() -> Batch,
     Batch: Future<Output = Result<u64, StoreError>>,
 {
-    while batch().await? >= ROWS_MAX.unsigned_abs() && Instant::now() < end {}
+    while batch().await? > 0 && Instant::now() < end {}
     Ok(())
 }

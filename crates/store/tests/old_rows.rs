@@ -18,8 +18,9 @@ async fn what_has_served_its_time_goes_at_once_and_nothing_else() {
     let sandboxes = |prefix: &str, observed: &str, killed_at: &str, count: u32| {
         format!(
             "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, killed_at)
-             select '{prefix}' || n, '{team}', 'minimal', 1, 512, 5120, 'killed', '{observed}', {killed_at}
-             from generate_series(1, {count}) n;"
+             select '{prefix}' || n, '{}', 'minimal', 1, 512, 5120, 'killed', '{observed}', {killed_at}
+             from generate_series(1, {count}) n;",
+            team.0
         )
     };
     let operations = |of: &str, phase: &str, finished_at: &str, count: u32| {
