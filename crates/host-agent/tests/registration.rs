@@ -16,6 +16,7 @@ use chrono::{TimeDelta, Utc};
 use host_agent::credentials::{Credentials, Files};
 use host_agent::heartbeat::{self, Beat, Link};
 use host_agent::registration::{RegisterError, Registration, keep_fresh, register};
+use host_agent::ticket::Ticket;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -216,8 +217,14 @@ async fn another_address_is_renewed_and_no_answer_costs_the_credential() {
         let (current, mut fresh) = watch::channel(first);
         let stop = CancellationToken::new();
         let files = Files::new(dir.path());
-        let task =
-            tokio::spawn(keep_fresh(files.clone(), "10.0.0.6:50051".to_owned(), Arc::new(current), stop.clone()));
+        let ticket = Ticket::load(dir.path(), "host-1");
+        let task = tokio::spawn(keep_fresh(
+            files.clone(),
+            "10.0.0.6:50051".to_owned(),
+            Arc::new(current),
+            ticket,
+            stop.clone(),
+        ));
         tokio::time::timeout(Duration::from_secs(20), fresh.changed()).await.expect("no renewal").unwrap();
         assert_eq!(fresh.borrow().host.address, "10.0.0.6:50051");
         assert!(files.load().unwrap().is_some(), "{say:?}");
@@ -245,6 +252,7 @@ async fn wrong_answers_to_a_heartbeat_only_detach() {
         report: Box::new(|| Box::pin(async { Heartbeat { complete: true, ..Heartbeat::default() } })),
         changed: changed.clone(),
         credentials,
+        ticket: Ticket::load(dir.path(), "host-1"),
         epoch_seen: Box::new(move |epoch| noted.lock().unwrap().push(epoch)),
         idle_timeouts: Box::new(drop),
         link,

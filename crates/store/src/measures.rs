@@ -30,6 +30,8 @@ impl Ended {
 pub struct Numbers {
     /// By state; `silent` is the state of those that should be heard of and are not.
     pub hosts: Vec<(String, i64)>,
+    /// Of which a copy was heard.
+    pub copied_hosts: i64,
     /// By what was last observed; those that were killed are not counted.
     pub sandboxes: Vec<(String, i64)>,
     pub operations: Vec<OpenOperations>,
@@ -61,7 +63,7 @@ impl Store {
         let hosts = sqlx::query!(
             r#"select case when state in ('active', 'draining') and coalesce(last_heartbeat_at, created_at) < now() - make_interval(secs => $1)
                    then 'silent' else state end as "state!",
-                   count(*) as "count!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
+                   count(*) as "count!", count(copy_heard_at) as "copied!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
                from hosts group by 1"#,
             HOST_SILENCE_MAX.as_secs_f64()
         )
@@ -82,6 +84,7 @@ impl Store {
         .await?;
         Ok(Numbers {
             unclaimed: hosts.iter().map(|row| row.unclaimed).sum(),
+            copied_hosts: hosts.iter().map(|row| row.copied).sum(),
             hosts: hosts.into_iter().map(|row| (row.state, row.count)).collect(),
             sandboxes: sandboxes.into_iter().map(|row| (row.observed, row.count)).collect(),
             operations: operations

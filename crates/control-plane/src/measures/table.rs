@@ -129,13 +129,18 @@ pub const TABLE: &[Metric] = &[
     // fleet
     counter(
         "wrenn_heartbeats_total",
-        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "fenced", "failed"])],
-        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host",
+        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "fenced", "copy", "failed"])],
+        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host, `copy` of an old state of a host's disk",
     ),
     gauge(
         "wrenn_hosts",
         &[of("state", HOST_STATES)],
         "Hosts; `silent`: heard of no more for 90 s; `fenced`: two machines speak as it",
+    ),
+    gauge(
+        "wrenn_copied_hosts",
+        &[],
+        "Hosts of which a copy was heard, with an old state of the disk, and refused; until they are unfenced",
     ),
     gauge(
         "wrenn_sandboxes",

@@ -14,6 +14,7 @@ use host_agent::idleness::Idleness;
 use host_agent::registration::{Registration, register};
 use host_agent::rpc::{Service, serve};
 use host_agent::sandbox::Sandboxes;
+use host_agent::ticket::Ticket;
 use model::ids::HostId;
 use reqwest::Method;
 use serde_json::json;
@@ -122,6 +123,7 @@ impl Host {
             }),
             changed: sandboxes.context().changed.clone(),
             credentials: credentials.clone(),
+            ticket: Ticket::load(dir.path(), &credentials.borrow().host.host_id),
             epoch_seen: Box::new(move |epoch| epochs.see_epoch(epoch)),
             idle_timeouts: Box::new(move |timeouts| idleness.tell(timeouts)),
             link: link_sender,

@@ -170,7 +170,7 @@ fn row(host: &Host) -> Vec<String> {
     let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
     vec![
         host.id.clone(),
-        host.status.clone(),
+        if host.copy_heard_at.is_some() { format!("{}, copied", host.status) } else { host.status.clone() },
         host.isolation.clone().unwrap_or_default(),
         host.address.clone().unwrap_or_default(),
         number(host.cpu_cores),
