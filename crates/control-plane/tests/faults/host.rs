@@ -11,7 +11,7 @@ use host_agent::credentials::{Credentials, Files};
 use host_agent::heartbeat::{self, Beat, Link};
 use host_agent::identity::{self, Tag};
 use host_agent::idleness::Idleness;
-use host_agent::registration::{Registration, register};
+use host_agent::registration::{Registration, keep_fresh, register};
 use host_agent::rpc::{Service, serve};
 use host_agent::sandbox::Sandboxes;
 use host_agent::ticket::Ticket;
@@ -48,8 +48,35 @@ pub struct Host {
     _dir: tempfile::TempDir,
 }
 
+/// Where the agent keeps who it is.
+const IDENTITY: [&str; 5] = ["host-token", "host-key.pem", "host-cert.pem", "ca.pem", "host-ticket"];
+
+/// What a disk says of who its machine is, as it was at some time.
+pub struct Disk(Vec<(&'static str, Vec<u8>)>);
+
 impl Host {
     pub async fn join(cluster: &Cluster) -> Self {
+        let host = Self::start(cluster, None).await;
+        host.wait_attached(Duration::from_secs(30)).await;
+        host
+    }
+
+    /// A machine with this disk, at another address.
+    pub async fn copy(cluster: &Cluster, disk: &Disk) -> Self {
+        Self::start(cluster, Some(disk)).await
+    }
+
+    /// Its disk, as it is now.
+    pub fn disk(&self) -> Disk {
+        Disk(IDENTITY.iter().map(|name| (*name, std::fs::read(self.stage.dir.join(name)).unwrap())).collect())
+    }
+
+    /// Its agent ends; what it runs goes on.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    async fn start(cluster: &Cluster, disk: Option<&Disk>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         let tag = identity::load_or_make(dir.path(), "machine").unwrap();
@@ -76,20 +103,37 @@ impl Host {
             agent_version: "0".to_owned(),
             templates: vec!["minimal".to_owned()],
         };
-        let made = cluster.admin.call(Method::POST, "/v1/hosts", Some(json!({"type": "regular"}))).await.unwrap();
         let files = Files::new(dir.path());
-        let registration = Registration {
-            files: &files,
-            cp_url: &format!("http://{}", outbound.address()).parse().unwrap(),
-            address: &inbound.address().to_string(),
-            token: made.body["registration_token"].as_str().unwrap_or_else(|| panic!("{}", made.body)),
-            facts: facts.clone(),
+        let (cp_url, address) = (format!("http://{}", outbound.address()), inbound.address().to_string());
+        let credentials = match disk {
+            Some(Disk(disk)) => {
+                for (name, bytes) in disk {
+                    std::fs::write(dir.path().join(name), bytes).unwrap();
+                }
+                let mut credentials = files.load().unwrap().unwrap();
+                credentials.host.cp_url = cp_url.parse().unwrap();
+                credentials
+            }
+            None => {
+                let made =
+                    cluster.admin.call(Method::POST, "/v1/hosts", Some(json!({"type": "regular"}))).await.unwrap();
+                let registration = Registration {
+                    files: &files,
+                    cp_url: &cp_url.parse().unwrap(),
+                    address: &address,
+                    token: made.body["registration_token"].as_str().unwrap_or_else(|| panic!("{}", made.body)),
+                    facts: facts.clone(),
+                };
+                register(registration, &stop).await.unwrap()
+            }
         };
-        let credentials = register(registration, &stop).await.unwrap();
         sandboxes.see_epoch(credentials.host.epoch);
         let tls = watch::channel(serve::server_config(&credentials).unwrap()).1;
         let id = credentials.host.host_id.parse().unwrap();
-        let credentials = watch::channel(credentials).1;
+        let ticket = Ticket::load(dir.path(), &credentials.host.host_id);
+        let fresh = Arc::new(watch::channel(credentials).0);
+        let credentials = fresh.subscribe();
+        tokio::spawn(keep_fresh(files, address, fresh, ticket.clone(), stop.clone()));
         let (link_sender, link) = watch::channel(Link::Unknown);
         let idleness = Idleness::new(sandboxes.context().changed.clone());
         let agent = Arc::new(Agent {
@@ -123,29 +167,13 @@ impl Host {
             }),
             changed: sandboxes.context().changed.clone(),
             credentials: credentials.clone(),
-            ticket: Ticket::load(dir.path(), &credentials.borrow().host.host_id),
+            ticket,
             epoch_seen: Box::new(move |epoch| epochs.see_epoch(epoch)),
             idle_timeouts: Box::new(move |timeouts| idleness.tell(timeouts)),
             link: link_sender,
         };
         tokio::spawn(heartbeat::run(beat, stop.clone()));
-        let host = Self {
-            id,
-            inbound,
-            outbound,
-            sandboxes,
-            credentials,
-            link,
-            told,
-            port,
-            launches,
-            tag,
-            stage,
-            stop,
-            _dir: dir,
-        };
-        host.wait_attached(Duration::from_secs(30)).await;
-        host
+        Self { id, inbound, outbound, sandboxes, credentials, link, told, port, launches, tag, stage, stop, _dir: dir }
     }
 
     /// Its next heartbeat comes now, when it is attached.

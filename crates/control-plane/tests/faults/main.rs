@@ -7,6 +7,7 @@ mod answers;
 mod client;
 mod cluster;
 mod confusion;
+mod copies;
 mod crashes;
 mod database;
 mod fail_over;
