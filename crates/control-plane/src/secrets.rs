@@ -33,6 +33,7 @@ pub struct CannotOpen;
 pub enum Purpose {
     UserTokens,
     HostTokens,
+    HostTickets,
     Keyring,
     /// Secrets that a repeated call must be given again.
     Repeatable,
@@ -43,6 +44,7 @@ impl Purpose {
         match self {
             Self::UserTokens => "wrenn user tokens",
             Self::HostTokens => "wrenn host tokens",
+            Self::HostTickets => "wrenn host tickets",
             Self::Keyring => "wrenn keyring",
             Self::Repeatable => "wrenn repeatable secrets",
         }

@@ -1,5 +1,6 @@
 //! What people and machines show: JWTs of users and of hosts, API keys, registration tokens.
 
+use aws_lc_rs::hmac;
 use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use model::ids::{HostId, SessionId, TeamId, UserId};
@@ -19,6 +20,7 @@ pub const TOKEN_BYTES_MAX: usize = 4096;
 pub struct Tokens {
     user: Keys,
     host: Keys,
+    tickets: hmac::Key,
 }
 
 struct Keys {
@@ -60,7 +62,11 @@ impl Tokens {
             let key = secret.key(purpose);
             Keys { sign: EncodingKey::from_secret(&key), check: DecodingKey::from_secret(&key) }
         };
-        Self { user: keys(Purpose::UserTokens), host: keys(Purpose::HostTokens) }
+        Self {
+            user: keys(Purpose::UserTokens),
+            host: keys(Purpose::HostTokens),
+            tickets: hmac::Key::new(hmac::HMAC_SHA256, &secret.key(Purpose::HostTickets)),
+        }
     }
 
     /// Not longer than its session.
@@ -100,6 +106,27 @@ impl Tokens {
         let claims: Claims = checked(&self.host, token, &validation())?;
         if claims.typ == "host" { claims.sub.parse().ok() } else { None }
     }
+
+    /// The ticket of an answer to a heartbeat: its number, and what nobody else can make of it. So a number that is newer than the database
+    /// is believed: an older database was put back.
+    pub fn ticket(&self, host: HostId, number: i64) -> String {
+        format!("{number}.{}", hex::encode(hmac::sign(&self.tickets, &ticket_bytes(host, number))))
+    }
+
+    /// The number of a ticket; 0 of what is none of this host's, which is as old as can be.
+    pub fn ticket_number(&self, host: HostId, ticket: &str) -> i64 {
+        let number = || -> Option<i64> {
+            let (number, seal) = ticket.split_once('.')?;
+            let (number, seal) = (number.parse().ok()?, hex::decode(seal).ok()?);
+            hmac::verify(&self.tickets, &ticket_bytes(host, number), &seal).ok()?;
+            Some(number)
+        };
+        number().unwrap_or_default()
+    }
+}
+
+fn ticket_bytes(host: HostId, number: i64) -> Vec<u8> {
+    [host.0.as_bytes().as_slice(), &number.to_be_bytes()].concat()
 }
 
 fn sign(keys: &Keys, claims: &impl Serialize) -> String {

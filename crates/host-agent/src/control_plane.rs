@@ -46,10 +46,11 @@ impl CallError {
 
     /// The control plane itself does not accept this host's credential, or knows another machine that has it, too.
     pub fn is_unauthorized(&self) -> bool {
-        match self {
-            Self::Refused { status, code, .. } => matches!(status, 401 | 403) || code == "host_fenced",
-            _ => false,
-        }
+        matches!(self, Self::Refused { status: 401 | 403, .. }) || self.is_fenced()
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "host_fenced")
     }
 
     pub fn retry_after(&self) -> Option<Duration> {

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::control_plane::{BackOff, CallError, ControlPlane, NoClient};
 use crate::credentials::Credentials;
 use crate::measures;
+use crate::ticket::Ticket;
 
 const PERIOD: Duration = Duration::from_secs(30);
 /// So that a fleet that was started together does not beat together.
@@ -36,15 +37,18 @@ pub enum Link {
     Attached,
     /// The reason, for a person.
     Detached(String),
+    /// Another machine may be this host: nothing new is begun here.
+    Fenced(String),
 }
 
 /// What the heartbeat needs of the agent.
 pub struct Beat {
-    /// Everything but epoch, sequence and run.
+    /// Everything but epoch, sequence, run and ticket.
     pub report: Box<dyn Fn() -> BoxFuture<'static, Heartbeat> + Send + Sync>,
     /// Woken when a sandbox changed.
     pub changed: Arc<Notify>,
     pub credentials: watch::Receiver<Credentials>,
+    pub ticket: Arc<Ticket>,
     /// Called with each epoch that the control plane names.
     pub epoch_seen: Box<dyn Fn(u64) + Send + Sync>,
     /// Called with each list of the sandboxes whose idle time counts.
@@ -65,12 +69,16 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
         body.epoch = host.epoch;
         body.sequence = sequence;
         body.agent_run.clone_from(&agent_run);
+        body.ticket = Some(beat.ticket.shown());
         let path = format!("/v1/hosts/{}/heartbeat", host.host_id);
         let wait = match control_plane.post::<HeartbeatAnswer>(&path, Some(&host.token), &body).await {
             Ok(answer) => {
                 measures::heartbeat("taken");
                 back_off.reset();
                 refused.reset();
+                if let Some(ticket) = answer.ticket {
+                    beat.ticket.keep(ticket).await;
+                }
                 (beat.epoch_seen)(answer.epoch);
                 (beat.idle_timeouts)(answer.idle_timeouts);
                 if beat.link.send_replace(Link::Attached) != Link::Attached {
@@ -101,11 +109,16 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
 
 fn detach(link: &watch::Sender<Link>, cause: &CallError) {
     let reason = cause.to_string();
-    let before = link.send_replace(Link::Detached(reason.clone()));
-    if before == Link::Detached(reason.clone()) {
+    let now = if cause.is_fenced() { Link::Fenced(reason.clone()) } else { Link::Detached(reason.clone()) };
+    if link.send_replace(now.clone()) == now {
         return;
     }
-    if cause.is_unauthorized() {
+    if cause.is_fenced() {
+        error!(
+            "detached: {reason}; sandboxes go on, and nothing new is begun. If another machine is this host, stop wrenn-agent here and \
+             remove host-token, host-ticket and host-key.pem; if this one is, stop the other, then: wrenn host unfence ID"
+        );
+    } else if cause.is_unauthorized() {
         error!("detached: {reason}; sandboxes go on and the credential is kept; an operator must look at this host");
     } else {
         warn!("detached: {reason}; sandboxes go on");

@@ -34,6 +34,7 @@ pub mod standby;
 mod stop_all;
 pub mod sweep;
 pub mod template;
+pub mod ticket;
 mod tool;
 pub mod vmm;
 

@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::control_plane::{BackOff, CallError, ControlPlane, NoClient};
 use crate::credentials::{Credentials, CredentialsError, Files, certificate_request, fingerprint};
+use crate::ticket::Ticket;
 
 /// A registration token lives one hour.
 const REGISTER_TIME_MAX: Duration = Duration::from_secs(3600);
@@ -101,6 +102,7 @@ pub async fn keep_fresh(
     files: Files,
     address: String,
     current: Arc<watch::Sender<Credentials>>,
+    ticket: Arc<Ticket>,
     stop: CancellationToken,
 ) -> Result<(), NoClient> {
     let mut back_off = BackOff::new(BACK_OFF_FIRST, RENEW_BACK_OFF_MAX);
@@ -109,7 +111,7 @@ pub async fn keep_fresh(
     let mut is_nameless = !current.borrow().bear_the_name();
     loop {
         let wait = if is_nameless || current.borrow().wants_renewal(SystemTime::now().into(), &address) {
-            match renew(&files, &control_plane, &address, &current).await {
+            match renew(&files, &control_plane, &address, &current, &ticket).await {
                 Ok(()) => {
                     is_nameless = false;
                     back_off.reset();
@@ -149,9 +151,14 @@ async fn renew(
     control_plane: &ControlPlane,
     address: &str,
     current: &watch::Sender<Credentials>,
+    ticket: &Ticket,
 ) -> Result<(), RenewError> {
     let key = files.key()?;
-    let body = RenewHost { csr_pem: certificate_request(&key, address)?, address: address.to_owned() };
+    let body = RenewHost {
+        csr_pem: certificate_request(&key, address)?,
+        address: address.to_owned(),
+        ticket: Some(ticket.shown()),
+    };
     let old = current.borrow().host.clone();
     let answer: HostCredentials =
         control_plane.post(&format!("/v1/hosts/{}/renew", old.host_id), Some(&old.token), &body).await?;

@@ -37,6 +37,7 @@ use crate::sandbox::snapshots::Snapshots;
 use crate::sandbox::steps::{Context, blocking};
 use crate::sandbox::template_generations::TemplateGenerations;
 use crate::standby::Standbys;
+use crate::ticket::Ticket;
 use crate::vmm::{VmmError, Vmms};
 use crate::{durable, measures, template, vmm};
 
@@ -304,6 +305,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
         .then_name("certificates"),
     );
+    let ticket = Ticket::load(&config.dir, &credentials.borrow().host.host_id);
     let beat = Beat {
         report: {
             let agent = agent.clone();
@@ -314,6 +316,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         },
         changed: sandboxes.context().changed.clone(),
         credentials: credentials.subscribe(),
+        ticket: ticket.clone(),
         epoch_seen: epoch_keeper(sandboxes.clone(), credentials.clone(), files.clone()),
         idle_timeouts: {
             let idleness = idleness.clone();
@@ -336,7 +339,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
         .then_name("heartbeat"),
     );
-    let fresh = keep_fresh(files, plan.address.clone(), credentials.clone(), task_stop.clone());
+    let fresh = keep_fresh(files, plan.address.clone(), credentials.clone(), ticket, task_stop.clone());
     tasks.spawn(
         async move {
             if let Err(error) = fresh.await {

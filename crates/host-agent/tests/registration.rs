@@ -16,6 +16,7 @@ use chrono::{TimeDelta, Utc};
 use host_agent::credentials::{Credentials, Files};
 use host_agent::heartbeat::{self, Beat, Link};
 use host_agent::registration::{RegisterError, Registration, keep_fresh, register};
+use host_agent::ticket::Ticket;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +64,11 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, body: By
         if script.len() > 1 { script.pop_front().unwrap() } else { script[0].clone() }
     };
     match say {
-        Say::Yes if uri.path().ends_with("/heartbeat") => axum::Json(serde_json::json!({ "epoch": 4 })).into_response(),
+        Say::Yes if uri.path().ends_with("/heartbeat") => {
+            // The number of the heartbeat.
+            let count = fake.calls().iter().filter(|(path, ..)| path.ends_with("/heartbeat")).count();
+            axum::Json(serde_json::json!({ "epoch": 4, "ticket": count.to_string() })).into_response()
+        }
         Say::Yes => axum::Json(credentials()).into_response(),
         // A body that breaks off says to a client what a cut connection says.
         Say::Lost => {
@@ -216,8 +221,15 @@ async fn another_address_is_renewed_and_no_answer_costs_the_credential() {
         let (current, mut fresh) = watch::channel(first);
         let stop = CancellationToken::new();
         let files = Files::new(dir.path());
-        let task =
-            tokio::spawn(keep_fresh(files.clone(), "10.0.0.6:50051".to_owned(), Arc::new(current), stop.clone()));
+        let ticket = Ticket::load(dir.path(), "host-1");
+        ticket.keep("7".to_owned()).await;
+        let task = tokio::spawn(keep_fresh(
+            files.clone(),
+            "10.0.0.6:50051".to_owned(),
+            Arc::new(current),
+            ticket,
+            stop.clone(),
+        ));
         tokio::time::timeout(Duration::from_secs(20), fresh.changed()).await.expect("no renewal").unwrap();
         assert_eq!(fresh.borrow().host.address, "10.0.0.6:50051");
         assert!(files.load().unwrap().is_some(), "{say:?}");
@@ -225,6 +237,7 @@ async fn another_address_is_renewed_and_no_answer_costs_the_credential() {
         assert_eq!(calls.len(), 3, "{say:?}");
         assert_eq!(calls[2].0, "/v1/hosts/host-1/renew");
         assert_eq!(calls[2].2.as_deref(), Some("Bearer jwt-1"));
+        assert_eq!(calls[2].1["ticket"], "7");
         stop.cancel();
         task.await.unwrap().unwrap();
     }
@@ -264,6 +277,7 @@ async fn wrong_answers_to_a_heartbeat_only_detach() {
         report: Box::new(|| Box::pin(async { Heartbeat { complete: true, ..Heartbeat::default() } })),
         changed: changed.clone(),
         credentials,
+        ticket: Ticket::load(dir.path(), "host-1"),
         epoch_seen: Box::new(move |epoch| noted.lock().unwrap().push(epoch)),
         idle_timeouts: Box::new(drop),
         link,
@@ -286,6 +300,90 @@ async fn wrong_answers_to_a_heartbeat_only_detach() {
     }
     let sequences: Vec<_> = fake.calls().iter().filter_map(|(_, body, _)| body["sequence"].as_u64()).collect();
     assert!(sequences.is_sorted() && sequences.len() >= 4, "{sequences:?}");
+    stop.cancel();
+    task.await.unwrap().unwrap();
+}
+
+/// Tells the test `a_heart` where to play, and with whom.
+const CHILD: (&str, &str) = ("HEART_DIR", "HEART_URL");
+
+/// A heart that beats fast, with the credentials and the ticket of a directory.
+fn heart(
+    dir: &Path,
+    mut credentials: Credentials,
+    url: Option<url::Url>,
+) -> (Beat, watch::Receiver<Link>, Arc<Notify>) {
+    credentials.host.cp_url = url.unwrap_or(credentials.host.cp_url);
+    let (link, seen) = watch::channel(Link::Unknown);
+    let changed = Arc::new(Notify::new());
+    let beat = Beat {
+        report: Box::new(|| Box::pin(async { Heartbeat { complete: true, ..Heartbeat::default() } })),
+        changed: changed.clone(),
+        ticket: Ticket::load(dir, &credentials.host.host_id),
+        credentials: watch::channel(credentials).1,
+        epoch_seen: Box::new(|_| {}),
+        idle_timeouts: Box::new(drop),
+        link,
+    };
+    (beat, seen, changed)
+}
+
+/// Not a test of its own: what the child does, until it dies.
+#[test]
+fn a_heart() {
+    let (Some(dir), Ok(url)) = (std::env::var_os(CHILD.0), std::env::var(CHILD.1)) else { return };
+    provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = Path::new(&dir);
+        let (beat, _, changed) = heart(dir, Files::new(dir).load().unwrap().unwrap(), Some(url.parse().unwrap()));
+        tokio::spawn(async move {
+            loop {
+                changed.notify_one();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        heartbeat::run(beat, CancellationToken::new()).await.unwrap();
+    });
+}
+
+/// What it shows next is what is on the disk: the last one that it was given, or the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_between_answer_and_disk_shows_the_ticket_before() {
+    for (point, expected) in [("ticket.heard", "2"), ("ticket.written", "3")] {
+        let dir = tempfile::tempdir().unwrap();
+        let (fake, url) = Fake::start(&[Say::Yes]).await;
+        try_register(dir.path(), &url).await.unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "a_heart", "--nocapture"]);
+        child.env(CHILD.0, dir.path()).env(CHILD.1, url.as_str());
+        child.env("WRENN_CRASHPOINTS", format!("{point}=3*abort"));
+        let died = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
+        use std::os::unix::process::ExitStatusExt as _;
+        assert_eq!(died.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&died.stdout));
+        let shown = |n: usize| fake.calls()[n].1["ticket"].clone();
+        assert_eq!([shown(1), shown(2), shown(3)], ["", "1", "2"], "{point}");
+        assert_eq!(Ticket::load(dir.path(), "host-1").shown(), expected, "{point}");
+    }
+}
+
+#[tokio::test]
+async fn a_fenced_agent_keeps_its_ticket_and_what_it_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fake, url) = Fake::start(&[Say::Yes, Say::Yes, Say::Error(409, "host_fenced"), Say::Yes]).await;
+    let credentials = try_register(dir.path(), &url).await.unwrap();
+    let (beat, mut seen, changed) = heart(dir.path(), credentials, None);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(heartbeat::run(beat, stop.clone()));
+    let wait = async {
+        seen.wait_for(|link| *link == Link::Attached).await.unwrap();
+        changed.notify_one();
+        seen.wait_for(|link| matches!(link, Link::Fenced(why) if why.contains("host_fenced"))).await.unwrap();
+        seen.wait_for(|link| *link == Link::Attached).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the link never came back");
+    let shown: Vec<_> = fake.calls()[1..].iter().map(|(_, body, _)| body["ticket"].clone()).collect();
+    assert_eq!(shown, ["", "1", "1"]);
     stop.cancel();
     task.await.unwrap().unwrap();
 }

@@ -40,6 +40,8 @@ pub struct Host {
     pub address: Option<String>,
     pub facts: Option<Facts>,
     pub last_heartbeat_at: Option<DateTime<Utc>>,
+    /// When a copy of an old state of its disk was last heard and refused.
+    pub copy_heard_at: Option<DateTime<Utc>>,
     pub unclaimed: Vec<String>,
     /// Words and pairs that creates can ask for.
     pub tags: Vec<String>,
@@ -98,6 +100,8 @@ pub struct Facts {
 pub struct Beat {
     pub agent_run: String,
     pub sequence: i64,
+    /// The number of the ticket that it shows, 0 before the first; none: an agent that keeps none.
+    pub ticket: Option<i64>,
     pub facts: Facts,
     pub memory_free_mb: i64,
     pub disk_free_mb: i64,
@@ -148,7 +152,7 @@ pub struct Losses {
 pub enum Change {
     Done(Box<Host>),
     Missing,
-    /// It has not registered, or has as many tags as it may have; nothing was written.
+    /// It has not registered, has as many tags as it may have, or may be a copy; nothing was written.
     Refused,
 }
 
@@ -176,6 +180,8 @@ pub(crate) struct Row {
     pub(crate) agent_version: Option<String>,
     pub(crate) templates: Vec<String>,
     pub(crate) last_heartbeat_at: Option<DateTime<Utc>>,
+    pub(crate) copy_heard_at: Option<DateTime<Utc>>,
+    pub(crate) was_draining: bool,
     pub(crate) unclaimed: Vec<String>,
     pub(crate) tags: Vec<String>,
     pub(crate) running: i64,
@@ -218,9 +224,10 @@ impl From<Row> for Host {
             address: row.address,
             facts,
             last_heartbeat_at: row.last_heartbeat_at,
+            copy_heard_at: row.copy_heard_at,
             unclaimed: row.unclaimed,
             tags: row.tags,
-            is_draining: row.state == "draining",
+            is_draining: row.state == "draining" || row.state == "fenced" && row.was_draining,
             held: Held {
                 running: row.running,
                 paused: row.paused,
@@ -244,7 +251,7 @@ macro_rules! hosts {
             crate::hosts::Row,
             r#"select id, team_id, (select t.name from teams t where t.id = hosts.team_id) as team_name, provider, availability_zone, state,
                    coalesce(last_heartbeat_at < now() - make_interval(secs => $1), true) as "silent!",
-                   epoch, address, arch, cpu_cores, memory_mb, disk_gb, isolation, agent_version, templates, last_heartbeat_at,
+                   epoch, address, arch, cpu_cores, memory_mb, disk_gb, isolation, agent_version, templates, last_heartbeat_at, copy_heard_at, was_draining,
                    unclaimed, tags, disk_free_mb, created_by, created_at, updated_at, held.running as "running!", held.paused as "paused!",
                    held.failed as "failed!", held.reserved_vcpus as "reserved_vcpus!", held.reserved_memory_mib as "reserved_memory_mib!",
                    (select count(*) from snapshots k where k.host_id = hosts.id and k.name is not null and k.state = 'ready') as "snapshots!"
@@ -440,25 +447,30 @@ impl Store {
         Ok(Change::Done(Box::new(row.into())))
     }
 
-    /// Whoever speaks next is the host. What it was fenced for is forgotten.
+    /// Whoever speaks next is the host, with whatever ticket: from then on those before are old. What it was fenced for is forgotten.
     pub async fn unfence_host(&self, id: HostId, actor: &Actor) -> Result<Change, StoreError> {
         let mut tx = self.begin().await?;
-        let state = sqlx::query_scalar!("select state from hosts where id = $1 for no key update", id.0)
-            .fetch_optional(&mut *tx)
+        let host = sqlx::query!(
+            r#"select state = 'fenced' or copy_heard_at is not null
+                   or exists (select 1 from past_agent_runs where host_id = $1 and is_copy) as "is_doubted!"
+               from hosts where id = $1 for no key update"#,
+            id.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(host) = host else { return Ok(Change::Missing) };
+        if host.is_doubted {
+            sqlx::query!("delete from past_agent_runs where host_id = $1", id.0).execute(&mut *tx).await?;
+            sqlx::query!(
+                "update hosts set state = case when state <> 'fenced' then state when was_draining then 'draining' else 'active' end,
+                     was_draining = false, agent_run = '', heartbeat_sequence = 0, ticket_shown = null, copy_heard_at = null,
+                     updated_at = now()
+                 where id = $1",
+                id.0
+            )
+            .execute(&mut *tx)
             .await?;
-        match state.as_deref() {
-            None => return Ok(Change::Missing),
-            Some("fenced") => {
-                sqlx::query!("delete from past_agent_runs where host_id = $1", id.0).execute(&mut *tx).await?;
-                sqlx::query!(
-                    "update hosts set state = 'active', agent_run = '', heartbeat_sequence = 0, updated_at = now() where id = $1",
-                    id.0
-                )
-                .execute(&mut *tx)
-                .await?;
-                audit::record(&mut tx, actor, "host.unfence", &id.to_string(), serde_json::json!({})).await?;
-            }
-            Some(_) => {}
+            audit::record(&mut tx, actor, "host.unfence", &id.to_string(), serde_json::json!({})).await?;
         }
         let row = hosts!("where id = $2", id.0).fetch_one(&mut *tx).await?;
         tx.commit().await?;

@@ -75,15 +75,15 @@ impl Store {
         sequence: i64,
         sightings: &[Sighting],
     ) -> Result<Vec<IdleTimeout>, StoreError> {
-        let mut tx = self.begin().await?;
         let rows = sqlx::query!(
             r#"select id, incarnation, observed, idle_timeout_sec, last_active_at, idle_since, now() as "now!" from sandboxes
                where host_id = $1 and idle_timeout_sec > 0 and observed <> 'killed' and desired = 'running' order by id limit $2"#,
             host.0,
             TIMEOUTS_MAX
         )
-        .fetch_all(&mut *tx)
+        .fetch_all(&self.pool)
         .await?;
+        let Some(now) = rows.first().map(|row| row.now) else { return Ok(Vec::new()) };
         let said: std::collections::HashMap<&str, &Sighting> =
             sightings.iter().map(|seen| (seen.id.as_str(), seen)).collect();
         let mut timeouts = Vec::with_capacity(rows.len());
@@ -100,20 +100,21 @@ impl Store {
                     && row.incarnation.as_deref() == Some(&seen.incarnation)
             });
             let idle = idle.and_then(|seen| seen.idle_sec).map(TimeDelta::seconds);
-            let is_since = known.idle_since(idle, row.now);
+            let is_since = known.idle_since(idle, now);
             let last_used = row.last_active_at.unwrap_or(DateTime::UNIX_EPOCH);
             timeouts.push(IdleTimeout {
                 id: row.id.clone(),
                 timeout_sec: row.idle_timeout_sec,
-                active_sec_ago: (row.now - last_used).num_seconds().max(0),
+                active_sec_ago: (now - last_used).num_seconds().max(0),
             });
-            if known.differs(is_since, row.now) {
+            if known.differs(is_since, now) {
                 ids.push(row.id);
                 were.push(row.idle_since);
                 active.push(row.last_active_at);
                 since.push(is_since);
             }
         }
+        let mut tx = self.begin().await?;
         if !ids.is_empty() {
             // Whoever used it meanwhile has said so in the row, and then this says nothing.
             sqlx::query!(
@@ -132,10 +133,11 @@ impl Store {
         }
         // In the same transaction: what is over is so by this report, and by none that is only about to be taken in.
         let noted = sqlx::query!(
-            "update hosts set idle_reported_at = now() where id = $1 and agent_run = $2 and heartbeat_sequence = $3",
+            "update hosts set idle_reported_at = $4 where id = $1 and agent_run = $2 and heartbeat_sequence = $3",
             host.0,
             agent_run,
-            sequence
+            sequence,
+            now
         )
         .execute(&mut *tx)
         .await?;

@@ -34,7 +34,7 @@ pub mod sandboxes;
 pub mod schema;
 mod servers;
 pub mod sessions;
-mod sightings;
+pub mod sightings;
 pub mod silence;
 pub mod snapshots;
 pub mod teams;

@@ -32,6 +32,8 @@ pub struct Numbers {
     pub hosts: Vec<(String, i64)>,
     /// Teams' own, likewise: they come and go as their teams like.
     pub team_hosts: Vec<(String, i64)>,
+    /// Of which a copy was heard.
+    pub copied_hosts: i64,
     /// By what was last observed; those that were killed are not counted.
     pub sandboxes: Vec<(String, i64)>,
     pub operations: Vec<OpenOperations>,
@@ -63,7 +65,8 @@ impl Store {
         let hosts = sqlx::query!(
             r#"select case when state in ('active', 'draining') and coalesce(last_heartbeat_at, created_at) < now() - make_interval(secs => $1)
                    then 'silent' else state end as "state!",
-                   team_id is not null as "of_team!", count(*) as "count!", coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
+                   team_id is not null as "of_team!", count(*) as "count!", count(copy_heard_at) as "copied!",
+                   coalesce(sum(cardinality(unclaimed)), 0)::bigint as "unclaimed!"
                from hosts group by 1, 2"#,
             HOST_SILENCE_MAX.as_secs_f64()
         )
@@ -85,6 +88,7 @@ impl Store {
         let (of_teams, hosts): (Vec<_>, Vec<_>) = hosts.into_iter().partition(|row| row.of_team);
         Ok(Numbers {
             unclaimed: hosts.iter().map(|row| row.unclaimed).sum(),
+            copied_hosts: hosts.iter().map(|row| row.copied).sum(),
             hosts: hosts.into_iter().map(|row| (row.state, row.count)).collect(),
             team_hosts: of_teams.into_iter().map(|row| (row.state, row.count)).collect(),
             sandboxes: sandboxes.into_iter().map(|row| (row.observed, row.count)).collect(),

@@ -8,7 +8,8 @@ use std::time::Duration;
 use model::ids::HostId;
 
 use crate::audit::{self, Actor, ActorKind};
-use crate::hosts::{Facts, Host, hosts};
+use crate::beats::Tickets;
+use crate::hosts::{Change, Facts, Host, hosts};
 use crate::idempotency::{self, Claim};
 use crate::{Store, StoreError, Tx};
 
@@ -126,17 +127,24 @@ impl Store {
         Ok(Registered::Done(Box::new(row)))
     }
 
-    /// A registered host that renews its credentials, perhaps at another address.
-    pub async fn move_host(&self, host: HostId, address: &str) -> Result<Option<Host>, StoreError> {
+    /// A registered host that renews its credentials, perhaps at another address. Refused where two machines may be the host, and this one
+    /// may be the copy. `ticket` is as in a heartbeat; it is not used up.
+    pub async fn move_host(&self, host: HostId, address: &str, ticket: Option<i64>) -> Result<Change, StoreError> {
         let mut tx = self.begin().await?;
-        let there = sqlx::query_scalar!(
-            r#"select address <> $2 as "moves!" from hosts where id = $1 and state <> 'pending' for no key update"#,
+        let there = sqlx::query!(
+            r#"select address <> $2 as "moves!", state = 'fenced' as "is_fenced!", ticket_issued, ticket_shown from hosts
+               where id = $1 and state <> 'pending' for no key update"#,
             host.0,
             address
         )
         .fetch_optional(&mut *tx)
         .await?;
-        let Some(moves) = there else { return Ok(None) };
+        let Some(there) = there else { return Ok(Change::Missing) };
+        let tickets = Tickets { issued: there.ticket_issued, shown: there.ticket_shown };
+        if there.is_fenced || tickets.are_past(ticket) {
+            return Ok(Change::Refused);
+        }
+        let moves = there.moves;
         if moves {
             sqlx::query!("update hosts set address = $2, updated_at = now() where id = $1", host.0, address)
                 .execute(&mut *tx)
@@ -146,7 +154,7 @@ impl Store {
         let facts = serde_json::json!({ "moved": moves });
         audit::record(&mut tx, &itself(&row), "host.renew", &host.to_string(), facts).await?;
         tx.commit().await?;
-        Ok(Some(row))
+        Ok(Change::Done(Box::new(row)))
     }
 }
 

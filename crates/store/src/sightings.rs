@@ -26,8 +26,19 @@ use crate::{Store, StoreError, Tx, Update};
 /// More wishes of one sandbox than could be made since any backup: from here on a host's word is none.
 const CATCH_UP_MAX: i64 = 1_000_000;
 
+/// What came of a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The ids that no row of the host claims.
+    pub unclaimed: Vec<String>,
+    /// Rows may have changed.
+    pub is_news: bool,
+    /// The idle time of some of them may count.
+    pub counts_idleness: bool,
+}
+
 impl Store {
-    /// Takes in what a host says of its sandboxes. Returns the ids that no row of this host claims.
+    /// Takes in what a host says of its sandboxes.
     ///
     /// With `complete`, rows that the host does not name are marked, for somebody to ask it about each by itself: a create that ended
     /// while the report was under way is not in it.
@@ -36,9 +47,9 @@ impl Store {
         host: HostId,
         sightings: &[Sighting],
         complete: bool,
-    ) -> Result<Vec<String>, StoreError> {
-        if self.says_nothing_new(host, sightings, complete).await? {
-            return Ok(Vec::new());
+    ) -> Result<Taken, StoreError> {
+        if let Some(taken) = self.says_nothing_new(host, sightings, complete).await? {
+            return Ok(taken);
         }
         let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
         let observed: Vec<String> = sightings.iter().map(|seen| seen.observed.as_str().to_owned()).collect();
@@ -130,18 +141,25 @@ impl Store {
             .fetch_all(&mut *tx)
             .await?;
         tx.commit().await?;
-        Ok(ids.into_iter().filter(|id| !claimed.contains(id)).collect())
+        let unclaimed = ids.into_iter().filter(|id| !claimed.contains(id)).collect();
+        Ok(Taken { unclaimed, is_news: true, counts_idleness: true })
     }
 
     /// Most reports: each sandbox is here as its host says, and none of the host's is missing. Then no line of the table is for them, and
     /// one question is all that a heartbeat costs.
-    async fn says_nothing_new(&self, host: HostId, sightings: &[Sighting], complete: bool) -> Result<bool, StoreError> {
+    async fn says_nothing_new(
+        &self,
+        host: HostId,
+        sightings: &[Sighting],
+        complete: bool,
+    ) -> Result<Option<Taken>, StoreError> {
         let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
         let rows = sqlx::query!(
-            r#"select id as "id!", observed as "observed!", revision as "revision!", absent_since is not null as "is_missed!"
+            r#"select id as "id!", observed as "observed!", revision as "revision!", absent_since is not null as "is_missed!",
+                   idle_timeout_sec > 0 as "counts_idleness!"
                from sandboxes where host_id = $1 and id = any($2)
                union
-               select id, observed, revision, absent_since is not null
+               select id, observed, revision, absent_since is not null, idle_timeout_sec > 0
                from sandboxes where host_id = $1 and observed <> 'killed' and observed in ('running', 'paused')"#,
             host.0,
             &ids
@@ -156,7 +174,9 @@ impl Store {
             })
         });
         // Whoever is in the answer and was not named is missed, if all were named.
-        Ok(as_said && (!complete || rows.len() == sightings.len()))
+        let is_all = as_said && (!complete || rows.len() == sightings.len());
+        let counts_idleness = rows.iter().any(|row| row.counts_idleness);
+        Ok(is_all.then_some(Taken { unclaimed: Vec::new(), is_news: false, counts_idleness }))
     }
 
     /// The host, asked about this one sandbox, has it after all.

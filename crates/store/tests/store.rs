@@ -391,7 +391,7 @@ async fn a_report_changes_only_what_it_can_know() {
     assert_eq!(bench.get(&id).await.status(), Status::Stopped);
     let stranger = SandboxId::from_random(99);
     let seen = [sighting(&stranger, Observed::Running, 1)];
-    let unclaimed = bench.store.take_sightings(bench.host, &seen, false).await.unwrap();
+    let unclaimed = bench.store.take_sightings(bench.host, &seen, false).await.unwrap().unclaimed;
     assert_eq!(unclaimed, [stranger.to_string()]);
 }
 

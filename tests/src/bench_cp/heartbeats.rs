@@ -72,7 +72,7 @@ async fn host(control_plane: &ControlPlane, number: usize) -> Result<Host> {
     Ok(Host {
         url: format!("{}/v1/hosts/{id}/heartbeat", control_plane.base),
         token: registered["token"].as_str().context("the host has a token")?.to_owned(),
-        body: json!({"epoch": registered["epoch"], "agent_run": "bench", "facts": facts, "memory_free_mb": 200_000,
+        body: json!({"epoch": registered["epoch"], "agent_run": "bench", "ticket": "", "facts": facts, "memory_free_mb": 200_000,
             "disk_free_mb": 4_000_000, "complete": true, "sandboxes": sandboxes}),
     })
 }
@@ -82,16 +82,22 @@ async fn beat(control_plane: &ControlPlane, hosts: &mut [Host], round: usize) ->
     let began = Instant::now();
     let mut calls = JoinSet::new();
     let count = u32::try_from(hosts.len()).context("they are few")?;
-    for (number, host) in (0u32..).zip(hosts) {
+    for (number, host) in (0u32..).zip(hosts.iter_mut()) {
         tokio::time::sleep_until(began + PERIOD * number / count).await;
         host.body["sequence"] = json!(round + 1);
         let request = control_plane.http.post(&host.url).bearer_auth(&host.token).json(&host.body);
-        calls.spawn(async move { request.send().await.map(|answer| answer.status()) });
+        calls.spawn(async move {
+            let answer = request.send().await?;
+            let status = answer.status();
+            ensure!(status == 200, "a heartbeat was answered with {status}");
+            let answer: Value = answer.json().await?;
+            Ok((number, answer["ticket"].clone()))
+        });
     }
     tokio::time::sleep_until(began + PERIOD).await;
-    for status in calls.join_all().await {
-        let status = status?;
-        ensure!(status == 200, "a heartbeat was answered with {status}");
+    for answered in calls.join_all().await {
+        let (number, ticket) = answered?;
+        hosts[usize::try_from(number)?].body["ticket"] = ticket;
     }
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! hosts that are rows: their address takes connections and answers nothing. So a create ends where placement ends, with the sandbox, its
 //! reservation and its operation written down (202), and no host does anything. The floor is the same number of clients asking `/health`,
 //! which is one way through the server and one query.
+//!
+//! `bench-cp heartbeats` measures that part alone, into a file of its own.
 
 mod control_plane;
 mod heartbeats;
@@ -66,16 +68,19 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
-    let place = figures::place("bench-cp.json");
+    let is_part = std::env::args().nth(1).as_deref() == Some("heartbeats");
+    let place = figures::place(if is_part { "bench-cp-heartbeats.json" } else { "bench-cp.json" });
     figures::forget(&place)?;
     let runtime = tokio::runtime::Runtime::new().context("make a runtime")?;
     let mut all = Vec::new();
-    for fleet in &FLEETS {
-        all.extend(runtime.block_on(measure(fleet))?);
+    if !is_part {
+        for fleet in &FLEETS {
+            all.extend(runtime.block_on(measure(fleet))?);
+        }
+        all.push(runtime.block_on(pages::measure())?);
+        all.push(runtime.block_on(streams::measure())?);
     }
-    all.push(runtime.block_on(pages::measure())?);
     all.push(runtime.block_on(heartbeats::measure())?);
-    all.push(runtime.block_on(streams::measure())?);
     figures::write(&place, &all, &format!("{CLIENTS} clients, PostgreSQL without fsync"))?;
     println!("\nfigures: {}", place.display());
     Ok(all.iter().all(Judged::is_fine))

@@ -65,6 +65,9 @@ pub struct FleetHost {
     pub isolation: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_heartbeat_at: Option<DateTime<Utc>>,
+    /// As in `GET /v1/hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_heard_at: Option<DateTime<Utc>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_free_mb: Option<i64>,
     /// Sandboxes that it names and no row knows.

@@ -64,6 +64,9 @@ pub struct Host {
     pub agent_version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_heartbeat_at: Option<DateTime<Utc>>,
+    /// When a copy of an old state of its disk was last heard, and refused. Until it is unfenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_heard_at: Option<DateTime<Utc>>,
     pub created_by: String,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
@@ -174,6 +177,9 @@ pub struct HostCredentials {
 pub struct RenewHost {
     pub csr_pem: String,
     pub address: String,
+    /// As in a heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// `POST /v1/hosts/{id}/heartbeat`, with the host's JWT, every 30 s and at once when something changed.
@@ -184,6 +190,9 @@ pub struct Heartbeat {
     pub sequence: u64,
     /// Random id of the agent's process: a new one after each start.
     pub agent_run: String,
+    /// What the last answer brought that was heard, from the disk; empty before the first. Absent: an agent that keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
     pub facts: HostFacts,
     pub memory_free_mb: i64,
     pub disk_free_mb: i64,
@@ -211,6 +220,9 @@ pub struct ReportedSandbox {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatAnswer {
     pub epoch: u64,
+    /// To be kept on disk, and shown in the next heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
     /// All sandboxes of the host whose idle time counts, and no others; at most 10,000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idle_timeouts: Vec<IdleTimeout>,

@@ -121,7 +121,7 @@ async fn stop_all(dir: &Path) -> Result<(), Failure> {
 }
 
 /// What a platform keeps in its directory. All three programs write there.
-const OURS: [&str; 23] = [
+const OURS: [&str; 24] = [
     "agent-id",
     "agent-vmm.json",
     "agent.lock",
@@ -131,6 +131,7 @@ const OURS: [&str; 23] = [
     "host-cert.pem",
     "host-key.pem",
     "host-pending.json",
+    "host-ticket",
     "host-token",
     "images",
     "kernels",

@@ -152,6 +152,15 @@ fn hosts(fleet: &Fleet) -> Vec<Finding> {
             "stop wrenn-agent on the copy, remove its host-token and host-key.pem, then wrenn host unfence ID (docs/errors/host_fenced.md)",
         ));
     }
+    let copied: Vec<&str> =
+        fleet.hosts.iter().filter(|host| host.copy_heard_at.is_some()).map(|host| host.id.as_str()).collect();
+    if !copied.is_empty() {
+        findings.push(Finding::fail(
+            "hosts",
+            format!("a copy of an old state of their disk speaks, and is refused: {}", named(copied)),
+            "stop wrenn-agent on the copy; if there is none and the host was restored, it is the host: then wrenn host unfence ID (docs/errors/host_fenced.md)",
+        ));
+    }
     let pending = with("pending");
     if !pending.is_empty() {
         findings.push(Finding::warn(
@@ -271,6 +280,7 @@ mod tests {
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             isolation: Some("firecracker/kvm".to_owned()),
             last_heartbeat_at: None,
+            copy_heard_at: None,
             disk_free_mb: Some(100_000),
             unclaimed: Vec::new(),
         }
@@ -298,7 +308,7 @@ mod tests {
         let fine = judged(&well(now), now);
         assert!(fine.iter().all(|finding| finding.grade == Grade::Ok && finding.cure.is_empty()), "{fine:?}");
         type Break = fn(&mut Fleet);
-        let faults: [(Break, Grade, &str); 18] = [
+        let faults: [(Break, Grade, &str); 19] = [
             (
                 |fleet| {
                     fleet.version = "0.0.9".to_owned();
@@ -316,6 +326,7 @@ mod tests {
             (|fleet| fleet.hosts.push(host("host-2", "unreachable")), Grade::Warn, "hosts"),
             (|fleet| fleet.hosts.push(host("host-4", "fenced")), Grade::Fail, "hosts"),
             (|fleet| fleet.hosts.push(host("host-3", "pending")), Grade::Warn, "hosts"),
+            (|fleet| fleet.hosts[0].copy_heard_at = Some(Utc::now()), Grade::Fail, "hosts"),
             (|fleet| fleet.hosts[0].disk_free_mb = Some(100), Grade::Warn, "disks"),
             (|fleet| fleet.hosts[0].agent_version = Some("0".to_owned()), Grade::Warn, "agents"),
             (|fleet| fleet.hosts[0].unclaimed.push("sb1".to_owned()), Grade::Warn, "unclaimed sandboxes"),

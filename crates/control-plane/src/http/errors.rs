@@ -252,6 +252,11 @@ impl ApiError {
         Self::new("host_fenced", "two machines speak as this host; an operator must find out which one it is")
     }
 
+    pub fn host_is_past() -> Self {
+        let message = "this disk has an old state of the host: it is a copy; if it is the host, restored, an operator must unfence it";
+        Self::new("host_fenced", message)
+    }
+
     pub fn host_has_sandboxes(sandboxes: Vec<String>, snapshots: Vec<String>) -> Self {
         let what = if sandboxes.is_empty() { "snapshots; delete them" } else { "sandboxes; kill them" };
         Self::new("host_has_sandboxes", format!("the host has {what}, or repeat with force=true"))

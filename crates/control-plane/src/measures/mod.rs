@@ -215,6 +215,7 @@ fn tell(numbers: Option<&Numbers>) {
     }
     let overdue = numbers.map(|numbers| numbers.operations.iter().map(|operations| operations.overdue).sum());
     gauge!("wrenn_operations_overdue").set(known(overdue));
+    gauge!("wrenn_copied_hosts").set(known(numbers.map(|numbers| numbers.copied_hosts)));
     gauge!("wrenn_lost_sandboxes").set(of(|numbers| &numbers.sandboxes, "lost"));
     gauge!("wrenn_unclaimed_sandboxes").set(known(numbers.map(|numbers| numbers.unclaimed)));
     gauge!("wrenn_brake_active").set(known(numbers.map(|numbers| numbers.is_braked.into())));

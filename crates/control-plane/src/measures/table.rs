@@ -129,8 +129,8 @@ pub const TABLE: &[Metric] = &[
     // fleet
     counter(
         "wrenn_heartbeats_total",
-        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "fenced", "failed"])],
-        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host",
+        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "fenced", "copy", "failed"])],
+        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host, `copy` of an old state of a host's disk",
     ),
     gauge(
         "wrenn_hosts",
@@ -141,6 +141,11 @@ pub const TABLE: &[Metric] = &[
         "wrenn_team_hosts",
         &[of("state", HOST_STATES)],
         "Hosts of teams' own, which come and go as their teams like",
+    ),
+    gauge(
+        "wrenn_copied_hosts",
+        &[],
+        "Hosts of the platform of which a copy was heard, with an old state of the disk, and refused; until they are unfenced",
     ),
     gauge(
         "wrenn_sandboxes",

@@ -7,6 +7,7 @@ use api::v1::hosts::{Heartbeat, HostFacts, ReportedSandbox};
 use chrono::{TimeDelta, Utc};
 use host_agent::credentials::{Credentials, HostToken, KeyPem};
 use host_agent::heartbeat::{self, Beat, Link};
+use host_agent::ticket::Ticket;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +68,9 @@ async fn herd(hosts: usize) {
             ca_pem: String::new(),
             key_pem: KeyPem(String::new()),
         };
+        let ticket = Ticket::load(&cluster.dir.path().join(id.to_string()), &id.to_string());
         let beat = Beat {
+            ticket,
             report: Box::new(move || {
                 let report = report.clone();
                 Box::pin(async move { report })

@@ -11,9 +11,10 @@ use host_agent::credentials::{Credentials, Files};
 use host_agent::heartbeat::{self, Beat, Link};
 use host_agent::identity::{self, Tag};
 use host_agent::idleness::Idleness;
-use host_agent::registration::{Registration, register};
+use host_agent::registration::{Registration, keep_fresh, register};
 use host_agent::rpc::{Service, serve};
 use host_agent::sandbox::Sandboxes;
+use host_agent::ticket::Ticket;
 use model::ids::HostId;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -47,6 +48,18 @@ pub struct Host {
     _dir: tempfile::TempDir,
 }
 
+/// Where the agent keeps who it is.
+const IDENTITY: [&str; 5] = ["host-token", "host-key.pem", "host-cert.pem", "ca.pem", "host-ticket"];
+
+/// What a disk says of who its machine is, as it was at some time.
+pub struct Disk(Vec<(&'static str, Vec<u8>)>);
+
+/// By what an agent is a host.
+enum From<'a> {
+    Token(&'a str),
+    Disk(&'a Disk),
+}
+
 impl Host {
     pub async fn join(cluster: &Cluster) -> Self {
         Self::join_as(cluster, json!({"type": "regular"})).await
@@ -54,6 +67,29 @@ impl Host {
 
     /// By what `POST /v1/hosts` is told.
     pub async fn join_as(cluster: &Cluster, new: Value) -> Self {
+        let made = cluster.admin.call(Method::POST, "/v1/hosts", Some(new)).await.unwrap();
+        let token = made.body["registration_token"].as_str().unwrap_or_else(|| panic!("{}", made.body));
+        let host = Self::start(cluster, From::Token(token)).await;
+        host.wait_attached(Duration::from_secs(30)).await;
+        host
+    }
+
+    /// A machine with this disk, at another address.
+    pub async fn copy(cluster: &Cluster, disk: &Disk) -> Self {
+        Self::start(cluster, From::Disk(disk)).await
+    }
+
+    /// Its disk, as it is now.
+    pub fn disk(&self) -> Disk {
+        Disk(IDENTITY.iter().map(|name| (*name, std::fs::read(self.stage.dir.join(name)).unwrap())).collect())
+    }
+
+    /// Its agent ends; what it runs goes on.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    async fn start(cluster: &Cluster, from: From<'_>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage::new(dir.path());
         let tag = identity::load_or_make(dir.path(), "machine").unwrap();
@@ -80,20 +116,35 @@ impl Host {
             agent_version: "0".to_owned(),
             templates: vec!["minimal".to_owned()],
         };
-        let made = cluster.admin.call(Method::POST, "/v1/hosts", Some(new)).await.unwrap();
         let files = Files::new(dir.path());
-        let registration = Registration {
-            files: &files,
-            cp_url: &format!("http://{}", outbound.address()).parse().unwrap(),
-            address: &inbound.address().to_string(),
-            token: made.body["registration_token"].as_str().unwrap_or_else(|| panic!("{}", made.body)),
-            facts: facts.clone(),
+        let (cp_url, address) = (format!("http://{}", outbound.address()), inbound.address().to_string());
+        let credentials = match from {
+            From::Disk(Disk(disk)) => {
+                for (name, bytes) in disk {
+                    std::fs::write(dir.path().join(name), bytes).unwrap();
+                }
+                let mut credentials = files.load().unwrap().unwrap();
+                credentials.host.cp_url = cp_url.parse().unwrap();
+                credentials
+            }
+            From::Token(token) => {
+                let registration = Registration {
+                    files: &files,
+                    cp_url: &cp_url.parse().unwrap(),
+                    address: &address,
+                    token,
+                    facts: facts.clone(),
+                };
+                register(registration, &stop).await.unwrap()
+            }
         };
-        let credentials = register(registration, &stop).await.unwrap();
         sandboxes.see_epoch(credentials.host.epoch);
         let tls = watch::channel(serve::server_config(&credentials).unwrap()).1;
         let id = credentials.host.host_id.parse().unwrap();
-        let credentials = watch::channel(credentials).1;
+        let ticket = Ticket::load(dir.path(), &credentials.host.host_id);
+        let fresh = Arc::new(watch::channel(credentials).0);
+        let credentials = fresh.subscribe();
+        tokio::spawn(keep_fresh(files, address, fresh, ticket.clone(), stop.clone()));
         let (link_sender, link) = watch::channel(Link::Unknown);
         let idleness = Idleness::new(sandboxes.context().changed.clone());
         let agent = Arc::new(Agent {
@@ -127,28 +178,13 @@ impl Host {
             }),
             changed: sandboxes.context().changed.clone(),
             credentials: credentials.clone(),
+            ticket,
             epoch_seen: Box::new(move |epoch| epochs.see_epoch(epoch)),
             idle_timeouts: Box::new(move |timeouts| idleness.tell(timeouts)),
             link: link_sender,
         };
         tokio::spawn(heartbeat::run(beat, stop.clone()));
-        let host = Self {
-            id,
-            inbound,
-            outbound,
-            sandboxes,
-            credentials,
-            link,
-            told,
-            port,
-            launches,
-            tag,
-            stage,
-            stop,
-            _dir: dir,
-        };
-        host.wait_attached(Duration::from_secs(30)).await;
-        host
+        Self { id, inbound, outbound, sandboxes, credentials, link, told, port, launches, tag, stage, stop, _dir: dir }
     }
 
     /// Its next heartbeat comes now, when it is attached.

@@ -9,6 +9,7 @@ mod certificates;
 mod client;
 mod cluster;
 mod confusion;
+mod copies;
 mod crashes;
 mod database;
 mod fail_over;

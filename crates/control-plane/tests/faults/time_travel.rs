@@ -73,6 +73,7 @@ async fn an_old_copy_of_the_database_deletes_nothing() {
     assert_eq!(team.verb(&killed_later, "kill").await.status, 204);
     let unclaimed = host.alive().remove(&made_later).expect("it lives on");
     assert_eq!(alive[&made_later], unclaimed);
+    assert_eq!(cluster.count("audit where action = 'host.fence'").await, 0, "its tickets are later ones");
     let caught_up = cluster.count("audit where action = 'sandbox.catch_up'").await;
     assert_eq!(caught_up, 2, "one record for each that the host knew better");
     let rest = || async { cluster.count("operations where phase = 'open'").await == 0 };

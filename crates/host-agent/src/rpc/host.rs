@@ -15,6 +15,7 @@ pub async fn describe(agent: &Arc<Agent>) -> GetHostResponse {
     match &*agent.link.borrow() {
         Link::Attached => {}
         Link::Unknown => notes.push("The control plane has not answered a heartbeat yet.".to_owned()),
+        Link::Fenced(reason) => notes.push(format!("Fenced: {reason}. Sandboxes go on, and nothing new is begun.")),
         Link::Detached(reason) => notes.push(format!("Detached from the control plane: {reason}. Sandboxes go on.")),
     }
     if facts.templates.is_empty() {

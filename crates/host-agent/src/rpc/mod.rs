@@ -31,6 +31,7 @@ use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::guest::Guest;
+use crate::heartbeat::Link;
 use crate::sandbox::console;
 use crate::sandbox::state::View;
 use streams::{Permit, Streams};
@@ -60,6 +61,15 @@ impl Service {
             return Ok(());
         }
         Err(errors::not_ready("the agent still takes up what it had before its start"))
+    }
+
+    /// Where another machine may be this host, nothing is begun or ended.
+    fn acts(&self) -> Result<(), ConnectError> {
+        self.ready()?;
+        if matches!(*self.agent.link.borrow(), Link::Fenced(_)) {
+            return Err(errors::not_ready("this host is fenced: another machine may be it"));
+        }
+        Ok(())
     }
 
     fn guest(&self, id: &str) -> Result<Arc<Guest>, ConnectError> {
@@ -100,7 +110,7 @@ impl HostAgentService for Service {
     ) -> ServiceResult<impl Encodable<EnsureRunningResponse> + Send + use<'a>> {
         let deadline = answer_at(&context);
         let request = request.to_owned_message();
-        self.ready()?;
+        self.acts()?;
         let id = self.id(&request.sandbox_id)?;
         let fence = answers::fence(request.fence.into_option())?;
         let spec = answers::spec(request.spec.into_option())?;
@@ -118,7 +128,7 @@ impl HostAgentService for Service {
     ) -> ServiceResult<impl Encodable<EnsurePausedResponse> + Send + use<'a>> {
         let deadline = answer_at(&context);
         let request = request.to_owned_message();
-        self.ready()?;
+        self.acts()?;
         let id = self.id(&request.sandbox_id)?;
         let fence = answers::fence(request.fence.into_option())?;
         let kept = if request.disk_only { Kept::Disk } else { Kept::Memory };
@@ -133,7 +143,7 @@ impl HostAgentService for Service {
     ) -> ServiceResult<impl Encodable<EnsureKilledResponse> + Send + use<'a>> {
         let deadline = answer_at(&context);
         let request = request.to_owned_message();
-        self.ready()?;
+        self.acts()?;
         let id = self.id(&request.sandbox_id)?;
         let fence = answers::fence(request.fence.into_option())?;
         let view = self.agent.sandboxes.ensure_killed(&id, fence, deadline).await.map_err(errors::wish)?;
@@ -147,7 +157,7 @@ impl HostAgentService for Service {
     ) -> ServiceResult<impl Encodable<EnsureSnapshotResponse> + Send + use<'a>> {
         let deadline = answer_at(&context);
         let request = request.to_owned_message();
-        self.ready()?;
+        self.acts()?;
         let id = self.id(&request.sandbox_id)?;
         let snapshot = answers::snapshot_id(&request.snapshot_id)?;
         let sandboxes = &self.agent.sandboxes;
@@ -172,7 +182,7 @@ impl HostAgentService for Service {
         _: RequestContext,
         request: ServiceRequest<'_, RemoveSnapshotRequest>,
     ) -> ServiceResult<impl Encodable<RemoveSnapshotResponse> + Send + use<'a>> {
-        self.ready()?;
+        self.acts()?;
         let snapshot = answers::snapshot_id(request.snapshot_id)?;
         self.agent.sandboxes.remove_snapshot(snapshot).await.map_err(errors::wish)?;
         Response::ok(RemoveSnapshotResponse::default())

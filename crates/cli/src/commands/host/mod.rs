@@ -188,7 +188,7 @@ fn row(host: &Host) -> Vec<String> {
         host.id.clone(),
         host.kind.clone(),
         host.team_name.clone().unwrap_or_default(),
-        host.status.clone(),
+        if host.copy_heard_at.is_some() { format!("{}, copied", host.status) } else { host.status.clone() },
         host.isolation.clone().unwrap_or_default(),
         host.address.clone().unwrap_or_default(),
         number(host.cpu_cores),

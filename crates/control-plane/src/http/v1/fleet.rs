@@ -58,6 +58,7 @@ pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>
                 agent_version: host.facts.as_ref().map(|facts| facts.agent_version.clone()),
                 isolation: host.facts.as_ref().map(|facts| facts.isolation.clone()),
                 last_heartbeat_at: host.last_heartbeat_at,
+                copy_heard_at: host.copy_heard_at,
                 disk_free_mb: host.held.disk_free_mib,
                 unclaimed: host.unclaimed,
             })

@@ -4,7 +4,7 @@ use api::v1::errors::ErrorBody;
 use api::v1::hosts::{Heartbeat, HeartbeatAnswer, IdleTimeout};
 use axum::extract::State;
 use model::ids::HostId;
-use store::beats::Heard;
+use store::beats::{Heard, News};
 use store::hosts::Beat;
 use store::sandboxes::Sighting;
 use tracing::{error, warn};
@@ -25,6 +25,7 @@ const UNCLAIMED_MAX: usize = 100;
 enum Refusal {
     Unknown,
     Fenced,
+    Copy,
 }
 
 #[utoipa::path(post, path = "/{id}/heartbeat", tag = "hosts", params(("id" = String, Path)), request_body = Heartbeat,
@@ -42,43 +43,55 @@ pub async fn heartbeat(
     if body.agent_run.len() > WORD_BYTES_MAX {
         return Err(ApiError::invalid("agent_run", "is too long"));
     }
+    let ticket = ticket_number(&app, id, body.ticket.as_deref())?;
     let sightings = sightings(&body)?;
     let beat = Beat {
+        ticket,
         agent_run: body.agent_run,
         sequence: i64::try_from(body.sequence).map_err(|_| ApiError::invalid("sequence", "is too large"))?,
         facts: super::facts(body.facts)?,
         memory_free_mb: body.memory_free_mb,
         disk_free_mb: body.disk_free_mb,
     };
-    let (store, complete, epoch_said) = (app.store.clone(), body.complete, body.epoch);
+    let (at, complete, epoch_said) = (app.clone(), body.complete, body.epoch);
     let taken = super::super::detached(&app, async move {
-        let (epoch, is_news) = match store.beat(id, &beat).await? {
-            Heard::News { epoch } => (epoch, true),
-            Heard::Old { epoch } => (epoch, false),
+        let news = match at.store.beat(id, &beat).await? {
+            Heard::News(news) => news,
+            Heard::Old { epoch } => {
+                measures::heartbeat("repeated");
+                return Ok(Ok(HeartbeatAnswer { epoch, ..HeartbeatAnswer::default() }));
+            }
             Heard::Fenced => return Ok(Err(Refusal::Fenced)),
+            Heard::Copy => return Ok(Err(Refusal::Copy)),
             Heard::Unknown => return Ok(Err(Refusal::Unknown)),
         };
-        let outcome = match is_news {
-            true if epoch_said == epoch => "taken",
-            true => "old_epoch",
-            false => "repeated",
-        };
-        // A report of before the host was declared lost says nothing about now.
+        let News { epoch, ticket, unclaimed: were_unclaimed, mut is_back } = news;
         let mut idle_timeouts = Vec::new();
-        if is_news && epoch_said == epoch {
-            let mut unclaimed = store.take_sightings(id, &sightings, complete).await?;
-            unclaimed.truncate(UNCLAIMED_MAX);
-            if !unclaimed.is_empty() {
-                warn!(host.id = %id, "host {id} has sandboxes that nothing here knows: {unclaimed:?}");
+        // A report of before the host was declared lost says nothing about now.
+        if epoch_said == epoch {
+            let mut taken = at.store.take_sightings(id, &sightings, complete).await?;
+            taken.unclaimed.truncate(UNCLAIMED_MAX);
+            if !taken.unclaimed.is_empty() {
+                warn!(host.id = %id, "host {id} has sandboxes that nothing here knows: {:?}", taken.unclaimed);
             }
-            store.note_unclaimed(id, &unclaimed).await?;
-            idle_timeouts = store.note_idleness(id, &beat.agent_run, beat.sequence, &sightings).await?;
+            if taken.unclaimed != were_unclaimed {
+                at.store.note_unclaimed(id, &taken.unclaimed).await?;
+            }
+            if taken.counts_idleness {
+                idle_timeouts = at.store.note_idleness(id, &beat.agent_run, beat.sequence, &sightings).await?;
+            }
+            is_back |= taken.is_news;
         }
-        measures::heartbeat(outcome);
-        Ok(Ok((epoch, idle_timeouts)))
+        // What was put off, or what a report has called for.
+        if is_back {
+            at.driver.wake();
+        }
+        measures::heartbeat(if epoch_said == epoch { "taken" } else { "old_epoch" });
+        let ticket = beat.ticket.map(|_| at.tokens.ticket(id, ticket));
+        Ok(Ok(HeartbeatAnswer { epoch, ticket, idle_timeouts: idle_timeouts.into_iter().map(told).collect() }))
     });
     let taken = taken.await.inspect_err(|_| measures::heartbeat("failed"))?;
-    let (epoch, idle_timeouts) = taken.map_err(|refusal| match refusal {
+    taken.map(axum::Json).map_err(|refusal| match refusal {
         Refusal::Unknown => {
             measures::heartbeat("unknown");
             ApiError::unauthorized()
@@ -88,15 +101,25 @@ pub async fn heartbeat(
             error!(host.id = %id, "two machines speak as host {id}: it is fenced, and an operator must look at both");
             ApiError::host_fenced()
         }
-    })?;
-    app.driver.wake();
+        Refusal::Copy => {
+            measures::heartbeat("copy");
+            error!(host.id = %id, "what speaks as host {id} has an old state of its disk, and is refused: a copy, or a host that was restored");
+            ApiError::host_is_past()
+        }
+    })
+}
+
+/// Of what a host shows; none when it keeps no tickets.
+pub(super) fn ticket_number(app: &App, id: HostId, ticket: Option<&str>) -> Result<Option<i64>, ApiError> {
+    match ticket {
+        Some(ticket) if ticket.len() > WORD_BYTES_MAX => Err(ApiError::invalid("ticket", "is too long")),
+        ticket => Ok(ticket.map(|ticket| app.tokens.ticket_number(id, ticket))),
+    }
+}
+
+fn told(known: store::idleness::IdleTimeout) -> IdleTimeout {
     let seconds = |seconds: i64| u64::try_from(seconds).unwrap_or_default();
-    let told = idle_timeouts.into_iter().map(|known| IdleTimeout {
-        id: known.id,
-        timeout_sec: seconds(known.timeout_sec),
-        active_sec_ago: seconds(known.active_sec_ago),
-    });
-    Ok(axum::Json(HeartbeatAnswer { epoch, idle_timeouts: told.collect() }))
+    IdleTimeout { id: known.id, timeout_sec: seconds(known.timeout_sec), active_sec_ago: seconds(known.active_sec_ago) }
 }
 
 fn sightings(body: &Heartbeat) -> Result<Vec<Sighting>, ApiError> {

@@ -94,6 +94,7 @@ fn shown(host: store::hosts::Host) -> Host {
         isolation: facts.map(|f| f.isolation.clone()),
         agent_version: facts.map(|f| f.agent_version.clone()),
         last_heartbeat_at: host.last_heartbeat_at,
+        copy_heard_at: host.copy_heard_at,
         created_by: host.created_by,
         created_at: host.created_at,
         updated_at: host.updated_at,
