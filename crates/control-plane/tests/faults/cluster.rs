@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use control_plane::secrets::Secret;
 use control_plane::tokens::Tokens;
 use model::access::Scope;
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::cut_proxy::{CutProxy, Target};
+use testkit::keeper;
 use testkit::postgres::Database;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::client::Client;
 
@@ -32,7 +34,7 @@ pub struct Cluster {
     pub team: Client,
     pub dir: tempfile::TempDir,
     database_url: String,
-    _turn: MutexGuard<'static, ()>,
+    _room: SemaphorePermit<'static>,
 }
 
 pub struct Replica {
@@ -45,20 +47,30 @@ pub struct Replica {
 /// For as often a supervisor starts a replica again that ends before it serves: what it needs may break meanwhile.
 const STARTS_MAX: u32 = 5;
 
-/// One platform at a time: they measure time, and a machine has few cores.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Platforms side by side: they wait more than they work. A machine has few cores, and what measures time is alone.
+const SIDE_BY_SIDE: u32 = 3;
+static ROOM: Semaphore = Semaphore::const_new(SIDE_BY_SIDE as usize);
 
 impl Cluster {
     /// With so many replicas.
     pub async fn start(replicas: usize) -> Self {
-        let turn = TURN.lock().await;
+        Self::in_room(replicas, 1).await
+    }
+
+    /// For a test that measures time.
+    pub async fn alone(replicas: usize) -> Self {
+        Self::in_room(replicas, SIDE_BY_SIDE).await
+    }
+
+    async fn in_room(replicas: usize, parts: u32) -> Self {
+        let room = ROOM.acquire_many(parts).await.expect("it is never closed");
         let database = Database::on_own_server().await;
         // What is acknowledged outlives the server's processes.
         database.sql(&format!("alter database {} set synchronous_commit = on", database.name())).await;
-        Self::on(database, replicas, turn).await
+        Self::on(database, replicas, room).await
     }
 
-    async fn on(database: Database, replicas: usize, turn: MutexGuard<'static, ()>) -> Self {
+    async fn on(database: Database, replicas: usize, room: SemaphorePermit<'static>) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let to_database = CutProxy::start(&[Target::Unix(database.server().socket())]).await.unwrap();
@@ -74,7 +86,7 @@ impl Cluster {
             team: Client::key(&url, ""),
             dir,
             database_url,
-            _turn: turn,
+            _room: room,
         };
         // The first makes the secret.
         for number in 0..replicas {
@@ -134,7 +146,7 @@ impl Cluster {
             .env("WRENN_CRASHPOINTS_LIST", dir.join("passed"))
             .stdout(Stdio::null())
             .stderr(log);
-        let child = command.spawn().unwrap();
+        let child = keeper::spawn(command, Signal::SIGKILL).unwrap();
         let nowhere = ([127, 0, 0, 1], 0).into();
         let mut replica = Replica { child, address: nowhere, metrics: nowhere, dir };
         let began = Instant::now();
@@ -186,6 +198,17 @@ impl Cluster {
     pub async fn age_heartbeats(&self, seconds: u32) {
         let older = format!("last_heartbeat_at = last_heartbeat_at - interval '{seconds} s'");
         self.database.sql(&format!("update hosts set {older}")).await;
+    }
+
+    /// As [`Client::wait_status`], with what is put off due at once: for tests of what happens, and not of when.
+    pub async fn hurry_to(&self, id: &str, wanted: &str, time_max: Duration) {
+        wait(&format!("{id} to be {wanted}"), time_max, || async {
+            self.database
+                .sql("update operations set not_before = now() where phase = 'open' and not_before > now()")
+                .await;
+            self.team.status(id).await == wanted
+        })
+        .await;
     }
 
     /// What signs and checks the tokens of this platform.

@@ -151,7 +151,7 @@ async fn lost_answers(rounds: u64) {
             }
             assert!(matches!(answer.status, 200..=204), "{verb}: {} {}", answer.status, answer.body);
             id = if verb == "create" { answer.id() } else { id };
-            cluster.team.wait_status(&id, wanted, Duration::from_secs(30)).await;
+            cluster.hurry_to(&id, wanted, Duration::from_secs(30)).await;
             let launches = if verb == "create" || verb == "pause" { 1 } else { 2 };
             assert_eq!(host.launches_of(&id), launches, "{verb}: each deed once");
         }
@@ -163,7 +163,7 @@ async fn lost_answers(rounds: u64) {
 /// Up and down by turns: no storms, and no lies.
 #[tokio::test(flavor = "multi_thread")]
 async fn flapping_shows_a_host_as_what_it_is_for_most_of_the_time() {
-    let cluster = Cluster::start(2).await;
+    let cluster = Cluster::alone(2).await;
     let host = Host::join(&cluster).await;
     let id = cluster.team.running("runs").await;
     let alive = host.alive();
