@@ -163,7 +163,7 @@ async fn lost_answers(rounds: u64) {
 /// Up and down by turns: no storms, and no lies.
 #[tokio::test(flavor = "multi_thread")]
 async fn flapping_shows_a_host_as_what_it_is_for_most_of_the_time() {
-    let cluster = Cluster::alone(2).await;
+    let cluster = Cluster::start(2).await;
     let host = Host::join(&cluster).await;
     let id = cluster.team.running("runs").await;
     let alive = host.alive();
