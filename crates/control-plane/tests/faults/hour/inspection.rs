@@ -18,9 +18,9 @@ use super::machine::Machine;
 
 /// After the last fault everything is true again within this time; what a kernel repeats after a cut of its cable comes late.
 const REST_MAX: Duration = Duration::from_secs(90);
-/// Of a control plane or an agent, however long it has run.
-const DESCRIPTORS_MAX: usize = 400;
-const MEMORY_MIB_MAX: u64 = 600;
+/// Of a control plane or an agent, however long it has run: some times what they have.
+const DESCRIPTORS_MAX: usize = 200;
+const MEMORY_MIB_MAX: u64 = 256;
 /// These stay 0 whatever breaks, or are 0 at a rest.
 const OF_REPLICAS: [&str; 5] = [
     "wrenn_panics_total",
@@ -203,7 +203,8 @@ async fn clean(cluster: &Cluster, ledger: &Ledger) {
     for row in cluster.rows("select id from sandboxes where observed = 'failed'").await {
         cluster.team.verb(&row[0], "kill").await;
     }
-    for id in std::mem::take(&mut *ledger.harmed.lock().unwrap()) {
+    let harmed = std::mem::take(&mut *ledger.harmed.lock().unwrap());
+    for id in harmed {
         cluster.team.verb(&id, "kill").await;
         ledger.forget(&id);
     }
