@@ -253,7 +253,8 @@ async fn a_certificate_without_the_hosts_name_is_renewed_once() {
     let (current, mut fresh) = watch::channel(first);
     let stop = CancellationToken::new();
     let files = Files::new(dir.path());
-    let task = tokio::spawn(keep_fresh(files, "10.0.0.5:50051".to_owned(), Arc::new(current), stop.clone()));
+    let ticket = Ticket::load(dir.path(), "host-1");
+    let task = tokio::spawn(keep_fresh(files, "10.0.0.5:50051".to_owned(), Arc::new(current), ticket, stop.clone()));
     tokio::time::timeout(Duration::from_secs(20), fresh.changed()).await.expect("no renewal").unwrap();
     tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(600)).await;

@@ -409,16 +409,21 @@ impl Store {
         Ok(Ok(host))
     }
 
-    /// The host has no room, or could not be reached at all: whatever it was asked for, it has not got.
-    pub async fn refuse_host(&self, operation: &Operation, host: HostId) -> Result<(), StoreError> {
+    /// The host has no room, or could not be reached at all: whatever it was asked for, it has not got. Stale: somebody else works on the
+    /// operation now, and may have reached it.
+    pub async fn refuse_host(&self, operation: &Operation, host: HostId) -> Result<Update, StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query!(
-            "update operations set refused_hosts = array_append(refused_hosts, $2) where id = $1 and not $2 = any(refused_hosts)",
+        let refused = sqlx::query!(
+            "update operations set refused_hosts = array_append(array_remove(refused_hosts, $2), $2) where id = $1 and attempts = $3",
             operation.id.0,
-            host.0
+            host.0,
+            operation.attempts
         )
         .execute(&mut *tx)
         .await?;
+        if refused.rows_affected() == 0 {
+            return Ok(Update::Stale);
+        }
         sqlx::query!(
             "update sandboxes set host_id = null, host_epoch = null where id = $1 and revision = $2 and host_id = $3",
             operation.sandbox.as_str(),
@@ -428,7 +433,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(())
+        Ok(Update::Changed)
     }
 
     /// The sandbox is paused.

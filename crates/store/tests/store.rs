@@ -219,7 +219,7 @@ async fn what_a_dead_replica_worked_on_is_taken_over_at_once_and_a_living_ones_i
     let bench = Bench::new().await;
     let (dead, living) = (Replica::from_random(100), Replica::from_random(200));
     let _presence = bench.store.be_present(living).await.unwrap();
-    let (_, first) = bench.create().await;
+    let (id, first) = bench.create().await;
     let (_, second) = bench.create().await;
     for (operation, owner) in [(&first, 100 >> 1), (&second, 200 >> 1)] {
         bench
@@ -231,6 +231,12 @@ async fn what_a_dead_replica_worked_on_is_taken_over_at_once_and_a_living_ones_i
     let claimed = bench.store.claim_operations(&me, 10).await.unwrap();
     assert_eq!(claimed.iter().map(|operation| operation.id).collect::<Vec<_>>(), [first.id]);
     assert_eq!(claimed[0].attempts, 2);
+    // Who lost it and works on cannot take it from a host that whoever has it now may have reached.
+    let host = bench.get(&id).await.host.expect("it is placed").host;
+    assert_eq!(bench.store.refuse_host(&first, host).await.unwrap(), Update::Stale);
+    assert_eq!(bench.get(&id).await.host.map(|placed| placed.host), Some(host));
+    assert_eq!(bench.store.refuse_host(&claimed[0], host).await.unwrap(), Update::Changed);
+    assert!(bench.get(&id).await.host.is_none());
     assert_eq!(bench.store.renew_lease(first.id, &Lease { replica: dead }).await.unwrap(), Update::Stale);
     assert_eq!(bench.store.renew_lease(first.id, &me).await.unwrap(), Update::Changed);
     // A lease that ran out is anybody's, whoever lives.

@@ -5,7 +5,7 @@
 //! connections go to them in turn, and past those that refuse.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,7 +75,12 @@ struct Shared {
 
 impl CutProxy {
     pub async fn start(targets: &[Target]) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at([127, 0, 0, 1].into(), targets).await
+    }
+
+    /// On a port of this address of the machine.
+    pub async fn start_at(own: IpAddr, targets: &[Target]) -> io::Result<Self> {
+        let listener = TcpListener::bind((own, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             targets: Mutex::new(targets.to_vec()),

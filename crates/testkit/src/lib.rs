@@ -5,6 +5,7 @@
 
 pub mod cut_proxy;
 pub mod envd;
+pub mod keeper;
 pub mod metrics;
 pub mod postgres;
 pub mod sdk;

@@ -147,7 +147,10 @@ async fn run_sandbox(
                     || matches!(error, AgentError::NoRoom) =>
             {
                 warn!(host.id = %placed.host, "host {} does not take sandbox {}: {error}", placed.host, operation.sandbox);
-                app.store.refuse_host(&operation, placed.host).await?;
+                if app.store.refuse_host(&operation, placed.host).await? == Update::Stale {
+                    // Whoever works on it now may have reached the host that was not reached here.
+                    return Ok(());
+                }
                 operation.refused_hosts.push(placed.host);
                 sandbox.host = None;
                 had_no_room |= matches!(error, AgentError::NoRoom);

@@ -150,10 +150,13 @@ async fn in_the_place_of_a_host(said: &[Say]) {
         let (alive, doomed) = (host.alive(), team.running(&format!("killed while {what}")).await);
         host.inbound.lead_to(&[Target::Tcp(*address)]);
         host.inbound.cut();
-        let killed = team.verb_once(&doomed, "kill", 1).await.unwrap();
+        let (killed, paused, resumed) = tokio::join!(
+            team.verb_once(&doomed, "kill", 1),
+            team.verb_once(&runs, "pause", 1),
+            team.verb_once(&saved, "resume", 1)
+        );
+        let (killed, paused, resumed) = (killed.unwrap(), paused.unwrap(), resumed.unwrap());
         assert_eq!((killed.status, killed.body["status"].as_str()), (202, Some("stopping")), "{what}: {}", killed.body);
-        let paused = team.verb_once(&runs, "pause", 1).await.unwrap();
-        let resumed = team.verb_once(&saved, "resume", 1).await.unwrap();
         for (verb, answer) in [("pause", &paused), ("resume", &resumed)] {
             let is_told = answer.status == 202 || matches!(answer.code(), "agent_error" | "host_unavailable");
             assert!(is_told, "{what}, {verb}: {} {}", answer.status, answer.body);
@@ -168,13 +171,13 @@ async fn in_the_place_of_a_host(said: &[Say]) {
         assert!(alive.iter().all(|(id, pids)| host.alive().get(id) == Some(pids)), "{what}");
         host.inbound.lead_to(&[Target::Tcp(there)]);
         host.inbound.cut();
-        team.wait_status(&doomed, "stopped", Duration::from_secs(30)).await;
-        truth::rest(&cluster).await;
+        cluster.hurry_to(&doomed, "stopped", Duration::from_secs(30)).await;
         // Whatever became of the two wishes, they can be what they were again.
-        team.verb(&runs, "resume").await;
-        team.verb(&saved, "pause").await;
-        team.wait_status(&runs, "running", Duration::from_secs(10)).await;
-        team.wait_status(&saved, "paused", Duration::from_secs(10)).await;
+        for (id, verb, wanted) in [(&runs, "resume", "running"), (&saved, "pause", "paused")] {
+            team.verb_once(id, verb, 0).await.unwrap();
+            cluster.hurry_to(id, wanted, Duration::from_secs(30)).await;
+        }
+        truth::rest(&cluster).await;
     }
     truth::judge(&cluster, &[&host]).await;
 }

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use control_plane::secrets::Secret;
 use control_plane::tokens::Tokens;
 use model::access::Scope;
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::cut_proxy::{CutProxy, Target};
+use testkit::keeper;
 use testkit::postgres::Database;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::client::Client;
 
@@ -32,29 +34,43 @@ pub struct Cluster {
     pub team: Client,
     pub dir: tempfile::TempDir,
     database_url: String,
-    _turn: MutexGuard<'static, ()>,
+    _room: SemaphorePermit<'static>,
 }
 
 pub struct Replica {
     child: Child,
     pub address: SocketAddr,
+    pub metrics: SocketAddr,
     dir: PathBuf,
 }
 
-/// One platform at a time: they measure time, and a machine has few cores.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// For as often a supervisor starts a replica again that ends before it serves: what it needs may break meanwhile.
+const STARTS_MAX: u32 = 5;
+
+/// Platforms side by side: they wait more than they work. A machine has few cores, and what measures time is alone.
+const SIDE_BY_SIDE: u32 = 3;
+static ROOM: Semaphore = Semaphore::const_new(SIDE_BY_SIDE as usize);
 
 impl Cluster {
     /// With so many replicas.
     pub async fn start(replicas: usize) -> Self {
-        let turn = TURN.lock().await;
+        Self::in_room(replicas, 1).await
+    }
+
+    /// For a test that measures time.
+    pub async fn alone(replicas: usize) -> Self {
+        Self::in_room(replicas, SIDE_BY_SIDE).await
+    }
+
+    async fn in_room(replicas: usize, parts: u32) -> Self {
+        let room = ROOM.acquire_many(parts).await.expect("it is never closed");
         let database = Database::on_own_server().await;
         // What is acknowledged outlives the server's processes.
         database.sql(&format!("alter database {} set synchronous_commit = on", database.name())).await;
-        Self::on(database, replicas, turn).await
+        Self::on(database, replicas, room).await
     }
 
-    async fn on(database: Database, replicas: usize, turn: MutexGuard<'static, ()>) -> Self {
+    async fn on(database: Database, replicas: usize, room: SemaphorePermit<'static>) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let to_database = CutProxy::start(&[Target::Unix(database.server().socket())]).await.unwrap();
@@ -70,7 +86,7 @@ impl Cluster {
             team: Client::key(&url, ""),
             dir,
             database_url,
-            _turn: turn,
+            _room: room,
         };
         // The first makes the secret.
         for number in 0..replicas {
@@ -98,6 +114,7 @@ impl Cluster {
             .env("DATABASE_URL", &self.database_url)
             .env("WRENN_DIR", self.dir.path())
             .env("WRENN_CP_LISTEN_ADDR", "127.0.0.1:0")
+            .env("WRENN_METRICS_LISTEN_ADDR", "127.0.0.1:0")
             .env("WRENN_HOST_NETWORKS", "127.0.0.0/8")
             .env("WRENN_LOG", "info")
             .current_dir(self.dir.path())
@@ -106,6 +123,16 @@ impl Cluster {
     }
 
     async fn spawn(&self, number: usize) -> Replica {
+        for _ in 1..STARTS_MAX {
+            if let Ok(replica) = self.spawn_once(number).await {
+                return replica;
+            }
+        }
+        self.spawn_once(number).await.unwrap_or_else(|log| panic!("{log}"))
+    }
+
+    /// The log, when it ends before it serves.
+    async fn spawn_once(&self, number: usize) -> Result<Replica, String> {
         let dir = self.dir.path().join(format!("replica-{number}"));
         std::fs::create_dir_all(&dir).unwrap();
         let ready = dir.join("ready.json");
@@ -115,20 +142,25 @@ impl Cluster {
         command
             .arg("--ready-file")
             .arg(&ready)
-            .env("WRENN_CRASHPOINTS_FILE", dir.join("armed"))
+            .env("WRENN_CRASHPOINTS_FILE", dir.join(ARMED))
             .env("WRENN_CRASHPOINTS_LIST", dir.join("passed"))
             .stdout(Stdio::null())
             .stderr(log);
-        let child = command.spawn().unwrap();
-        let mut replica = Replica { child, address: ([127, 0, 0, 1], 0).into(), dir };
+        let child = keeper::spawn(command, Signal::SIGKILL).unwrap();
+        let nowhere = ([127, 0, 0, 1], 0).into();
+        let mut replica = Replica { child, address: nowhere, metrics: nowhere, dir };
         let began = Instant::now();
         loop {
             if let Some(told) = std::fs::read(&ready).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok())
             {
                 replica.address = told["addr"].as_str().unwrap().parse().unwrap();
-                return replica;
+                replica.metrics = told["metrics"].as_str().unwrap().parse().unwrap();
+                return Ok(replica);
             }
-            assert!(!replica.has_ended() && began.elapsed() < START_MAX, "{}", replica.log());
+            if replica.has_ended() {
+                return Err(replica.log());
+            }
+            assert!(began.elapsed() < START_MAX, "{}", replica.log());
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -168,6 +200,17 @@ impl Cluster {
         self.database.sql(&format!("update hosts set {older}")).await;
     }
 
+    /// As [`Client::wait_status`], with what is put off due at once: for tests of what happens, and not of when.
+    pub async fn hurry_to(&self, id: &str, wanted: &str, time_max: Duration) {
+        wait(&format!("{id} to be {wanted}"), time_max, || async {
+            self.database
+                .sql("update operations set not_before = now() where phase = 'open' and not_before > now()")
+                .await;
+            self.team.status(id).await == wanted
+        })
+        .await;
+    }
+
     /// What signs and checks the tokens of this platform.
     pub fn tokens(&self) -> Tokens {
         Tokens::new(&Secret::load(self.dir.path()).unwrap().unwrap())
@@ -178,7 +221,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for (number, replica) in self.replicas.iter().enumerate() {
-                eprintln!("--- the end of what replica {number} said\n{}", replica.log());
+                show_log(&format!("replica-{number}"), &replica.log_path());
             }
         }
     }
@@ -187,7 +230,20 @@ impl Drop for Cluster {
 impl Replica {
     /// It dies where it next passes this point, as by kill -9.
     pub fn arm(&self, point: &str) {
-        std::fs::write(self.dir.join("armed"), format!("{point}=abort")).unwrap();
+        arm(&self.dir, &[point]);
+    }
+
+    /// It dies where it next passes one of these.
+    pub fn arm_any(&self, points: &[&str]) {
+        arm(&self.dir, points);
+    }
+
+    pub fn disarm(&self) {
+        let _ = std::fs::remove_file(self.dir.join(ARMED));
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The points that it passed since the last look, each once, in order.
@@ -225,6 +281,24 @@ impl Replica {
 
     fn log(&self) -> String {
         tail(&self.log_path())
+    }
+}
+
+/// `WRENN_CRASHPOINTS_FILE` of programs that lie in a directory. It is there as a whole or not at all.
+pub const ARMED: &str = "armed";
+
+pub fn arm(dir: &Path, points: &[&str]) {
+    let plans: Vec<String> = points.iter().map(|point| format!("{point}=abort")).collect();
+    std::fs::write(dir.join("arming"), plans.join(";")).unwrap();
+    std::fs::rename(dir.join("arming"), dir.join(ARMED)).unwrap();
+}
+
+/// The end of what a program of a test that failed has said, and all of it in the directory `WRENN_TEST_LOGS`, when that is set.
+pub fn show_log(name: &str, path: &Path) {
+    eprintln!("--- the end of what {name} said\n{}", tail(path));
+    if let Some(dir) = std::env::var_os("WRENN_TEST_LOGS") {
+        let kept = std::fs::create_dir_all(&dir).and_then(|()| std::fs::copy(path, Path::new(&dir).join(name)));
+        eprintln!("kept in {}: {kept:?}", dir.display());
     }
 }
 

@@ -13,7 +13,7 @@ use super::truth;
 /// Each from a sandbox that runs, but for the first, which makes one, and the resume, which finds it paused.
 const VERBS: [&str; 6] = ["create", "pause", "resume", "snapshot", "fork", "kill"];
 /// Points that lie on the way of each; a test that misses one has tested nothing.
-const EXPECTED: [&str; 20] = [
+pub const EXPECTED: [&str; 20] = [
     "cp.operation.leased",
     "cp.create.written",
     "cp.run.placed",

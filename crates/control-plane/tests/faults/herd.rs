@@ -18,7 +18,7 @@ const REPLICA_KIB_MAX: u64 = 512 * 1024;
 const SANDBOXES: usize = 20;
 
 async fn herd(hosts: usize) {
-    let mut cluster = Cluster::start(2).await;
+    let mut cluster = Cluster::alone(2).await;
     let one = "gen_random_uuid(), 'regular', 'active', '127.0.0.1:1', 'x86_64', 64, 262144, 4000, 4000000, 'fake', '0',
         '{minimal}', 'herd', now()";
     cluster

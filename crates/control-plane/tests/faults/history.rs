@@ -59,13 +59,13 @@ impl Event {
     }
 }
 
-/// The events that have no such order, when there is none. Every sandbox begins as one that shall run.
-pub fn contradiction(events: &[Event]) -> Option<Vec<Event>> {
+/// The events that have no such order, when there is none. `first` is what was wished before them.
+pub fn contradiction(first: Wished, events: &[Event]) -> Option<Vec<Event>> {
     let mut events = events.to_vec();
     events.sort_by_key(|event| event.began);
     let mut known = HashSet::new();
     let none = vec![0_u64; events.len().div_ceil(64)];
-    if is_ordered(&events, none, Wished::Running, &mut known) { None } else { Some(events) }
+    if is_ordered(&events, none, first, &mut known) { None } else { Some(events) }
 }
 
 fn is_ordered(events: &[Event], begun: Vec<u64>, wished: Wished, known: &mut HashSet<(Vec<u64>, Wished)>) -> bool {
@@ -124,7 +124,7 @@ mod tests {
             &[(Kill, Unknown, 0, 1), (Get, Is(Running), 2, 3)],
         ];
         for events in right {
-            assert!(contradiction(&history(events)).is_none(), "{events:?}");
+            assert!(contradiction(Running, &history(events)).is_none(), "{events:?}");
         }
         let wrong: [&[(Call, Said, u64, u64)]; 6] = [
             &[(Pause, Yes, 0, 1), (Get, Is(Running), 2, 3)],
@@ -136,7 +136,7 @@ mod tests {
             &[(Get, Is(Paused), 0, 1), (Pause, Yes, 2, 3)],
         ];
         for events in wrong {
-            assert!(contradiction(&history(events)).is_some(), "{events:?}");
+            assert!(contradiction(Running, &history(events)).is_some(), "{events:?}");
         }
     }
 }

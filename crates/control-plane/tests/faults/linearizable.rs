@@ -157,7 +157,7 @@ async fn quarrel(clients: u64, operations: u64, database_fails: bool) {
     );
     assert!(faults > 0 && unknown * 2 < events, "what is not answered proves nothing");
     for (id, history) in &histories {
-        if let Some(events) = contradiction(history) {
+        if let Some(events) = contradiction(Wished::Running, history) {
             panic!("no order explains what was said of {id}: {events:#?}");
         }
     }

@@ -151,7 +151,7 @@ async fn lost_answers(rounds: u64) {
             }
             assert!(matches!(answer.status, 200..=204), "{verb}: {} {}", answer.status, answer.body);
             id = if verb == "create" { answer.id() } else { id };
-            cluster.team.wait_status(&id, wanted, Duration::from_secs(30)).await;
+            cluster.hurry_to(&id, wanted, Duration::from_secs(30)).await;
             let launches = if verb == "create" || verb == "pause" { 1 } else { 2 };
             assert_eq!(host.launches_of(&id), launches, "{verb}: each deed once");
         }

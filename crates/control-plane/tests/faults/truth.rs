@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::cluster::{Cluster, wait};
-use super::host::Host;
+use super::place::Place;
 
 /// The longest that the platform may take to come to rest.
 pub const REST_MAX: Duration = Duration::from_secs(60);
@@ -16,7 +16,7 @@ pub async fn rest(cluster: &Cluster) -> Duration {
 }
 
 /// Rests, and judges all sandboxes.
-pub async fn judge(cluster: &Cluster, hosts: &[&Host]) {
+pub async fn judge(cluster: &Cluster, hosts: &[&Place]) {
     rest(cluster).await;
     // What a host says after its last change is told at once, but it is told by a call.
     let mut faults = vec!["not looked yet".to_owned()];
@@ -34,13 +34,13 @@ pub async fn judge(cluster: &Cluster, hosts: &[&Host]) {
     assert!(twice.iter().all(|row| row[1] == "kill" || row[1] == "pause"), "one wish, two operations: {twice:?}");
 }
 
-async fn differences(cluster: &Cluster, hosts: &[&Host]) -> Vec<String> {
+async fn differences(cluster: &Cluster, hosts: &[&Place]) -> Vec<String> {
     let mut faults = Vec::new();
     let alive: Vec<_> = hosts.iter().map(|host| (host, host.alive())).collect();
     let mut rows: BTreeSet<String> = BTreeSet::new();
     for row in cluster.rows("select id, desired, observed, coalesce(host_id::text, '') from sandboxes").await {
         let [id, desired, observed, host] = row.try_into().expect("four columns");
-        let on: Vec<&&Host> =
+        let on: Vec<&&Place> =
             alive.iter().filter(|(_, alive)| alive.contains_key(&id)).map(|(host, _)| *host).collect();
         let is_where_it_should = on.iter().all(|there| there.id.0.to_string() == host);
         let home = hosts.iter().find(|there| there.id.0.to_string() == host);

@@ -12,7 +12,6 @@
 //! comes back is on a cluster of its own: [`Database::on_own_server`]. These functions panic when there is no PostgreSQL, with what to
 //! install; a test without its database must not pass.
 
-mod keeper;
 mod place;
 mod server;
 
@@ -81,6 +80,12 @@ impl Database {
     /// Its server, for what is done to a server as a whole. To be stopped by those who have it for themselves alone.
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// From now on it is the one of another server, which has a copy of it. The server before is given up.
+    pub fn move_to(&mut self, server: Server) {
+        self.own_server();
+        self.server = server;
     }
 
     pub fn name(&self) -> &str {

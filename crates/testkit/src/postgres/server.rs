@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 
-use super::{keeper, place};
+use super::place;
+use crate::keeper;
 
 const PORT: u16 = 5432;
 /// Who owns the databases of tests: no superuser, as in the product.
@@ -26,7 +27,7 @@ const LEFT_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(10);
 /// Lines of the server's log that are shown when it does not start.
 const LOG_LINES: usize = 20;
-/// Nothing of a test's data needs to outlive the machine, and nothing is replicated.
+/// Nothing of a test's data needs to outlive the machine. A standby may follow each of them.
 const SETTINGS: [&str; 12] = [
     "listen_addresses=",
     "unix_socket_permissions=0700",
@@ -35,8 +36,8 @@ const SETTINGS: [&str; 12] = [
     "fsync=off",
     "synchronous_commit=off",
     "full_page_writes=off",
-    "wal_level=minimal",
-    "max_wal_senders=0",
+    "wal_level=replica",
+    "max_wal_senders=4",
     // In the cluster's directory, not in /dev/shm, where a killed server would leave it.
     "dynamic_shared_memory_type=mmap",
     "logging_collector=off",
@@ -129,12 +130,37 @@ impl Server {
     /// Another server with a copy of the data of this one, which must not run. It is not started.
     pub fn copy(&self) -> Result<Self> {
         ensure!(self.cluster.child().is_none(), "only what lies still can be copied");
-        let dir = place::make(self.cluster.user.as_ref())?;
-        let (bin, user) = (self.cluster.bin.clone(), self.cluster.user.clone());
-        let copy = Self { cluster: Arc::new(Cluster { bin, dir, user, child: Mutex::new(None) }) };
-        clean_up_at_exit(&copy.cluster);
+        let copy = self.beside()?;
         finish(plain(Path::new("/bin/cp")).arg("-a").arg(self.cluster.data()).arg(copy.cluster.data()))?;
         Ok(copy)
+    }
+
+    /// Another server, which follows the log of this one as a hot standby. `port` of the loopback leads to this one's socket, for the
+    /// backup and for the stream. Blocks until it answers.
+    pub fn standby(&self, port: u16) -> Result<Self> {
+        let standby = self.beside()?;
+        let mut backup = plain(&self.cluster.bin.join("pg_basebackup"));
+        backup.args(["--host=127.0.0.1", "--username=postgres", "--no-password", "--no-sync", "--checkpoint=fast"]);
+        backup.args(["--wal-method=stream", "--write-recovery-conf"]).arg(format!("--port={port}"));
+        finish(standby.cluster.as_user(&mut backup).arg("--pgdata").arg(standby.cluster.data()))?;
+        standby.resume()?;
+        Ok(standby)
+    }
+
+    /// A standby takes writes from now on. Blocks until it does.
+    pub fn promote(&self) -> Result<()> {
+        let promoted = self.administer("select pg_promote()")?;
+        ensure!(promoted == "t", "the standby is not promoted: {promoted:?}");
+        Ok(())
+    }
+
+    /// With an empty directory.
+    fn beside(&self) -> Result<Self> {
+        let dir = place::make(self.cluster.user.as_ref())?;
+        let (bin, user) = (self.cluster.bin.clone(), self.cluster.user.clone());
+        let server = Self { cluster: Arc::new(Cluster { bin, dir, user, child: Mutex::new(None) }) };
+        clean_up_at_exit(&server.cluster);
+        Ok(server)
     }
 
     /// Writes the database into a file, as `pg_dump` does it while others work.
@@ -222,7 +248,8 @@ impl Cluster {
         command.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
         // A group of its own: Ctrl-C reaches the tests, and the server by their end.
         self.as_user(&mut command).stdout(Stdio::null()).stderr(log).process_group(0);
-        keeper::spawn(command).context("start PostgreSQL")
+        // An immediate shutdown, which ends all its processes.
+        keeper::spawn(command, Signal::SIGQUIT).context("start PostgreSQL")
     }
 
     fn as_user<'a>(&self, command: &'a mut Command) -> &'a mut Command {
