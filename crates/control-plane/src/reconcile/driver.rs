@@ -42,11 +42,13 @@ pub struct Driver {
     /// Whose turn it is to ask for a snapshot.
     turns: Mutex<HashMap<SnapshotId, Weak<Turn>>>,
     /// Operations that are for hosts of each team.
-    seats: Arc<Mutex<HashMap<TeamId, usize>>>,
+    seats: Seats,
 }
 
+type Seats = Arc<Mutex<HashMap<TeamId, usize>>>;
+
 /// Room for an operation among those for hosts of its team; of the platform's hosts there is always some.
-pub struct Seat(Option<(Arc<Mutex<HashMap<TeamId, usize>>>, TeamId)>);
+pub struct Seat(Option<(Seats, TeamId)>);
 
 impl Drop for Seat {
     fn drop(&mut self) {

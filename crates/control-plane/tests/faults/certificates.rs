@@ -110,7 +110,7 @@ async fn the_control_planes_certificate_changes_without_a_gap() {
     let authority = authority(&cluster).await;
     let mut networks = Networks::default();
     networks.allow([127, 0, 0, 1].into());
-    let agents = Arc::new(Agents::new(&*authority.client_config(Utc::now()).unwrap(), networks));
+    let agents = Arc::new(Agents::new(&authority.client_config(Utc::now()).unwrap(), networks));
     let address = host.inbound.address().to_string();
     let (caller, id, calls) = (agents.clone(), host.id, 200);
     let calling = tokio::spawn(async move {
@@ -120,12 +120,12 @@ async fn the_control_planes_certificate_changes_without_a_gap() {
         }
     });
     while !calling.is_finished() {
-        agents.renew(&*authority.client_config(Utc::now()).unwrap());
+        agents.renew(&authority.client_config(Utc::now()).unwrap());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     calling.await.unwrap();
     // One that is no longer good opens nothing.
-    agents.renew(&*authority.client_config(Utc::now() - TimeDelta::days(8)).unwrap());
+    agents.renew(&authority.client_config(Utc::now() - TimeDelta::days(8)).unwrap());
     let agent = agents.at(id, &host.inbound.address().to_string(), None).unwrap();
     assert!(agent.list_sandboxes(ListSandboxesRequest::default()).await.is_err());
 }
