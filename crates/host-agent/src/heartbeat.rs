@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::control_plane::{BackOff, CallError, ControlPlane, NoClient};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Files};
 use crate::measures;
+use crate::sandbox::Sandboxes;
 use crate::ticket::Ticket;
 
 const PERIOD: Duration = Duration::from_secs(30);
@@ -123,4 +124,29 @@ fn detach(link: &watch::Sender<Link>, cause: &CallError) {
     } else {
         warn!("detached: {reason}; sandboxes go on");
     }
+}
+
+/// Keeps the highest epoch of this host, also over restarts.
+pub fn epoch_keeper(
+    sandboxes: Arc<Sandboxes>,
+    credentials: Arc<watch::Sender<Credentials>>,
+    files: Files,
+) -> Box<dyn Fn(u64) + Send + Sync> {
+    Box::new(move |epoch| {
+        sandboxes.see_epoch(epoch);
+        let grew = credentials.send_if_modified(|credentials| {
+            let grew = epoch > credentials.host.epoch;
+            credentials.host.epoch = credentials.host.epoch.max(epoch);
+            grew
+        });
+        if grew {
+            let files = files.clone();
+            // Not awaited: the epoch in memory counts at once, and the next heartbeat brings it again after a crash.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = files.note_epoch(epoch) {
+                    warn!("the epoch was not written down: {error}");
+                }
+            });
+        }
+    })
 }

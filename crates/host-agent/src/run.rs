@@ -317,7 +317,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         changed: sandboxes.context().changed.clone(),
         credentials: credentials.subscribe(),
         ticket: ticket.clone(),
-        epoch_seen: epoch_keeper(sandboxes.clone(), credentials.clone(), files.clone()),
+        epoch_seen: heartbeat::epoch_keeper(sandboxes.clone(), credentials.clone(), files.clone()),
         idle_timeouts: {
             let idleness = idleness.clone();
             Box::new(move |timeouts| idleness.tell(timeouts))
@@ -427,31 +427,6 @@ async fn swap_certificates(
             Err(error) => warn!("the new certificate cannot be used, the old one stays: {error}"),
         }
     }
-}
-
-/// Keeps the highest epoch of this host, also over restarts.
-fn epoch_keeper(
-    sandboxes: Arc<Sandboxes>,
-    credentials: Arc<watch::Sender<Credentials>>,
-    files: Files,
-) -> Box<dyn Fn(u64) + Send + Sync> {
-    Box::new(move |epoch| {
-        sandboxes.see_epoch(epoch);
-        let grew = credentials.send_if_modified(|credentials| {
-            let grew = epoch > credentials.host.epoch;
-            credentials.host.epoch = credentials.host.epoch.max(epoch);
-            grew
-        });
-        if grew {
-            let files = files.clone();
-            // Not awaited: the epoch in memory counts at once, and the next heartbeat brings it again after a crash.
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = files.note_epoch(epoch) {
-                    warn!("the epoch was not written down: {error}");
-                }
-            });
-        }
-    })
 }
 
 async fn announce(path: PathBuf, address: SocketAddr, metrics: Option<SocketAddr>) -> Result<(), RunError> {

@@ -87,6 +87,25 @@ pub enum InstallError {
     Taken,
 }
 
+/// A count as a value; beyond four thousand millions it stays there.
+pub fn counted(number: usize) -> f64 {
+    u32::try_from(number).unwrap_or(u32::MAX).into()
+}
+
+/// What is wrong with the names of a table, for its test: each is there once, begins with `wrenn_` and says its unit.
+pub fn misnamed(table: &[Metric]) -> Vec<&'static str> {
+    let is_wrong = |metric: &Metric| {
+        let is_twice = table.iter().filter(|other| other.name == metric.name).count() > 1;
+        let is_counter = metric.kind == Kind::Counter;
+        let is_time = matches!(metric.kind, Kind::Seconds(_));
+        is_twice
+            || !metric.name.starts_with("wrenn_")
+            || metric.name.ends_with("_total") != is_counter
+            || is_time && !metric.name.ends_with("_seconds")
+    };
+    table.iter().filter(|metric| is_wrong(metric)).map(|metric| metric.name).collect()
+}
+
 /// The numbers of this process.
 #[derive(Clone)]
 pub struct Telemetry {

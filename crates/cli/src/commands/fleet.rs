@@ -96,6 +96,7 @@ fn workers(fleet: &Fleet) -> Finding {
             "no replica carries wishes out",
             "start a replica with WRENN_ROLES=workers or all (docs/how-to/replicas.md)",
         ),
+        1 => Finding::ok("workers", "1 replica carries wishes out"),
         count => Finding::ok("workers", format!("{count} replicas carry wishes out")),
     }
 }

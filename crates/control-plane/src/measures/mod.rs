@@ -182,7 +182,7 @@ pub async fn look(app: App) -> bool {
     gauge!("wrenn_database_connections", "state" => "used").set(connections.used);
     gauge!("wrenn_database_connections", "state" => "idle").set(connections.idle);
     gauge!("wrenn_database_connections_max").set(connections.max);
-    gauge!("wrenn_operations_running").set(count(app.driver.running()));
+    gauge!("wrenn_operations_running").set(telemetry::counted(app.driver.running()));
     // Before the question, in case that nobody waits for its answer.
     gauge!("wrenn_database_up").set(0.0);
     tell(None);
@@ -221,27 +221,13 @@ fn tell(numbers: Option<&Numbers>) {
     gauge!("wrenn_brake_active").set(known(numbers.map(|numbers| numbers.is_braked.into())));
 }
 
-fn count(number: usize) -> f64 {
-    u32::try_from(number).unwrap_or(u32::MAX).into()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
     fn names_are_one_each_and_say_their_unit() {
-        let names: BTreeSet<&str> = TABLE.iter().map(|metric| metric.name).collect();
-        assert_eq!(names.len(), TABLE.len());
-        for metric in TABLE {
-            assert!(metric.name.starts_with("wrenn_"), "{}", metric.name);
-            let is_counter = matches!(metric.kind, telemetry::Kind::Counter);
-            assert_eq!(metric.name.ends_with("_total"), is_counter, "{}", metric.name);
-            let is_time = matches!(metric.kind, telemetry::Kind::Seconds(_));
-            assert!(!is_time || metric.name.ends_with("_seconds"), "{}", metric.name);
-        }
+        assert_eq!(telemetry::misnamed(TABLE), Vec::<&str>::new());
     }
 
     #[test]

@@ -108,30 +108,12 @@ pub async fn start(plan: Plan<'_>, stop: &CancellationToken) -> Running {
         changed: sandboxes.context().changed.clone(),
         credentials: credentials.subscribe(),
         ticket,
-        epoch_seen: epochs(sandboxes.clone(), credentials.clone(), files),
+        epoch_seen: heartbeat::epoch_keeper(sandboxes.clone(), credentials.clone(), files),
         idle_timeouts: Box::new(move |timeouts| idleness.tell(timeouts)),
         link: link_sender,
     };
     tokio::spawn(heartbeat::run(beat, stop.clone()));
     Running { agent, sandboxes, credentials: credentials.subscribe(), link, told }
-}
-
-fn epochs(
-    sandboxes: Arc<Sandboxes>,
-    credentials: Arc<watch::Sender<Credentials>>,
-    files: Files,
-) -> Box<dyn Fn(u64) + Send + Sync> {
-    Box::new(move |epoch| {
-        sandboxes.see_epoch(epoch);
-        let grew = credentials.send_if_modified(|known| {
-            let grew = epoch > known.host.epoch;
-            known.host.epoch = known.host.epoch.max(epoch);
-            grew
-        });
-        if grew {
-            files.note_epoch(epoch).unwrap();
-        }
-    })
 }
 
 fn facts() -> HostFacts {
