@@ -35,6 +35,8 @@ const REFUSED_BACK_OFF_MAX: Duration = Duration::from_secs(60);
 pub enum Link {
     /// No answer yet since the start.
     Unknown,
+    /// Nor has one come: what was tried last, for a person. What the host is to the control plane is as unknown as before.
+    Unheard(String),
     Attached,
     /// The reason, for a person.
     Detached(String),
@@ -110,7 +112,14 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
 
 fn detach(link: &watch::Sender<Link>, cause: &CallError) {
     let reason = cause.to_string();
-    let now = if cause.is_fenced() { Link::Fenced(reason.clone()) } else { Link::Detached(reason.clone()) };
+    let before = link.borrow().clone();
+    let now = match before {
+        _ if cause.is_fenced() => Link::Fenced(reason.clone()),
+        // Until the control plane says otherwise: that it does not answer says nothing.
+        Link::Fenced(_) => before.clone(),
+        Link::Unknown | Link::Unheard(_) => Link::Unheard(reason.clone()),
+        Link::Attached | Link::Detached(_) => Link::Detached(reason.clone()),
+    };
     if link.send_replace(now.clone()) == now {
         return;
     }

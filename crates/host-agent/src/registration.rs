@@ -23,6 +23,7 @@ const REGISTER_TIME_MAX: Duration = Duration::from_secs(3600);
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const REGISTER_BACK_OFF_MAX: Duration = Duration::from_secs(30);
 const RENEW_BACK_OFF_MAX: Duration = Duration::from_secs(60);
+const NAME_EVERY: Duration = Duration::from_secs(86_400);
 /// How often the lives of JWT and certificate are looked at: they last days.
 const RENEW_CHECK_EVERY: Duration = Duration::from_secs(60);
 
@@ -107,13 +108,14 @@ pub async fn keep_fresh(
 ) -> Result<(), NoClient> {
     let mut back_off = BackOff::new(BACK_OFF_FIRST, RENEW_BACK_OFF_MAX);
     let control_plane = ControlPlane::new(current.borrow().host.cp_url.clone())?;
-    // Asked for once: a control plane of a version before makes none that does.
-    let mut is_nameless = !current.borrow().bear_the_name();
+    // Asked for once a day: a control plane of a version before makes none that does.
+    let mut ask_for_name_at = Instant::now();
     loop {
+        let is_nameless = !current.borrow().bear_the_name() && Instant::now() >= ask_for_name_at;
         let wait = if is_nameless || current.borrow().wants_renewal(SystemTime::now().into(), &address) {
             match renew(&files, &control_plane, &address, &current, &ticket).await {
                 Ok(()) => {
-                    is_nameless = false;
+                    ask_for_name_at = Instant::now() + NAME_EVERY;
                     back_off.reset();
                     RENEW_CHECK_EVERY
                 }

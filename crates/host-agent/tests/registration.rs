@@ -285,8 +285,8 @@ async fn wrong_answers_to_a_heartbeat_only_detach() {
     };
     let task = tokio::spawn(heartbeat::run(beat, stop.clone()));
     let wait = async {
-        seen.wait_for(|link| matches!(link, Link::Detached(why) if why.contains("not a Wrenn"))).await.unwrap();
-        seen.wait_for(|link| matches!(link, Link::Detached(why) if why.contains("host_revoked"))).await.unwrap();
+        seen.wait_for(|link| matches!(link, Link::Unheard(why) if why.contains("not a Wrenn"))).await.unwrap();
+        seen.wait_for(|link| matches!(link, Link::Unheard(why) if why.contains("host_revoked"))).await.unwrap();
         seen.wait_for(|link| *link == Link::Attached).await.unwrap();
     };
     tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the link never came back");
@@ -371,7 +371,9 @@ async fn an_agent_that_dies_between_answer_and_disk_shows_the_ticket_before() {
 #[tokio::test]
 async fn a_fenced_agent_keeps_its_ticket_and_what_it_runs() {
     let dir = tempfile::tempdir().unwrap();
-    let (fake, url) = Fake::start(&[Say::Yes, Say::Yes, Say::Error(409, "host_fenced"), Say::Yes]).await;
+    let (fake, url) =
+        Fake::start(&[Say::Yes, Say::Yes, Say::Error(409, "host_fenced"), Say::Error(503, "unavailable"), Say::Yes])
+            .await;
     let credentials = try_register(dir.path(), &url).await.unwrap();
     let (beat, mut seen, changed) = heart(dir.path(), credentials, None);
     let stop = CancellationToken::new();
@@ -380,11 +382,20 @@ async fn a_fenced_agent_keeps_its_ticket_and_what_it_runs() {
         seen.wait_for(|link| *link == Link::Attached).await.unwrap();
         changed.notify_one();
         seen.wait_for(|link| matches!(link, Link::Fenced(why) if why.contains("host_fenced"))).await.unwrap();
-        seen.wait_for(|link| *link == Link::Attached).await.unwrap();
+        // No answer says nothing: what was fenced stays so.
+        let mut links = seen.clone();
+        loop {
+            let now = links.borrow_and_update().clone();
+            if now == Link::Attached {
+                break;
+            }
+            assert!(matches!(now, Link::Fenced(_)), "{now:?}");
+            links.changed().await.unwrap();
+        }
     };
     tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the link never came back");
     let shown: Vec<_> = fake.calls()[1..].iter().map(|(_, body, _)| body["ticket"].clone()).collect();
-    assert_eq!(shown, ["", "1", "1"]);
+    assert_eq!(shown, ["", "1", "1", "1"]);
     stop.cancel();
     task.await.unwrap().unwrap();
 }

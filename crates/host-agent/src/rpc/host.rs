@@ -15,6 +15,9 @@ pub async fn describe(agent: &Arc<Agent>) -> GetHostResponse {
     match &*agent.link.borrow() {
         Link::Attached => {}
         Link::Unknown => notes.push("The control plane has not answered a heartbeat yet.".to_owned()),
+        Link::Unheard(reason) => {
+            notes.push(format!("The control plane has not answered a heartbeat yet: {reason}. Sandboxes go on."));
+        }
         Link::Fenced(reason) => notes.push(format!("Fenced: {reason}. Sandboxes go on, and nothing new is begun.")),
         Link::Detached(reason) => notes.push(format!("Detached from the control plane: {reason}. Sandboxes go on.")),
     }

@@ -63,13 +63,16 @@ impl Service {
         Err(errors::not_ready("the agent still takes up what it had before its start"))
     }
 
-    /// Where another machine may be this host, nothing is begun or ended.
+    /// Where another machine may be this host, nothing is begun or ended; nor before the control plane has said that it is none.
     fn acts(&self) -> Result<(), ConnectError> {
         self.ready()?;
-        if matches!(*self.agent.link.borrow(), Link::Fenced(_)) {
-            return Err(errors::not_ready("this host is fenced: another machine may be it"));
+        match *self.agent.link.borrow() {
+            Link::Fenced(_) => Err(errors::not_ready("this host is fenced: another machine may be it")),
+            Link::Unknown | Link::Unheard(_) => {
+                Err(errors::not_ready("the control plane has not yet heard of this start of the agent"))
+            }
+            Link::Attached | Link::Detached(_) => Ok(()),
         }
-        Ok(())
     }
 
     fn guest(&self, id: &str) -> Result<Arc<Guest>, ConnectError> {
