@@ -22,9 +22,10 @@
 //!
 //! Who shows the right ticket goes on to be the host while a copy is refused.
 
-use model::ids::HostId;
+use model::ids::{HostId, TeamId};
 use serde_json::json;
 use sqlx::PgExecutor;
+use uuid::Uuid;
 
 use crate::audit::{self, Actor};
 use crate::hosts::Beat;
@@ -108,12 +109,15 @@ impl Store {
         let old = Heard::Old { epoch: u64::try_from(host.epoch).unwrap_or_default() };
         let is_copy = Tickets { issued: host.ticket_issued, shown: host.ticket_shown }.are_past(beat.ticket);
         if host.agent_run == beat.agent_run {
-            if !is_copy || beat.sequence <= host.heartbeat_sequence {
+            if !is_copy {
                 return Ok(old);
             }
-            // A process shows its tickets in their order: this is another one, from a copy of the machine's memory.
-            note_copy(&mut tx, id, &beat.agent_run).await?;
-            tx.commit().await?;
+            // A process shows its tickets in their order: this is another one, from a copy of the machine's memory; or a word of the host
+            // itself that was under way for long, and whose answer nobody waits for.
+            if beat.sequence > host.heartbeat_sequence {
+                note_copy(&mut tx, id, &beat.agent_run).await?;
+                tx.commit().await?;
+            }
             return Ok(Heard::Copy);
         }
         let past = sqlx::query!(
@@ -251,26 +255,30 @@ async fn remember(tx: &mut Tx, id: HostId, (run, sequence): (&str, i64), is_copy
 
 /// Shown until somebody has looked, and recorded once until then.
 async fn note_copy(tx: &mut Tx, id: HostId, run: &str) -> Result<(), StoreError> {
-    let is_first = sqlx::query_scalar!(r#"select copy_heard_at is null as "first!" from hosts where id = $1"#, id.0)
+    let before = sqlx::query!(r#"select copy_heard_at is null as "first!", team_id from hosts where id = $1"#, id.0)
         .fetch_one(&mut **tx)
         .await?;
     sqlx::query!("update hosts set copy_heard_at = now() where id = $1", id.0).execute(&mut **tx).await?;
-    if is_first {
-        let facts = json!({ "copy": run });
-        audit::record(tx, &Actor::platform("heartbeat"), "host.fence", &id.to_string(), facts).await?;
+    if before.first {
+        audit::record(tx, &watcher(before.team_id), "host.fence", &id.to_string(), json!({ "copy": run })).await?;
     }
     Ok(())
 }
 
 async fn fence(tx: &mut Tx, id: HostId, (one, other): (&str, &str)) -> Result<(), StoreError> {
-    sqlx::query!(
-        "update hosts set was_draining = state = 'draining', state = 'fenced', updated_at = now() where id = $1",
+    let team = sqlx::query_scalar!(
+        "update hosts set was_draining = state = 'draining', state = 'fenced', updated_at = now() where id = $1 returning team_id",
         id.0
     )
-    .execute(&mut **tx)
+    .fetch_one(&mut **tx)
     .await?;
     let facts = json!({ "agent_runs": [one, other] });
-    audit::record(tx, &Actor::platform("heartbeat"), "host.fence", &id.to_string(), facts).await
+    audit::record(tx, &watcher(team), "host.fence", &id.to_string(), facts).await
+}
+
+/// Of a team's own host its team is told, who can look at the machine.
+fn watcher(team: Option<Uuid>) -> Actor {
+    Actor { team: team.map(TeamId), ..Actor::platform("heartbeat") }
 }
 
 #[cfg(test)]

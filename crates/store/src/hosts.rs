@@ -64,6 +64,8 @@ pub struct Owner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sees {
     All,
+    /// The platform's own.
+    Platform,
     Of(TeamId),
 }
 
@@ -326,6 +328,9 @@ impl Store {
     pub async fn hosts(&self, sees: Sees) -> Result<Vec<Host>, StoreError> {
         let rows = match sees {
             Sees::All => hosts!("order by created_at, id limit $2", LIST_MAX).fetch_all(&self.pool).await?,
+            Sees::Platform => {
+                hosts!("where team_id is null order by created_at, id limit $2", LIST_MAX).fetch_all(&self.pool).await?
+            }
             Sees::Of(team) => {
                 hosts!("where team_id = $2 order by created_at, id limit $3", team.0, LIST_MAX)
                     .fetch_all(&self.pool)

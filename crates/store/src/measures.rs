@@ -73,13 +73,18 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         let sandboxes = sqlx::query!(
-            r#"select observed, count(*) as "count!" from sandboxes where observed <> 'killed' group by 1"#
+            r#"select observed, count(*) as "count!" from sandboxes s
+               where observed <> 'killed' and not (observed = 'lost'
+                   and exists (select 1 from hosts h where h.id = s.host_id and h.team_id is not null))
+               group by 1"#
         )
         .fetch_all(&self.pool)
         .await?;
         let operations = sqlx::query!(
             r#"select kind, count(*) as "count!", extract(epoch from now() - min(created_at))::float8 as "oldest_sec!",
-                   count(*) filter (where deadline < now() - make_interval(secs => $1)) as "overdue!"
+                   count(*) filter (where deadline < now() - make_interval(secs => $1) and not exists (
+                       select 1 from sandboxes s join hosts h on h.id = s.host_id
+                       where s.id = operations.sandbox_id and h.team_id is not null)) as "overdue!"
                from operations where phase = 'open' group by 1"#,
             OVERDUE_SEC
         )

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use model::ids::{HostId, OperationId, SandboxId, SnapshotId};
+use model::ids::{HostId, OperationId, SandboxId, SnapshotId, TeamId};
 use model::sandbox::Observed;
 use uuid::Uuid;
 
@@ -269,6 +269,14 @@ pub(crate) async fn end(
     Ok(ended.map(|row| Ended { kind: row.kind, outcome, seconds: row.seconds }))
 }
 
+/// Teams of whose hosts a replica has as many operations as it may.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Full {
+    pub teams: Vec<TeamId>,
+    /// All teams together.
+    pub all: bool,
+}
+
 impl Store {
     pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
         let row = sqlx::query_as!(
@@ -285,11 +293,25 @@ impl Store {
     /// Open operations that nobody works on, leased to this replica: new ones, ones whose time has come again, and ones whose replica
     /// lives no more.
     pub async fn claim_operations(&self, lease: &Lease, count_max: i64) -> Result<Vec<Operation>, StoreError> {
+        self.claim_operations_but(lease, count_max, &Full::default()).await
+    }
+
+    /// The same, without those for hosts of teams of which enough is worked on. What is overdue is taken all the same, to end.
+    pub async fn claim_operations_but(
+        &self,
+        lease: &Lease,
+        count_max: i64,
+        full: &Full,
+    ) -> Result<Vec<Operation>, StoreError> {
+        let teams: Vec<Uuid> = full.teams.iter().map(|team| team.0).collect();
         let rows = operations!(
             "update operations set lease_owner = $1, lease_until = now() + make_interval(secs => $2), attempts = attempts + 1
              where id in (
                  select o.id from operations o
                  where o.phase = 'open' and o.not_before <= now()
+                     and (not ($5 or cardinality($6::uuid[]) > 0) or o.deadline < now() or not exists (
+                         select 1 from sandboxes s join hosts h on h.id = s.host_id
+                         where s.id = o.sandbox_id and h.team_id is not null and ($5 or h.team_id = any($6))))
                      and (o.lease_owner is null or o.lease_until < now() or not exists (
                          select 1 from pg_locks l
                          where l.locktype = 'advisory' and l.classid = $3::bigint::oid and l.objid = o.lease_owner::bigint::oid
@@ -300,6 +322,8 @@ impl Store {
             LEASE.as_secs_f64(),
             i64::from(LOCK_CLASS),
             count_max,
+            full.all,
+            &teams,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -351,16 +375,42 @@ impl Store {
         Ok(Update::of(given.rows_affected()))
     }
 
-    /// Puts an operation down, to be taken up again after a while.
+    /// Puts an operation down, to be taken up again after a while. Nothing happens when somebody else has taken it up meanwhile.
     pub async fn put_off(&self, operation: &Operation, pause: Duration, reason: &str) -> Result<(), StoreError> {
+        self.put_down(operation, pause, reason, 0).await
+    }
+
+    /// The same, of one for which no host was asked: that was no attempt.
+    pub async fn put_off_unasked(
+        &self,
+        operation: &Operation,
+        pause: Duration,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        self.put_down(operation, pause, reason, 1).await
+    }
+
+    async fn put_down(
+        &self,
+        operation: &Operation,
+        pause: Duration,
+        reason: &str,
+        given_back: i32,
+    ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query!(
-            "update operations set lease_owner = null, not_before = now() + make_interval(secs => $2) where id = $1 and phase = 'open'",
+        let put_down = sqlx::query!(
+            "update operations set lease_owner = null, not_before = now() + make_interval(secs => $2), attempts = attempts - $4
+             where id = $1 and phase = 'open' and attempts = $3",
             operation.id.0,
-            pause.as_secs_f64()
+            pause.as_secs_f64(),
+            operation.attempts,
+            given_back
         )
         .execute(&mut *tx)
         .await?;
+        if put_down.rows_affected() == 0 {
+            return Ok(());
+        }
         sqlx::query!(
             "update sandboxes set reason = $3, updated_at = now()
              where id = $1 and revision = $2 and reason is distinct from $3 and observed not in ('killed', 'failed') and $4",

@@ -22,6 +22,8 @@ use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx};
 
 /// Of one answer of the list.
 pub const LIST_MAX: u32 = 10_000;
+/// Sandboxes of one host about which it is asked in one look.
+const ABSENT_OF_HOST_MAX: i64 = 10;
 /// `last_active_at` is written at most this often.
 const ACTIVE_STEP_SEC: f64 = 10.0;
 
@@ -374,14 +376,17 @@ impl Store {
         Ok(())
     }
 
-    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way; some of them, at random: those whose host
-    /// never says a word about them keep the others from nothing.
+    /// Running and paused sandboxes that their hosts did not name, for which nothing is under way; a few of each host, at random: those whose
+    /// host never says a word about them keep the others from nothing.
     pub async fn absent_sandboxes(&self) -> Result<Vec<Sandbox>, StoreError> {
         let rows = sandboxes!(
-            "where s.absent_since is not null and s.observed in ('running', 'paused') and s.desired <> 'killed'
-                 and not exists (select 1 from operations o where o.sandbox_id = s.id and o.phase = 'open')
+            "join (select a.id, row_number() over (partition by a.host_id order by random()) as place from sandboxes a
+                   where a.absent_since is not null and a.observed in ('running', 'paused') and a.desired <> 'killed'
+                       and not exists (select 1 from operations o where o.sandbox_id = a.id and o.phase = 'open')) absent
+                 on absent.id = s.id and absent.place <= $3
              order by random() limit $2",
-            BATCH_MAX
+            BATCH_MAX,
+            ABSENT_OF_HOST_MAX
         )
         .fetch_all(&self.pool)
         .await?;

@@ -3,6 +3,7 @@
 //! What comes back is judged here, once: the rest of the control plane sees [`AgentError`].
 
 pub mod connect;
+pub mod said;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -149,7 +150,7 @@ impl AgentError {
         if let Some(transport) = of_transport(&error) {
             return transport;
         }
-        let text = error.message.clone().unwrap_or_default();
+        let text = said::sentence(error.message.as_deref().unwrap_or_default());
         // The host has begun to answer, so it has done what it was asked: that must not be taken for a refusal.
         if text.starts_with(BODY_LOST) {
             return Self::NoAnswer;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use model::ids::{OperationId, SnapshotId, TeamId};
-use store::operations::{LEASE, Operation};
+use store::operations::{Full, LEASE, Operation};
 use store::{StoreError, Update};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -23,6 +23,8 @@ use crate::app::App;
 const AT_ONCE: usize = 256;
 /// Of them, for hosts of one team: who keeps us waiting there keeps nobody else waiting.
 const OF_TEAM_MAX: usize = AT_ONCE / 4;
+/// And those of all teams together: the platform's own never wait for teams' that hang.
+const OF_TEAMS_MAX: usize = AT_ONCE / 2;
 /// Looked for at least this often; wakes come sooner.
 const CLAIM_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_MAX: i64 = 32;
@@ -78,12 +80,19 @@ impl Driver {
     pub fn seat(&self, owner: Option<TeamId>) -> Option<Seat> {
         let Some(team) = owner else { return Some(Seat(None)) };
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = seats.entry(team).or_default();
-        if *taken >= OF_TEAM_MAX {
+        if seats.values().sum::<usize>() >= OF_TEAMS_MAX || seats.get(&team).is_some_and(|taken| *taken >= OF_TEAM_MAX)
+        {
             return None;
         }
-        *taken += 1;
+        *seats.entry(team).or_default() += 1;
         Some(Seat(Some((self.seats.clone(), team))))
+    }
+
+    /// For whose hosts nothing is to be claimed now.
+    fn full(&self) -> Full {
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = seats.iter().filter(|(_, taken)| **taken >= OF_TEAM_MAX).map(|(team, _)| *team);
+        Full { teams: full.collect(), all: seats.values().sum::<usize>() >= OF_TEAMS_MAX }
     }
 
     /// There is something to claim.
@@ -186,7 +195,8 @@ pub async fn claim(app: App) {
         if count_max > 0 {
             // A network that swallows everything is no reason for the service manager to take this program for stuck.
             let lease = app.lease();
-            let claimed = app.store.claim_operations(&lease, count_max);
+            let full = app.driver.full();
+            let claimed = app.store.claim_operations_but(&lease, count_max, &full);
             match tokio::time::timeout(CLAIM_ANSWER_MAX, claimed).await {
                 Ok(Ok(claimed)) => {
                     was_down = false;

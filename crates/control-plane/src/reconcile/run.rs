@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::snapshots::{self, Taken};
-use crate::agents::AgentError;
+use crate::agents::{AgentError, said};
 use crate::app::App;
 use crate::measures;
 
@@ -30,6 +30,8 @@ const REACH_TIME_MAX: Duration = Duration::from_millis(2500);
 const REACH_AGAIN: Duration = Duration::from_millis(150);
 const PUT_OFF_FIRST: Duration = Duration::from_millis(500);
 const PUT_OFF_MAX: Duration = Duration::from_secs(30);
+/// It is not claimed before there is a place.
+pub(super) const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Why an operation waits that nothing else keeps.
 pub(super) const FULL: &str = "the team's hosts have as much to do as they may have";
 
@@ -45,7 +47,7 @@ pub async fn run(app: &App, operation: &Operation, since: Option<Instant>) -> Re
     let is_over = operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline);
     let seat = app.driver.seat(sandbox.host.as_ref().and_then(|placed| placed.owner));
     if seat.is_none() && !is_over {
-        return app.store.put_off(operation, pause(operation.attempts), FULL).await;
+        return app.store.put_off_unasked(operation, FULL_PAUSE, FULL).await;
     }
     match operation.kind {
         Kind::Run => run_sandbox(app, operation.clone(), sandbox, since).await,
@@ -346,7 +348,7 @@ async fn ensure_running(
     let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_running_with_options(request, options).await?.into_owned();
-    answer.state.into_option().ok_or_else(missing_state)
+    answer.state.into_option().map(said::state).ok_or_else(missing_state)
 }
 
 async fn ensure_paused(
@@ -364,7 +366,7 @@ async fn ensure_paused(
     let agent = app.agents.of(placed)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_paused_with_options(request, options).await?.into_owned();
-    answer.state.into_option().ok_or_else(missing_state)
+    answer.state.into_option().map(said::state).ok_or_else(missing_state)
 }
 
 /// How long each step took.
@@ -381,7 +383,7 @@ async fn ensure_killed(app: &App, operation: &Operation, placed: &Placed) -> Res
         Err(AgentError::UnknownSandbox) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let state = answer.state.into_option().ok_or_else(missing_state)?;
+    let state = answer.state.into_option().map(said::state).ok_or_else(missing_state)?;
     match state.observed.parse() {
         Ok(Observed::Killed) => Ok(timings(&state)),
         _ => Err(AgentError::NotReady),

@@ -34,9 +34,22 @@ impl Watch {
         *watch = (since, now);
         if now - since >= grace { Listened::Enough } else { Listened::NotYet }
     }
+
+    /// Without the database nobody could be heard, whatever was said.
+    fn was_deaf(&self, now: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (now, now);
+    }
 }
 
 pub async fn run(app: App) -> Result<(), StoreError> {
+    let looked = look(&app).await;
+    if looked.is_err() {
+        app.watch.was_deaf(Instant::now());
+    }
+    looked
+}
+
+async fn look(app: &App) -> Result<(), StoreError> {
     let listened = app.watch.listened(Instant::now(), app.silence_grace);
     match app.store.weigh_silence(listened).await? {
         Weighed::On(silence) => error!(
@@ -81,5 +94,11 @@ mod tests {
             assert_eq!(look(second), Listened::NotYet, "{second}");
         }
         assert_eq!(look(726), Listened::Enough);
+        watch.was_deaf(began + Duration::from_secs(730));
+        assert_eq!(look(735), Listened::NotYet);
+        assert_eq!(look(750), Listened::NotYet);
+        assert_eq!(look(765), Listened::NotYet);
+        assert_eq!(look(780), Listened::NotYet);
+        assert_eq!(look(791), Listened::Enough);
     }
 }

@@ -11,8 +11,8 @@ use store::{StoreError, Update};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::run::{ENSURE_TIME_MAX, FULL, pause, point, timings};
-use crate::agents::AgentError;
+use super::run::{ENSURE_TIME_MAX, FULL, FULL_PAUSE, pause, point, timings};
+use crate::agents::{AgentError, said};
 use crate::app::App;
 
 /// The host removes gigabytes meanwhile, or writes down that it will.
@@ -32,9 +32,11 @@ pub(super) enum Taken {
 pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreError> {
     let Some(id) = operation.snapshot else { return app.store.finish_operation(operation, &[]).await };
     let owner = app.store.snapshot(id).await?.and_then(|snapshot| snapshot.host.owner);
-    let Some(_seat) = app.driver.seat(owner) else {
-        return app.store.put_off(operation, pause(operation.attempts), FULL).await;
-    };
+    let is_over = operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline);
+    let seat = app.driver.seat(owner);
+    if seat.is_none() && !is_over {
+        return app.store.put_off_unasked(operation, FULL_PAUSE, FULL).await;
+    }
     point("cp.snapshot.begun").await;
     match ensure(app, id).await? {
         Taken::Ready(steps) => {
@@ -42,7 +44,7 @@ pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreErr
             app.store.finish_operation(operation, &steps).await
         }
         Taken::Never { code, message } => app.store.fail_snapshot(operation, code, &message).await,
-        Taken::Later if operation.deadline.is_some_and(|deadline| chrono::Utc::now() > deadline) => {
+        Taken::Later if is_over => {
             app.store.fail_snapshot(operation, "deadline_exceeded", "the snapshot was not made in time").await
         }
         Taken::Later => app.store.put_off(operation, pause(operation.attempts), "host_unavailable").await,
@@ -110,7 +112,7 @@ async fn make(app: &App, snapshot: &Snapshot) -> Result<Option<(i64, Vec<(String
     let agent = app.agents.of(&snapshot.host)?;
     let options = CallOptions::default().with_timeout(ENSURE_TIME_MAX);
     let answer = agent.ensure_snapshot_with_options(request, options).await?.into_owned();
-    let steps = answer.state.as_option().map(timings).unwrap_or_default();
+    let steps = answer.state.into_option().map(|state| timings(&said::state(state))).unwrap_or_default();
     Ok(answer.ready.then(|| (i64::try_from(answer.size_bytes).unwrap_or(i64::MAX), steps)))
 }
 

@@ -23,7 +23,8 @@ pub fn router() -> OpenApiRouter<App> {
     responses((status = 200, body = Fleet), (status = 403, body = ErrorBody)))]
 pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>, ApiError> {
     let store = &app.store;
-    let (numbers, silence, hosts) = (store.numbers().await?, store.silence().await?, store.hosts(Sees::All).await?);
+    let (numbers, silence, hosts) =
+        (store.numbers().await?, store.silence().await?, store.hosts(Sees::Platform).await?);
     let schema = store.schema_version().await?;
     let pulse = store.pulse().await?;
     let now = Utc::now();
@@ -51,7 +52,6 @@ pub async fn fleet(State(app): State<App>, _: Admin) -> Result<axum::Json<Fleet>
             .collect(),
         hosts: hosts
             .into_iter()
-            .filter(|host| host.owner.is_none())
             .map(|host| FleetHost {
                 id: host.id.to_string(),
                 status: status_word(host.state).to_owned(),

@@ -9,6 +9,7 @@ use store::hosts::Beat;
 use store::sandboxes::Sighting;
 use tracing::{error, warn};
 
+use crate::agents::said;
 use crate::app::App;
 use crate::http::access::HostCaller;
 use crate::http::body::{Id, Json};
@@ -17,8 +18,6 @@ use crate::measures;
 
 const SANDBOXES_MAX: usize = 10_000;
 const WORD_BYTES_MAX: usize = 128;
-/// What a host says of a cause is shown to people.
-const REASON_CHARS_MAX: usize = 500;
 const UNCLAIMED_MAX: usize = 100;
 
 /// Why a heartbeat is not taken in.
@@ -40,7 +39,7 @@ pub async fn heartbeat(
     if caller != id {
         return Err(ApiError::forbidden("the token is another host's"));
     }
-    if body.agent_run.len() > WORD_BYTES_MAX {
+    if body.agent_run.len() > WORD_BYTES_MAX || body.agent_run.chars().any(char::is_control) {
         return Err(ApiError::invalid("agent_run", "is too long"));
     }
     let ticket = ticket_number(&app, id, body.ticket.as_deref())?;
@@ -136,9 +135,9 @@ fn sightings(body: &Heartbeat) -> Result<Vec<Sighting>, ApiError> {
                 id: seen.id.clone(),
                 observed: seen.observed.parse().map_err(|_| ApiError::invalid("sandboxes", "has an unknown state"))?,
                 revision: i64::try_from(seen.revision).unwrap_or(i64::MAX),
-                incarnation: seen.incarnation.chars().take(WORD_BYTES_MAX).collect(),
+                incarnation: said::word(&seen.incarnation),
                 idle_sec: seen.idle_sec.map(|seconds| i64::from(u32::try_from(seconds).unwrap_or(u32::MAX))),
-                reason: seen.reason.chars().take(REASON_CHARS_MAX).filter(|c| !c.is_control()).collect(),
+                reason: said::sentence(&seen.reason),
             })
         })
         .collect()
