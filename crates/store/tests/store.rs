@@ -10,7 +10,7 @@ use model::shape::Shape;
 use store::audit::Actor;
 use store::hosts::{Deleted, Losses, NewHost};
 use store::idempotency::Key;
-use store::operations::{Kind, Lease, Operation, Phase};
+use store::operations::{Full, Kind, Lease, Operation, Phase};
 use store::placement::{Asked, Dimension, Shortage};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
@@ -241,12 +241,47 @@ async fn what_a_dead_replica_worked_on_is_taken_over_at_once_and_a_living_ones_i
     assert_eq!(bench.store.renew_lease(first.id, &me).await.unwrap(), Update::Changed);
     // A lease that ran out is anybody's, whoever lives.
     bench.database.sql("update operations set lease_until = now() - interval '1 second'").await;
-    assert_eq!(bench.store.claim_operations(&me, 10).await.unwrap().len(), 2);
-    // Put off: not before its time.
+    let claimed = bench.store.claim_operations(&me, 10).await.unwrap();
+    assert_eq!(claimed.len(), 2);
+    // Nor can who lost it put it off.
     bench.store.put_off(&first, Duration::from_secs(60), "host_unavailable").await.unwrap();
+    let lost = format!("select count(*) from operations where id = '{}' and lease_owner is null", first.id.0);
+    assert_eq!(bench.database.sql(&lost).await.trim(), "0");
+    // Put off: not before its time.
+    let mine = claimed.iter().find(|operation| operation.id == first.id).unwrap();
+    bench.store.put_off(mine, Duration::from_secs(60), "host_unavailable").await.unwrap();
     bench.database.sql("update operations set lease_until = now() - interval '1 second'").await;
     let claimed = bench.store.claim_operations(&me, 10).await.unwrap();
     assert_eq!(claimed.iter().map(|operation| operation.id).collect::<Vec<_>>(), [second.id]);
+    // No host was asked: that was no attempt.
+    bench.store.put_off_unasked(&claimed[0], Duration::ZERO, "full").await.unwrap();
+    let again = bench.store.claim_operations(&me, 10).await.unwrap();
+    assert_eq!((again[0].id, again[0].attempts), (second.id, claimed[0].attempts));
+}
+
+#[tokio::test]
+async fn operations_for_hosts_of_teams_that_have_enough_to_do_are_left_until_they_are_overdue() {
+    let bench = Bench::new().await;
+    let (_, operation) = bench.create().await;
+    let free = "update operations set lease_owner = null";
+    let all = Full { all: true, ..Full::default() };
+    // The platform's own hosts are nobody's who could be full.
+    bench.database.sql(free).await;
+    assert_eq!(bench.store.claim_operations_but(&bench.lease, 9, &all).await.unwrap().len(), 1);
+    bench
+        .database
+        .sql(&format!("update teams set is_byoc = true; update hosts set kind = 'byoc', team_id = '{}'", bench.team.0))
+        .await;
+    let this = Full { teams: vec![bench.team], all: false };
+    let another = Full { teams: vec![TeamId(Uuid::now_v7())], all: false };
+    for (full, count) in [(&all, 0), (&this, 0), (&another, 1), (&Full::default(), 1)] {
+        bench.database.sql(free).await;
+        let claimed = bench.store.claim_operations_but(&bench.lease, 9, full).await.unwrap();
+        assert_eq!(claimed.len(), count, "{full:?}");
+    }
+    bench.database.sql("update operations set lease_owner = null, deadline = now() - interval '1 s'").await;
+    let overdue = bench.store.claim_operations_but(&bench.lease, 9, &all).await.unwrap();
+    assert_eq!(overdue.iter().map(|one| one.id).collect::<Vec<_>>(), [operation.id]);
 }
 
 #[tokio::test]
