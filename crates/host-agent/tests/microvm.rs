@@ -86,7 +86,7 @@ impl Machine {
         command
     }
 
-    /// Starts the agent and waits until it serves.
+    /// Starts the agent and waits until it serves, and acts: the platform has heard of it. Or until it has died.
     async fn start(&self, environment: &[(&str, &Path)]) -> Agent {
         let ready = self.dir.join("ready.json");
         let _ = std::fs::remove_file(&ready);
@@ -102,8 +102,15 @@ impl Machine {
             command.env(name, value);
         }
         let child = command.spawn().unwrap();
-        let agent = Agent { child, url: format!("https://{address}") };
+        let mut agent = Agent { child, url: format!("https://{address}") };
         wait(Duration::from_secs(60), "the agent does not serve", async || ready.exists()).await;
+        let client = self.client(&agent);
+        wait(Duration::from_secs(60), "the agent is not heard of", async || {
+            let unheard = |notes: &[String]| notes.iter().any(|note| note.contains("has not answered a heartbeat yet"));
+            let host = client.get_host(GetHostRequest::default()).await.map(|host| host.into_owned());
+            host.is_ok_and(|host| !unheard(&host.notes)) || agent.child.try_wait().unwrap().is_some()
+        })
+        .await;
         agent
     }
 
