@@ -226,18 +226,15 @@ impl Wisher {
         self.ledger.note(verb, &answer);
         let Some(said) = self.heard(id, call, answer) else { return };
         let event = Event { call, said, began, ended: Instant::now() };
-        let mut histories = self.ledger.histories.lock().unwrap();
-        if call == Call::Kill && said == Said::Yes {
-            if let Some(mut history) = histories.remove(id) {
-                history.events.push(event);
-                self.ledger.ended.lock().unwrap().insert(id.to_owned(), history);
-            }
-            return;
+        let (mut histories, mut ended) = (self.ledger.histories.lock().unwrap(), self.ledger.ended.lock().unwrap());
+        if call == Call::Kill
+            && said == Said::Yes
+            && let Some(history) = histories.remove(id)
+        {
+            ended.insert(id.to_owned(), history);
         }
-        // It may have ended meanwhile; then its history goes on.
-        if let Some(history) = histories.get_mut(id) {
-            history.events.push(event);
-        } else if let Some(history) = self.ledger.ended.lock().unwrap().get_mut(id) {
+        // It may have ended meanwhile, by another one's kill that was answered before; then its history goes on.
+        if let Some(history) = histories.get_mut(id).or_else(|| ended.get_mut(id)) {
             history.events.push(event);
         }
     }
