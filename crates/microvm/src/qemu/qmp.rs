@@ -22,6 +22,8 @@ pub const SOCKET: &str = "qmp.sock";
 const LINE_MAX: u64 = 1024 * 1024;
 /// Events may come between a command and its answer; more than this is a storm.
 const EVENTS_MAX: usize = 10_000;
+/// Begins what QEMU says to who asks for commands and may have them already.
+const NEGOTIATED: &str = "Capabilities negotiation is already complete";
 /// Of a VMM's text in our errors.
 const REASON_MAX: usize = 512;
 
@@ -41,8 +43,11 @@ impl Qmp {
         let stream = socket::connect(dir, SOCKET).await?;
         let mut qmp = Self { stream: BufReader::new(stream), id };
         qmp.greeted().await?;
-        qmp.call("qmp_capabilities", json!({})).await.map_err(io::Error::other)?;
-        Ok(qmp)
+        match qmp.call("qmp_capabilities", json!({})).await {
+            // What the connection before this one has asked was done on this one.
+            Err(Error::Refused { reason, .. }) if reason.starts_with(NEGOTIATED) => Ok(qmp),
+            asked => asked.map(|_| qmp).map_err(io::Error::other),
+        }
     }
 
     /// What the connection before this one was owed may come first: an event, or the answer to a call that was given up.
@@ -179,6 +184,18 @@ mod tests {
             "{\"error\":{\"desc\":\"of a call before\"},\"id\":78}\n",
             "{\"return\":{},\"id\":1}\n",
             "{\"event\":\"STOP\"}\n",
+            "{\"return\":{\"status\":\"running\"},\"id\":2}\n",
+        ])
+        .await;
+        assert_eq!(got.unwrap()["status"], "running");
+    }
+
+    #[tokio::test]
+    async fn what_the_connection_before_asked_for_may_be_there_already() {
+        let got = against(&[
+            "{\"QMP\":{}}\n",
+            "{\"return\":{},\"id\":77}\n",
+            "{\"error\":{\"class\":\"CommandNotFound\",\"desc\":\"Capabilities negotiation is already complete, command ignored\"},\"id\":1}\n",
             "{\"return\":{\"status\":\"running\"},\"id\":2}\n",
         ])
         .await;
