@@ -11,17 +11,18 @@ use api::host::__buffa::oneof::exec_response::Event;
 use api::host::__buffa::oneof::read_file_response::Part as ReadPart;
 use api::host::__buffa::oneof::write_file_request::Part as WritePart;
 use api::host::{
-    self, EnsureKilledRequest, EnsureRunningRequest, ExecRequest, Fence, GetHostRequest, GetSandboxRequest,
-    ListProcessesRequest, ListSandboxesRequest, ReadFileRequest, SandboxSpec, SignalProcessRequest, WriteFileHead,
-    WriteFileRequest,
+    self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, EnsureSnapshotRequest, ExecRequest, Fence,
+    GetHostRequest, GetSandboxRequest, ListProcessesRequest, ListSandboxesRequest, ReadFileRequest,
+    RemoveSnapshotRequest, SandboxSpec, SignalProcessRequest, WriteFileHead, WriteFileRequest,
 };
 use api::v1::hosts::IdleTimeout;
 use connectrpc::{ConnectError, ErrorCode};
 use host_agent::credentials::KeyPem;
+use host_agent::heartbeat::Link;
 use host_agent::rpc::serve;
 use platform::{Authority, Client, named};
 use port::Port;
-use stage::id;
+use stage::{id, snapshot_id};
 use tokio::time::Instant;
 
 fn fence(revision: u64) -> Fence {
@@ -239,6 +240,47 @@ async fn a_sandbox_by_rpc_from_create_to_kill() {
     let gone =
         client.exec(ExecRequest { sandbox_id: id(1).to_string(), cmd: "true".to_owned(), ..Default::default() }).await;
     assert_eq!(reason(&error_of(gone).await), (ErrorCode::NotFound, Some(host::UNKNOWN_SANDBOX)));
+    port.stop.cancel();
+}
+
+/// Until the control plane has said that it is this host, another machine may be it: nothing is begun, saved or ended here, and what
+/// runs goes on and can be used.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_be_this_host_begins_and_ends_nothing() {
+    let port = Port::open().await;
+    let client = port.client();
+    client.ensure_running(running(1, 1)).await.unwrap();
+    let paused = || EnsurePausedRequest { sandbox_id: id(1).to_string(), fence: fence(2).into(), ..Default::default() };
+    let snapshot = || EnsureSnapshotRequest {
+        sandbox_id: id(1).to_string(),
+        host_epoch: 1,
+        snapshot_id: snapshot_id(7).to_string(),
+        ..Default::default()
+    };
+    let removed = || RemoveSnapshotRequest { snapshot_id: snapshot_id(7).to_string(), ..Default::default() };
+    let why = || "a proxy answers".to_owned();
+    for link in [Link::Unknown, Link::Unheard(why()), Link::Fenced(why())] {
+        port.link.send_replace(link.clone());
+        for (what, refused) in [
+            ("a create", client.ensure_running(running(2, 1)).await.err()),
+            ("a repeated create", client.ensure_running(running(1, 1)).await.err()),
+            ("a pause", client.ensure_paused(paused()).await.err()),
+            ("a kill", client.ensure_killed(killed(1, 2)).await.err()),
+            ("a snapshot", client.ensure_snapshot(snapshot()).await.err()),
+            ("a snapshot's end", client.remove_snapshot(removed()).await.err()),
+        ] {
+            let refused = refused.unwrap_or_else(|| panic!("{what} while {link:?}"));
+            assert_eq!(reason(&refused), (ErrorCode::Unavailable, Some(host::NOT_READY)), "{what} while {link:?}");
+        }
+        assert_eq!(run(&client, "echo on", 0).await.unwrap().0, b"on\n", "{link:?}");
+        let listed = client.list_sandboxes(ListSandboxesRequest::default()).await.unwrap().into_owned();
+        let states: Vec<_> = listed.sandboxes.iter().map(|state| (state.observed.as_str(), state.revision)).collect();
+        assert_eq!(states, [("running", 1)], "{link:?}");
+    }
+    // Silence after that is no reason to refuse what comes through.
+    port.link.send_replace(Link::Detached(why()));
+    let state = client.ensure_killed(killed(1, 2)).await.unwrap().into_owned().state;
+    assert_eq!(state.observed, "killed");
     port.stop.cancel();
 }
 

@@ -249,4 +249,23 @@ mod tests {
         assert!(driver.seat(team(1)).is_some());
         assert!(driver.seats.lock().unwrap().is_empty());
     }
+
+    #[test]
+    fn hosts_of_all_teams_together_leave_room_for_the_platforms() {
+        let driver = Driver::new();
+        let team = |number: usize| Some(TeamId(uuid::Uuid::from_u128(number as u128)));
+        let mut seats: Vec<Seat> = (0..OF_TEAMS_MAX).map(|number| driver.seat(team(number % 50)).unwrap()).collect();
+        let full = driver.full();
+        assert!(full.all && full.teams.is_empty(), "{} teams have their part", full.teams.len());
+        for other in [0, 49, 50] {
+            assert!(driver.seat(team(other)).is_none(), "team {other}");
+        }
+        let platform: Vec<Seat> = (0..AT_ONCE).map(|_| driver.seat(None).unwrap()).collect();
+        seats.pop();
+        assert!(!driver.full().all);
+        seats.push(driver.seat(team(50)).unwrap());
+        assert!(driver.seat(team(51)).is_none());
+        drop((seats, platform));
+        assert!(driver.seats.lock().unwrap().is_empty());
+    }
 }

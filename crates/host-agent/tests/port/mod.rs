@@ -24,6 +24,8 @@ pub struct Port {
     pub url: String,
     pub stop: CancellationToken,
     pub agent: Arc<Agent>,
+    /// How the host stands with its control plane; attached at first.
+    pub link: watch::Sender<Link>,
     /// What the port shows from the next connection on.
     pub tls: watch::Sender<Arc<rustls::ServerConfig>>,
     pub disk_hangs: Arc<AtomicBool>,
@@ -71,11 +73,12 @@ impl Port {
         let (tls, shown) = watch::channel(serve::server_config(&credentials).unwrap());
         let disk_hangs = Arc::new(AtomicBool::new(false));
         let hangs = disk_hangs.clone();
+        let (link, standing) = watch::channel(Link::Attached);
         let agent = Arc::new(Agent {
             idleness: Idleness::new(sandboxes.context().changed.clone()),
             sandboxes,
             credentials: watch::channel(credentials).1,
-            link: watch::channel(Link::Attached).1,
+            link: standing,
             driver,
             vmm_notes: Arc::default(),
             cgroup_driver: "none".to_owned(),
@@ -97,7 +100,7 @@ impl Port {
         let url = format!("https://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         tokio::spawn(serve::serve(listener, Service::new(agent.clone()), shown, stop.clone()));
-        Self { authority, url, stop, agent, tls, disk_hangs, stage, _dir: dir }
+        Self { authority, url, stop, agent, link, tls, disk_hangs, stage, _dir: dir }
     }
 
     pub fn client(&self) -> Client {
