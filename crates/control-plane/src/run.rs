@@ -17,6 +17,8 @@ use crate::agents::Agents;
 use crate::app::{Accounts, App, Shared};
 use crate::authority::Authority;
 use crate::config::Config;
+use crate::events::Feed;
+use crate::http::limits::Limits;
 use crate::mail::Mail;
 use crate::measures::{self, Runs};
 use crate::oauth::Providers;
@@ -66,6 +68,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
     let stop = CancellationToken::new();
     let app = App(std::sync::Arc::new(Shared {
         outcomes: Outcomes::new(store.clone(), stop.clone()),
+        feed: Feed::new(),
+        limits: Limits::new(config.rates),
         tokens: Tokens::new(&secret),
         store,
         secret,

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod audit_log;
 pub mod beats;
 pub mod deletions;
+pub mod events;
 mod fault;
 pub mod fleet;
 pub mod hosts;

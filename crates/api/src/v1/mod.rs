@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod audit;
 pub mod errors;
+pub mod events;
 pub mod exec;
 pub mod files;
 pub mod fleet;

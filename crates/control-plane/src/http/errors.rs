@@ -18,7 +18,7 @@ use crate::agents::{AgentError, Refusal};
 use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 44] = [
+pub const CODES: [(&str, StatusCode); 45] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("invalid_token", StatusCode::BAD_REQUEST),
     ("already_activated", StatusCode::BAD_REQUEST),
@@ -38,6 +38,7 @@ pub const CODES: [(&str, StatusCode); 44] = [
     ("request_timeout", StatusCode::REQUEST_TIMEOUT),
     ("invalid_state", StatusCode::CONFLICT),
     ("conflict", StatusCode::CONFLICT),
+    ("operation_in_progress", StatusCode::CONFLICT),
     ("host_has_sandboxes", StatusCode::CONFLICT),
     ("host_fenced", StatusCode::CONFLICT),
     ("name_reserved", StatusCode::CONFLICT),
@@ -221,6 +222,16 @@ impl ApiError {
 
     pub fn too_many_attempts(retry_after_sec: u32) -> Self {
         Self::new("rate_limited", "too many tries; wait a little").retry_after(retry_after_sec)
+    }
+
+    pub fn too_many_requests(retry_after_sec: u32) -> Self {
+        Self::new("rate_limited", "too many requests; send fewer, and none before Retry-After").retry_after(retry_after_sec)
+    }
+
+    /// Under the same idempotency key.
+    pub fn operation_in_progress() -> Self {
+        let message = "the first call under this Idempotency-Key has not ended yet; ask again in a moment";
+        Self::new("operation_in_progress", message).retry_after(1)
     }
 
     /// Unknown and foreign things are the same.
@@ -410,6 +421,9 @@ pub fn echo(input: &str) -> String {
 
 impl From<StoreError> for ApiError {
     fn from(cause: StoreError) -> Self {
+        if matches!(cause, StoreError::FirstUnderWay) {
+            return Self::operation_in_progress();
+        }
         if cause.is_unavailable() {
             tracing::warn!("the database is not available: {}", innermost(&cause));
             return Self::unavailable();

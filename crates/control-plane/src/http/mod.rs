@@ -7,12 +7,14 @@
 pub mod access;
 mod body;
 mod credentials;
+mod cursor;
 pub mod docs;
 mod edge;
 pub mod errors;
 mod fields;
 mod health;
 mod idempotency;
+pub mod limits;
 mod paged;
 mod rights;
 pub mod serve;
@@ -23,6 +25,8 @@ use axum::middleware;
 use axum::routing::get;
 use http::Method;
 use utoipa_axum::router::OpenApiRouter;
+
+pub use v1::sandboxes::view::shown as sandbox_shown;
 
 use crate::app::App;
 use errors::ApiError;
@@ -76,6 +80,7 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1", v1::quotas::router())
         .nest("/v1/sandboxes", v1::sandboxes::router())
         .nest("/v1/snapshots", v1::snapshots::router())
+        .nest("/v1/events", v1::events::router())
 }
 
 /// Which methods there are is said by the router's own header.
