@@ -109,7 +109,8 @@ pub fn connected(id: i64, at: DateTime<Utc>) -> Bytes {
 
 /// Between what a listener has heard and `oldest` there is more, and it is not kept any more.
 pub fn gap(oldest: i64, at: DateTime<Utc>) -> Bytes {
-    let event = Event { details: [("oldest".to_owned(), oldest.to_string().into())].into_iter().collect(), ..bare(GAP, at) };
+    let event =
+        Event { details: [("oldest".to_owned(), oldest.to_string().into())].into_iter().collect(), ..bare(GAP, at) };
     message(None, &event)
 }
 

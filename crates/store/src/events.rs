@@ -139,9 +139,10 @@ impl Store {
 
     /// The number of the newest, and of the oldest that is kept; 0 when there is none.
     pub async fn events_kept(&self) -> Result<(i64, i64), StoreError> {
-        let row = sqlx::query!(r#"select coalesce(max(id), 0) as "newest!", coalesce(min(id), 0) as "oldest!" from events"#)
-            .fetch_one(&self.pool)
-            .await?;
+        let row =
+            sqlx::query!(r#"select coalesce(max(id), 0) as "newest!", coalesce(min(id), 0) as "oldest!" from events"#)
+                .fetch_one(&self.pool)
+                .await?;
         Ok((row.newest, row.oldest))
     }
 

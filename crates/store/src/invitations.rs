@@ -105,9 +105,8 @@ impl Store {
                 Claim::New => {}
                 Claim::OtherArguments => return Ok(Invited::OtherArguments),
                 Claim::Repeated(subject) => {
-                    let first: InvitationId = subject
-                        .parse()
-                        .map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let first: InvitationId =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
                     let row = sqlx::query_as!(
                         Row,
                         "select id, team_id, email, role, invited_by, created_at, expires_at from invitations

@@ -105,9 +105,8 @@ impl Store {
                 Claim::New => {}
                 Claim::OtherArguments => return Ok(Added::OtherArguments),
                 Claim::Repeated(subject) => {
-                    let first: UserId = subject
-                        .parse()
-                        .map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let first: UserId =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
                     let first = member(&mut tx, team, first).await?;
                     return Ok(first.map_or(Added::Gone, Added::Repeated));
                 }

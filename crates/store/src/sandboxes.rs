@@ -404,7 +404,9 @@ impl Store {
         which: &Which,
     ) -> Result<Vec<Sandbox>, StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query_scalar!("select set_config('plan_cache_mode', 'force_custom_plan', true)").fetch_one(&mut *tx).await?;
+        sqlx::query_scalar!("select set_config('plan_cache_mode', 'force_custom_plan', true)")
+            .fetch_one(&mut *tx)
+            .await?;
         let statuses: Vec<String> = which.statuses.iter().map(|status| status.as_str().to_owned()).collect();
         let labels = (!which.metadata.is_empty()).then(|| serde_json::json!(which.metadata));
         let rows = sandboxes!(

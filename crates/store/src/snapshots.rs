@@ -195,8 +195,7 @@ impl Store {
             return Ok(SnapshotWish::NameTaken);
         }
         let (revision, cause) = (sandbox.revision, actor.into());
-        let operation =
-            operations::open(&mut tx, of, Kind::Snapshot, revision, Some(lease), Some(id), cause).await?;
+        let operation = operations::open(&mut tx, of, Kind::Snapshot, revision, Some(lease), Some(id), cause).await?;
         idleness::used(&mut tx, of).await?;
         let facts = serde_json::json!({"name": name.as_str()});
         audit::record(&mut tx, actor, "sandbox.snapshot", of.as_str(), facts).await?;

@@ -117,9 +117,8 @@ impl Store {
                 Claim::New => {}
                 Claim::OtherArguments => return Ok(Created::OtherArguments),
                 Claim::Repeated(subject) => {
-                    let first = subject
-                        .parse()
-                        .map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let first =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
                     return Ok(self.team(first).await?.map_or(Created::Gone, Created::Repeated));
                 }
             }

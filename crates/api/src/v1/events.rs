@@ -23,8 +23,7 @@ pub const PUBLISHED: [&str; 9] = [
 ];
 
 /// What `/v1/events` and `/v1/events/all/stream` tell as well.
-pub const MORE: [&str; 4] =
-    ["snapshot.began", "sandbox.forked", "sandbox.timeout.changed", "sandbox.metadata.changed"];
+pub const MORE: [&str; 4] = ["snapshot.began", "sandbox.forked", "sandbox.timeout.changed", "sandbox.metadata.changed"];
 
 /// The first one of a stream.
 pub const CONNECTED: &str = "connected";

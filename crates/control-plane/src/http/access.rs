@@ -286,17 +286,16 @@ pub async fn check(
     let (headers, method) = (request.headers().clone(), request.method().clone());
     idempotency::is_well_formed(&headers)?;
     let now = tokio::time::Instant::now();
-    let mut standing = match (policy, credentials::credential(&headers)?) {
-        // Nobody is told apart by what they show there.
-        (Open | Host, _) | (_, None) => None,
-        (_, Some(credential)) => match app.limits.of_credential(&credential, now) {
-            Ok(standing) => standing,
-            Err(too_many) => return Ok(too_many.response()),
-        },
+    // Where anybody may come, nobody is told apart by what they show.
+    let shown = if matches!(policy, Open | Host) { None } else { credentials::credential(&headers)? };
+    let mut standing = match shown.map(|credential| app.limits.of_credential(&credential, now)) {
+        None => None,
+        Some(Ok(standing)) => standing,
+        Some(Err(too_many)) => return Ok(too_many.response()),
     };
     let asked = Asked { app: &app, headers: &headers, method: &method, request_id };
     let extensions = request.extensions_mut();
-    let mut person = None;
+    let person;
     let grant = match policy {
         Open => {
             extensions.insert(RequestId(asked.request_id));

@@ -42,7 +42,8 @@ impl Of<'_> {
 
     /// One text for all that may be wrong with it.
     pub fn read(self, text: &str, now: DateTime<Utc>) -> Result<Last, ApiError> {
-        let wrong = || ApiError::invalid("cursor", "is not one of this list, or is older than a day; begin anew without it");
+        let wrong =
+            || ApiError::invalid("cursor", "is not one of this list, or is older than a day; begin anew without it");
         if text.len() > TEXT_BYTES_MAX {
             return Err(wrong());
         }

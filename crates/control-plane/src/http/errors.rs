@@ -225,7 +225,8 @@ impl ApiError {
     }
 
     pub fn too_many_requests(retry_after_sec: u32) -> Self {
-        Self::new("rate_limited", "too many requests; send fewer, and none before Retry-After").retry_after(retry_after_sec)
+        Self::new("rate_limited", "too many requests; send fewer, and none before Retry-After")
+            .retry_after(retry_after_sec)
     }
 
     /// Under the same idempotency key.

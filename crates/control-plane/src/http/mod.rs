@@ -38,7 +38,7 @@ pub fn router(app: App) -> Router {
         .merge(v1)
         // The name of sandboxes in the routes of the published SDK.
         .nest("/v1/capsules", capsules)
-        .merge(docs::router(openapi))
+        .merge(docs::router(docs::whole(openapi)))
         .route("/", get(docs::home))
         .route("/health", get(health::ready))
         .route("/health/ready", get(health::ready))

@@ -95,7 +95,13 @@ impl Listener {
             // One that is still to come: of another database, or of this one before it was restored.
             let is_unknown = after > newest;
             let is_gap = is_unknown || after + 1 < oldest;
-            let from = if is_unknown { position } else if is_gap { oldest - 1 } else { after };
+            let from = if is_unknown {
+                position
+            } else if is_gap {
+                oldest - 1
+            } else {
+                after
+            };
             // A client that leaves in the middle of what it has missed comes back to there.
             ready.push_back(events::connected(from, now));
             if is_gap {
@@ -174,7 +180,8 @@ impl Listener {
     }
 
     async fn read_missed(&mut self, after: i64) {
-        let asked = Asked { after, limit: PAGE, kinds: self.filter.kinds.clone(), sandbox: self.filter.sandbox.clone() };
+        let asked =
+            Asked { after, limit: PAGE, kinds: self.filter.kinds.clone(), sandbox: self.filter.sandbox.clone() };
         let Ok(page) = self.app.store.events(self.team, &asked).await else {
             return self.end("the database is away; come back with Last-Event-ID");
         };

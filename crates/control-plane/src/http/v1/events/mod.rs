@@ -29,7 +29,8 @@ fn place(field: &str, text: &str) -> Result<i64, ApiError> {
 /// Kinds with commas between; none of them: all.
 fn kinds(text: Option<&str>) -> Result<Vec<String>, ApiError> {
     let words = text.unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty());
-    let known = |word: &str| PUBLISHED.iter().chain(&MORE).find(|known| **known == word).map(|known| (*known).to_owned());
+    let known =
+        |word: &str| PUBLISHED.iter().chain(&MORE).find(|known| **known == word).map(|known| (*known).to_owned());
     let mut kinds: Vec<String> = words
         .map(|word| known(word).ok_or_else(|| ApiError::invalid("kinds", "names a kind of event that there is not")))
         .collect::<Result<_, _>>()?;

@@ -48,7 +48,8 @@ pub async fn create(
     let url = links::page_url(&app, "join", &token);
     let text = format!("You are invited to a team of Wrenn. To join, follow this link within seven days: {url}\n");
     let mail = mail::outgoing(&app.secret, &new.email, "You are invited to a team", &text, new.expires_at);
-    let invited = super::super::detached(&app, async move { store.invite(&new, &mail, key.as_ref(), &actor).await }).await?;
+    let invited =
+        super::super::detached(&app, async move { store.invite(&new, &mail, key.as_ref(), &actor).await }).await?;
     let invitation = match invited {
         Invited::Made(invitation) | Invited::Repeated(invitation) => invitation,
         Invited::OtherArguments => return Err(ApiError::idempotency_key_reused()),

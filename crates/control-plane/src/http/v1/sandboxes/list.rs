@@ -196,8 +196,12 @@ mod tests {
 
     #[test]
     fn what_is_asked_has_one_form() {
-        let one = parse("status=paused,running&template=x&metadata.b=2&metadata.a=%261&created_after=2026-01-02T03:04:05%2B01:00");
-        let other = parse("metadata.a=%261&status=running&status=paused&created_after=2026-01-02T02:04:05Z&metadata.b=2&template=x");
+        let one = parse(
+            "status=paused,running&template=x&metadata.b=2&metadata.a=%261&created_after=2026-01-02T03:04:05%2B01:00",
+        );
+        let other = parse(
+            "metadata.a=%261&status=running&status=paused&created_after=2026-01-02T02:04:05Z&metadata.b=2&template=x",
+        );
         let (one, other) = (one.unwrap().which, other.unwrap().which);
         assert_eq!(one, other);
         assert_eq!(

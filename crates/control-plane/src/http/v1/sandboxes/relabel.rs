@@ -33,9 +33,7 @@ pub async fn relabel(
     let relabel = async move { store.relabel_sandbox(team, &id, &change, METADATA_MAX, &actor).await };
     match super::super::detached(&app, relabel).await? {
         Relabelled::Done(sandbox) => Ok(axum::Json(shown(*sandbox))),
-        Relabelled::TooMany => {
-            Err(ApiError::invalid("metadata", format!("would have more than {METADATA_MAX} pairs")))
-        }
+        Relabelled::TooMany => Err(ApiError::invalid("metadata", format!("would have more than {METADATA_MAX} pairs"))),
         Relabelled::Ended(status) => Err(ApiError::wrong_state("the sandbox has ended", status)),
         Relabelled::Missing => Err(ApiError::not_found("sandbox")),
     }
