@@ -1,8 +1,7 @@
 //! The whole API against its own document, by a program that makes requests out of it: `schemathesis`.
 //!
 //! For each operation it sends what the document allows and what it does not, and judges the answers: no status, media type or body that
-//! the document has not, nothing wrong taken for right, no method that is not there, nothing without a credential. A 500 is in no
-//! operation's document, so it is found as well.
+//! the document has not, nothing wrong taken for right, no method that is not there, nothing without a credential; and never a 500.
 
 mod replica;
 
@@ -10,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use replica::Replica;
+use serde_json::Value;
 use testkit::sdk;
 
 /// Of each operation.
@@ -27,6 +27,15 @@ async fn every_answer_is_one_that_the_document_has() {
     let host = replica.host(65_536).await;
     let sandbox = replica.sandbox(host).await;
     let dir = tempfile::tempdir().unwrap();
+    let document = replica.http.get(format!("{}/openapi.json", replica.url)).send().await.unwrap();
+    let mut document: Value = document.json().await.unwrap();
+    // What nobody may be answered, although the document must say what it would look like.
+    for operation in document["paths"].as_object_mut().unwrap().values_mut().flat_map(|item| item.as_object_mut().unwrap().values_mut()) {
+        if let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) {
+            responses.remove("500");
+        }
+    }
+    std::fs::write(dir.path().join("openapi.json"), document.to_string()).unwrap();
     // Ids of things that exist, beside those that it thinks of: else all that it sees is 404.
     let config = format!(
         "[[operations]]\ninclude-path-regex = \"^/v1/sandboxes/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
@@ -35,7 +44,7 @@ async fn every_answer_is_one_that_the_document_has() {
     std::fs::write(dir.path().join("schemathesis.toml"), config).unwrap();
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", SECONDS_MAX]).arg(schemathesis.join("bin/python"));
-    command.args(["-m", "schemathesis.cli", "run"]).arg(format!("{}/openapi.json", replica.url));
+    command.args(["-m", "schemathesis.cli", "run", "openapi.json", "--url", &replica.url]);
     command.arg("-H").arg(format!("Authorization: Bearer {}", replica.admin));
     command.args(["-n", EXAMPLES, "--seed", &seed(), "--checks", CHECKS, "--phases", "examples,coverage,fuzzing,stateful"]);
     command.args(["--exclude-path-regex", LEFT_OUT, "--suppress-health-check", "all", "--warnings", "off"]);

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod audit;
 pub mod channels;
 pub mod errors;
+pub mod events;
 pub mod exec;
 pub mod files;
 pub mod fleet;
