@@ -17,7 +17,7 @@ mod client;
 #[allow(dead_code)]
 #[path = "../../tests/faults/cluster.rs"]
 mod cluster;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../../../tests/src/figures.rs"]
 mod figures;
 #[allow(dead_code)]

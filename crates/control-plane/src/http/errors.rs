@@ -18,7 +18,7 @@ use crate::agents::{AgentError, Refusal};
 use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 45] = [
+pub const CODES: [(&str, StatusCode); 46] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("invalid_token", StatusCode::BAD_REQUEST),
     ("already_activated", StatusCode::BAD_REQUEST),
