@@ -42,7 +42,7 @@ const STATE: &str = "
         union all select 'identity' || row(provider, subject, user_id)::text from identities
         union all select 'host' || row(id, state, address, tags, epoch)::text from hosts
         union all select 'registration' || row(token_hash, used_by_key)::text from registration_tokens
-        union all select 'sandbox' || row(id, desired, revision, timeout_sec)::text from sandboxes
+        union all select 'sandbox' || row(id, desired, revision, timeout_sec, metadata)::text from sandboxes
         union all select 'snapshot' || row(id, name, state = 'removing')::text from snapshots
         union all select 'quota' || row(team_id, vcpus, sandboxes)::text from team_quotas
         union all select 'channel' || row(id, name, config, events)::text from channels
