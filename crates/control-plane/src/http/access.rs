@@ -47,7 +47,7 @@ use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead,
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 96] = [
+pub const TABLE: [(&str, &str, Policy); 98] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -136,6 +136,8 @@ pub const TABLE: [(&str, &str, Policy); 96] = [
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team(SandboxesUse)),
     ("GET", "/v1/sandboxes/{id}/processes", Team(SandboxesRead)),
     ("DELETE", "/v1/sandboxes/{id}/processes/{selector}", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/processes/{selector}/stream", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/pty", Team(SandboxesUse)),
     ("GET", "/v1/sandboxes/{id}/console", Team(SandboxesRead)),
     ("POST", "/v1/sandboxes/{id}/files/read", Team(SandboxesUse)),
     ("POST", "/v1/sandboxes/{id}/files/write", Team(SandboxesUse)),

@@ -16,6 +16,7 @@ mod idempotency;
 mod paged;
 mod rights;
 pub mod serve;
+mod socket;
 mod v1;
 
 use axum::Router;

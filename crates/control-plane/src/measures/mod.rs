@@ -40,6 +40,14 @@ impl Counted {
         Self::new(gauge!("wrenn_streams_open", "kind" => "exec"))
     }
 
+    pub fn process_stream() -> Self {
+        Self::new(gauge!("wrenn_streams_open", "kind" => "process"))
+    }
+
+    pub fn terminal() -> Self {
+        Self::new(gauge!("wrenn_streams_open", "kind" => "terminal"))
+    }
+
     pub fn file_stream() -> Self {
         Self::new(gauge!("wrenn_streams_open", "kind" => "file"))
     }

@@ -10,11 +10,16 @@ mod fork;
 mod get;
 mod kill;
 mod list;
+mod output;
 mod pause;
 mod ping;
+mod process_stream;
 mod processes;
+mod pty;
 mod resume;
 mod signal;
+mod streams;
+mod terminal;
 mod timeline;
 mod timeout;
 mod view;
@@ -54,6 +59,8 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))
         .routes(routes!(signal::signal))
+        .routes(routes!(process_stream::process_stream))
+        .routes(routes!(pty::pty))
         .routes(routes!(console::console))
         .routes(routes!(files_read::read))
         .routes(routes!(files_read::stream_read))
