@@ -235,6 +235,7 @@ async fn a_host_that_is_not_there_is_told_as_that() {
     let path = |rest: &str| format!("/v1/sandboxes/{sandbox}{rest}");
     for (method, rest, body) in [
         (Method::POST, "/exec", Some(json!({"cmd": "true"}))),
+        (Method::POST, "/exec", Some(json!({"cmd": "true", "background": true}))),
         (Method::POST, "/files/read", Some(json!({"path": "/x"}))),
         (Method::GET, "/processes", None),
         (Method::DELETE, "/processes/1", None),
@@ -275,6 +276,11 @@ async fn commands_are_checked_before_anything_is_asked() {
         (json!({"cmd": "x", "timeout_sec": -1}), "timeout_sec"),
         (json!({"cmd": "x", "timeout_sec": 100_000}), "timeout_sec"),
         (json!({"cmd": "x", "envs": {"A=": "b"}}), "envs"),
+        (json!({"cmd": "x", "background": "yes"}), "background"),
+        (json!({"cmd": "x", "background": true, "timeout_sec": 10_000_000}), "timeout_sec"),
+        (json!({"cmd": "x", "background": true, "tag": ""}), "tag"),
+        (json!({"cmd": "x", "background": true, "tag": "4711"}), "tag"),
+        (json!({"cmd": "x", "tag": "a/b"}), "tag"),
     ] {
         let answer = replica.as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/exec"), Some(body)).await;
         assert_eq!(answer.error(), (400, "invalid_request"), "{field}: {}", answer.body);

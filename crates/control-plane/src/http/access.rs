@@ -48,7 +48,7 @@ use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, Snap
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 107] = [
+pub const TABLE: [(&str, &str, Policy); 109] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -138,6 +138,8 @@ pub const TABLE: [(&str, &str, Policy); 107] = [
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team(SandboxesUse)),
     ("GET", "/v1/sandboxes/{id}/processes", Team(SandboxesRead)),
     ("DELETE", "/v1/sandboxes/{id}/processes/{selector}", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/processes/{selector}/stream", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/pty", Team(SandboxesUse)),
     ("GET", "/v1/sandboxes/{id}/console", Team(SandboxesRead)),
     ("POST", "/v1/sandboxes/{id}/files/read", Team(SandboxesUse)),
     ("POST", "/v1/sandboxes/{id}/files/write", Team(SandboxesUse)),

@@ -236,6 +236,12 @@ impl ApiError {
         Self::new("operation_in_progress", message).retry_after(1)
     }
 
+    /// Of a stream for which others had to wait.
+    pub fn too_slow() -> Self {
+        let message = "this client took the output so slowly that others who hear the same process had to wait";
+        Self::new("rate_limited", message)
+    }
+
     /// Unknown and foreign things are the same.
     pub fn not_found(what: &'static str) -> Self {
         Self::new("not_found", format!("there is no such {what}"))

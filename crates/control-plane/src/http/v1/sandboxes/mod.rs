@@ -10,12 +10,17 @@ mod fork;
 mod get;
 mod kill;
 mod list;
+mod output;
 mod pause;
 mod ping;
+mod process_stream;
 mod processes;
 mod relabel;
+mod pty;
 mod resume;
 mod signal;
+mod streams;
+mod terminal;
 mod timeline;
 mod timeout;
 pub(in crate::http) mod view;
@@ -55,6 +60,8 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))
         .routes(routes!(signal::signal))
+        .routes(routes!(process_stream::process_stream))
+        .routes(routes!(pty::pty))
         .routes(routes!(console::console))
         .routes(routes!(files_read::read))
         .routes(routes!(files_read::stream_read))
