@@ -213,6 +213,6 @@ impl ExecStream {
 }
 
 /// The user in the form that envd reads.
-fn basic(user: &str) -> String {
+pub(super) fn basic(user: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:")))
 }
