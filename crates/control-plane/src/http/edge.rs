@@ -101,8 +101,10 @@ fn in_one_shape(mut response: Response, id: &str) -> Response {
         },
     };
     let mut shaped = error.response(id);
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        shaped.headers_mut().insert(header::ALLOW, allow.clone());
+    for name in [header::ALLOW, header::CONTENT_RANGE] {
+        if let Some(value) = response.headers().get(&name) {
+            shaped.headers_mut().insert(name, value.clone());
+        }
     }
     shaped
 }

@@ -4,19 +4,21 @@ mod console;
 pub(super) mod create;
 mod exec;
 mod exec_stream;
-mod files_read;
-mod files_write;
+mod files;
 mod fork;
 mod get;
 mod kill;
 mod list;
+mod metrics;
 mod pause;
 mod ping;
 mod processes;
 mod resume;
 mod signal;
+mod stats;
 mod timeline;
 mod timeout;
+mod usage;
 mod view;
 
 use std::time::Duration;
@@ -55,10 +57,10 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(processes::processes))
         .routes(routes!(signal::signal))
         .routes(routes!(console::console))
-        .routes(routes!(files_read::read))
-        .routes(routes!(files_read::stream_read))
-        .routes(routes!(files_write::write))
-        .routes(routes!(files_write::stream_write))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(stats::stats))
+        .routes(routes!(usage::usage))
+        .merge(files::router())
 }
 
 impl From<NotAwake> for ApiError {
