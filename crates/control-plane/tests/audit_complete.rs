@@ -16,7 +16,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Routes of whose calls no record is kept.
-const UNRECORDED: [(&str, &str, &str); 9] = [
+const UNRECORDED: [(&str, &str, &str); 15] = [
     ("POST", "/v1/channels/test", "nothing here changes; what was told is with who was told"),
     ("POST", "/v1/hosts/{id}/heartbeat", "what a host says of itself, every few seconds, is no act of anybody"),
     ("POST", "/v1/sandboxes/{id}/ping", "the sandbox stays what it is; only its idle time begins anew"),
@@ -26,6 +26,12 @@ const UNRECORDED: [(&str, &str, &str); 9] = [
     ("POST", "/v1/sandboxes/{id}/files/write", IN_THE_SANDBOX),
     ("POST", "/v1/sandboxes/{id}/files/stream/read", IN_THE_SANDBOX),
     ("POST", "/v1/sandboxes/{id}/files/stream/write", IN_THE_SANDBOX),
+    ("PUT", "/v1/sandboxes/{id}/files/content", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/list", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/stat", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/mkdir", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/move", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/remove", IN_THE_SANDBOX),
 ];
 const IN_THE_SANDBOX: &str = "what happens within a sandbox is its team's own, and nothing of the platform changes";
 

@@ -12,9 +12,10 @@ use api::host::__buffa::oneof::read_file_response::Part as ReadPart;
 use api::host::__buffa::oneof::write_file_request::Part as WritePart;
 use api::host::{
     self, CloseStdinRequest, ConnectProcessRequest, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest,
-    EnsureSnapshotRequest, ExecRequest, Fence, GetHostRequest, GetSandboxRequest, ListProcessesRequest,
-    ListSandboxesRequest, ProcessSelector, ReadFileRequest, RemoveSnapshotRequest, ResizeTerminalRequest, SandboxSpec,
-    SendInputRequest, SignalProcessRequest, TerminalSize, WriteFileHead, WriteFileRequest,
+    EnsureSnapshotRequest, ExecRequest, Fence, GetHostRequest, GetMetricsRequest, GetSandboxRequest, ListFilesRequest,
+    ListProcessesRequest, ListSandboxesRequest, MakeDirectoryRequest, MoveFileRequest, ProcessSelector,
+    ReadFileRequest, RemoveFileRequest, RemoveSnapshotRequest, ResizeTerminalRequest, SandboxSpec, SendInputRequest,
+    SignalProcessRequest, TerminalSize, WriteFileHead, WriteFileRequest,
 };
 use api::v1::hosts::IdleTimeout;
 use connectrpc::{ConnectError, ErrorCode};
@@ -236,12 +237,66 @@ async fn a_sandbox_by_rpc_from_create_to_kill() {
     assert_eq!(size, Some(3_000_000));
     assert!(back == content);
 
+    // A part, what would be sent, and what cannot be.
+    let head_of = async |range: &str, head_only| {
+        let request = ReadFileRequest {
+            sandbox_id: id(1).to_string(),
+            path: path.to_string_lossy().into_owned(),
+            range: range.to_owned(),
+            head_only,
+            ..Default::default()
+        };
+        let mut stream = client.read_file(request).await.unwrap();
+        let first = stream.message().await.unwrap().unwrap().to_owned_message().part;
+        let Some(ReadPart::Head(head)) = first else { panic!("no head") };
+        let mut bytes = 0;
+        while let Some(message) = stream.message().await.unwrap() {
+            let Some(ReadPart::Chunk(chunk)) = message.to_owned_message().part else { panic!("no chunk") };
+            bytes += chunk.len();
+        }
+        assert!(head.has_ranges || head.status == 416);
+        (head.status, head.size, head.content_range.clone(), bytes)
+    };
+    assert_eq!(head_of("bytes=10-19", false).await, (206, Some(10), "bytes 10-19/3000000".to_owned(), 10));
+    assert_eq!(head_of("", true).await, (200, Some(3_000_000), String::new(), 0));
+    let outside = head_of("bytes=3000000-", false).await;
+    assert_eq!((outside.0, outside.2.as_str(), outside.3), (416, "bytes */3000000", 0));
+
+    // Directories. A path is that of the test's own machine: the guest is a process here.
+    let at = |name: &str| port.stage.dir.join(name).to_string_lossy().into_owned();
+    let making =
+        |name: &str| MakeDirectoryRequest { sandbox_id: id(1).to_string(), path: at(name), ..Default::default() };
+    let made = client.make_directory(making("made/here")).await.unwrap().into_owned();
+    assert_eq!((made.entry.r#type.as_str(), made.entry.name.as_str()), ("directory", "here"));
+    let twice = client.make_directory(making("made/here")).await;
+    assert_eq!(twice.err().unwrap().code, ErrorCode::AlreadyExists);
+    let moving = MoveFileRequest {
+        sandbox_id: id(1).to_string(),
+        from: at("a file ä"),
+        to: at("made/here/b"),
+        ..Default::default()
+    };
+    assert_eq!(client.move_file(moving).await.unwrap().into_owned().entry.size, 3_000_000);
+    let listing = ListFilesRequest { sandbox_id: id(1).to_string(), path: at("made"), depth: 2, ..Default::default() };
+    let names: Vec<String> =
+        client.list_files(listing).await.unwrap().into_owned().entries.into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, ["here", "b"]);
+    let removing = RemoveFileRequest { sandbox_id: id(1).to_string(), path: at("made"), ..Default::default() };
+    client.remove_file(removing.clone()).await.unwrap();
+    assert_eq!(client.remove_file(removing).await.err().unwrap().code, ErrorCode::NotFound);
+    let root = RemoveFileRequest { sandbox_id: id(1).to_string(), path: "/".to_owned(), ..Default::default() };
+    assert_eq!(client.remove_file(root).await.err().unwrap().code, ErrorCode::InvalidArgument);
+    let metrics = GetMetricsRequest { sandbox_id: id(1).to_string(), range_sec: 600, ..Default::default() };
+    assert!(client.get_metrics(metrics.clone()).await.unwrap().into_owned().points.is_empty(), "nobody has looked");
+
     let state = client.ensure_killed(killed(1, 2)).await.unwrap().into_owned().state;
     assert_eq!(state.observed, "killed");
     assert_eq!(port.stage.leftovers(), Vec::<String>::new());
     let gone =
         client.exec(ExecRequest { sandbox_id: id(1).to_string(), cmd: "true".to_owned(), ..Default::default() }).await;
     assert_eq!(reason(&error_of(gone).await), (ErrorCode::NotFound, Some(host::UNKNOWN_SANDBOX)));
+    let gone = client.get_metrics(metrics).await.err().unwrap();
+    assert_eq!(reason(&gone), (ErrorCode::FailedPrecondition, Some(host::NOT_RUNNING)));
     port.stop.cancel();
 }
 

@@ -13,6 +13,7 @@ pub mod files;
 pub mod fleet;
 pub mod hosts;
 pub mod keys;
+pub mod metrics;
 pub mod pty;
 pub mod quotas;
 pub mod sandboxes;

@@ -181,6 +181,7 @@ pub const RECONCILERS: &[&str] = &[
     "unwanted_snapshots",
     "silent_hosts",
     "old_rows",
+    "usage",
     "client_certificate",
     "primary",
     "forgotten_operations",

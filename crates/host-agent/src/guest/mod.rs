@@ -9,6 +9,7 @@
 mod activity;
 mod boot;
 mod connector;
+mod entries;
 mod faults;
 mod files;
 mod input;
@@ -30,8 +31,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use connector::{Connector, Dial};
+pub use entries::{Entry, EntryKind};
 pub use faults::GuestError;
-pub use files::FileStream;
+pub use files::{FileHead, FileStream, FileWanted};
 pub use input::Input;
 pub use processes::{Command, ExecEvent, ExecStream, Kill, Process, Select, Size};
 pub use rehearsal::rehearse;

@@ -296,6 +296,6 @@ impl Inner {
 }
 
 /// The user in the form that envd reads.
-fn basic(user: &str) -> String {
+pub(super) fn basic(user: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:")))
 }

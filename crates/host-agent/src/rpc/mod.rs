@@ -4,9 +4,11 @@
 //! State changes are tasks of their own (`sandbox`), so a dropped call changes nothing.
 
 mod answers;
+mod entries;
 mod errors;
 mod exec;
 mod files;
+mod gauges;
 mod host;
 mod processes;
 pub mod serve;
@@ -19,11 +21,13 @@ use api::host::{
     CloseStdinRequest, CloseStdinResponse, ConnectProcessRequest, EnsureKilledRequest, EnsureKilledResponse,
     EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest, EnsureRunningResponse, EnsureSnapshotRequest,
     EnsureSnapshotResponse, ExecRequest, ExecResponse, GetConsoleRequest, GetConsoleResponse, GetHostRequest,
-    GetHostResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService, ListProcessesRequest,
-    ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, ReadFileRequest, ReadFileResponse,
-    RemoveSnapshotRequest, RemoveSnapshotResponse, ResizeTerminalRequest, ResizeTerminalResponse, SandboxState,
-    SendInputRequest, SendInputResponse, SignalProcessRequest, SignalProcessResponse, StartProcessResponse,
-    WriteFileRequest, WriteFileResponse,
+    GetHostResponse, GetMetricsRequest, GetMetricsResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService,
+    ListFilesRequest, ListFilesResponse, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest,
+    ListSandboxesResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest, MoveFileResponse,
+    ReadFileRequest, ReadFileResponse, RemoveFileRequest, RemoveFileResponse, RemoveSnapshotRequest,
+    RemoveSnapshotResponse, ResizeTerminalRequest, ResizeTerminalResponse, SandboxState, SendInputRequest,
+    SendInputResponse, SignalProcessRequest, SignalProcessResponse, StartProcessResponse, StatFileRequest,
+    StatFileResponse, WriteFileRequest, WriteFileResponse,
 };
 use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
@@ -322,8 +326,9 @@ impl HostAgentService for Service {
         _: RequestContext,
         request: ServiceRequest<'_, ReadFileRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ReadFileResponse> + Send + use<>>> {
-        let (guest, permit) = self.streaming(request.sandbox_id)?;
-        Ok(Response::stream(files::read(guest, permit, request.path, request.user).await?))
+        let request = request.to_owned_message();
+        let (guest, permit) = self.streaming(&request.sandbox_id)?;
+        Ok(Response::stream(files::read(guest, permit, request).await?))
     }
 
     async fn write_file<'a>(
@@ -332,6 +337,64 @@ impl HostAgentService for Service {
         requests: InboundStream<WriteFileRequest>,
     ) -> ServiceResult<impl Encodable<WriteFileResponse> + Send + use<'a>> {
         Response::ok(files::write(|id| self.streaming(id), requests).await?)
+    }
+
+    async fn list_files<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ListFilesRequest>,
+    ) -> ServiceResult<impl Encodable<ListFilesResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::list(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn stat_file<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, StatFileRequest>,
+    ) -> ServiceResult<impl Encodable<StatFileResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::stat(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn make_directory<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, MakeDirectoryRequest>,
+    ) -> ServiceResult<impl Encodable<MakeDirectoryResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::make(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn move_file<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, MoveFileRequest>,
+    ) -> ServiceResult<impl Encodable<MoveFileResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::rename(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn remove_file<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, RemoveFileRequest>,
+    ) -> ServiceResult<impl Encodable<RemoveFileResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::remove(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn get_metrics<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, GetMetricsRequest>,
+    ) -> ServiceResult<impl Encodable<GetMetricsResponse> + Send + use<'a>> {
+        let id = self.id(request.sandbox_id)?;
+        let Some(published) = self.agent.sandboxes.get(&id).await.map_err(errors::wish)? else {
+            self.ready()?;
+            return Err(errors::unknown_sandbox());
+        };
+        Response::ok(gauges::points(&self.agent.gauges, &published.view, request.range_sec).await?)
     }
 
     async fn get_console<'a>(
