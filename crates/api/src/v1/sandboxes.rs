@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 /// `POST /v1/sandboxes`. Every field has a default; numbers out of range are refused, not clamped.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CreateSandbox {
-    /// `minimal` when absent.
+    /// The image `minimal` when absent, or `minimal-ubuntu`: commands run as `wrenn-user`. Of `minimal` by name: as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// 1 to 32; 1 when absent.

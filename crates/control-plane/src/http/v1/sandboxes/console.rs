@@ -14,7 +14,8 @@ use crate::http::body::Id;
 use crate::http::errors::ApiError;
 
 #[utoipa::path(get, path = "/{id}/console", tag = "sandboxes", params(("id" = String, Path)),
-    responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
 pub async fn console(State(app): State<App>, caller: Caller, Id(id): Id<SandboxId>) -> Result<Response, ApiError> {
     // In any state: it is asked for when a sandbox does not run.
     let sandbox = super::find(&app, &caller, &id).await?;

@@ -33,9 +33,11 @@ use crate::measures;
 use crate::reconcile::driver;
 
 const TEMPLATE_DEFAULT: &str = "minimal";
+/// What newer clients call it when they name it; the default all the same, where no host has another template of that name.
+const TEMPLATE_DEFAULT_AS_NAMED: &str = "minimal-ubuntu";
 /// Who processes run as when nothing else is asked for.
 const USER_DEFAULT: &str = "wrenn-user";
-/// The base template is for those who want the bare machine.
+/// Who asks for the base template by its name wants the bare machine.
 const USER_OF_MINIMAL: &str = "root";
 const WAIT_DEFAULT_SEC: u32 = 4;
 const WAIT_MAX_SEC: u32 = 120;
@@ -66,6 +68,10 @@ pub async fn create(
         new.snapshot = Some(snapshot.id);
         new.shape = snapshot.shape;
         new.default_user = snapshot.default_user;
+    } else if new.template.as_str() == TEMPLATE_DEFAULT_AS_NAMED
+        && !app.store.template_is_offered(caller.team, TEMPLATE_DEFAULT_AS_NAMED).await?
+    {
+        new.template = TEMPLATE_DEFAULT.parse().map_err(|_| ApiError::internal())?;
     }
     let (team, template, is_snapshot) = (caller.team, new.template.clone(), new.snapshot.is_some());
     let (worker, actor) = (app.clone(), caller.actor());
@@ -140,7 +146,7 @@ fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox
     let change = policy(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec, body.auto_resume)?;
     let strategy = body.placement.as_deref().map(str::parse).transpose();
     let strategy = strategy.map_err(|error| ApiError::invalid("placement", error))?;
-    let default_user = if template.as_str() == TEMPLATE_DEFAULT { USER_OF_MINIMAL } else { USER_DEFAULT };
+    let default_user = if body.template.as_deref() == Some(TEMPLATE_DEFAULT) { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
         team: caller.team,
