@@ -22,7 +22,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use connectrpc::ConnectError;
 use futures::stream::BoxStream;
-use futures::{Sink as _, StreamExt as _, future};
+use futures::{Sink as _, SinkExt as _, StreamExt as _, future};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
@@ -40,6 +40,8 @@ pub type Events = BoxStream<'static, Result<ExecResponse, ConnectError>>;
 pub type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// What is read of one: what is only a little too large is read to its end, so that the client hears why it is closed.
+const MESSAGE_BYTES_READ: usize = 2 * MESSAGE_BYTES_MAX;
 const SEND_TIME_MAX: Duration = Duration::from_secs(60);
 /// For the first frame of a client.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
@@ -135,7 +137,7 @@ pub fn open(
     counted: fn() -> Counted,
     conversation: impl Conversation,
 ) -> Response {
-    upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX).on_upgrade(move |socket| async move {
+    upgrade.max_message_size(MESSAGE_BYTES_READ).max_frame_size(MESSAGE_BYTES_READ).on_upgrade(move |socket| async move {
         let _counted = counted();
         let rights = CancellationToken::new();
         let session = Session::new(socket, app.stop.clone(), rights.clone());
@@ -293,9 +295,16 @@ impl Session {
         };
         let time_max = if code == NORMAL { SEND_TIME_MAX } else { END_TIME_MAX };
         let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
-        if let Ok(Ok(())) = timeout(time_max, self.socket.send(close)).await {
-            let part = async { while let Some(Ok(_)) = self.socket.next().await {} };
-            let _ = timeout(PARTING_TIME_MAX, part).await;
+        let part = async {
+            // The client's own close is answered by the library, when it is flushed.
+            if self.socket.send(close).await.is_err() {
+                return self.socket.flush().await.is_ok();
+            }
+            true
+        };
+        if let Ok(true) = timeout(time_max, part).await {
+            let rest = async { while let Some(Ok(_)) = self.socket.next().await {} };
+            let _ = timeout(PARTING_TIME_MAX, rest).await;
         }
     }
 }
@@ -307,6 +316,8 @@ enum Moved {
 
 fn heard(message: Option<Result<Message, axum::Error>>) -> Result<Turn, Over> {
     match message {
+        Some(Ok(Message::Text(text))) if text.len() > MESSAGE_BYTES_MAX => Err(too_large()),
+        Some(Ok(Message::Binary(bytes))) if bytes.len() > MESSAGE_BYTES_MAX => Err(too_large()),
         Some(Ok(Message::Text(text))) => Ok(Turn::Text(text)),
         Some(Ok(Message::Binary(bytes))) => Ok(Turn::Bytes(bytes)),
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(Turn::Quiet),
@@ -320,12 +331,14 @@ fn wrong(error: axum::Error) -> Over {
     let cause = error.into_inner();
     match cause.downcast_ref::<tungstenite::Error>() {
         Some(tungstenite::Error::Utf8(_)) => Over::Closed { code: NO_TEXT, reason: "a text is not UTF-8" },
-        Some(tungstenite::Error::Capacity(_)) => {
-            Over::Closed { code: TOO_LARGE, reason: "a message is larger than 1 MiB" }
-        }
+        Some(tungstenite::Error::Capacity(_)) => too_large(),
         Some(tungstenite::Error::Protocol(_)) => Over::Closed { code: PROTOCOL, reason: "this is no WebSocket" },
         _ => Over::Broken,
     }
+}
+
+fn too_large() -> Over {
+    Over::Closed { code: TOO_LARGE, reason: "a message is larger than 1 MiB" }
 }
 
 fn restarts() -> Over {
