@@ -8,9 +8,13 @@ mod commands;
 mod credentials;
 mod failure;
 mod output;
+mod place;
 mod platform;
+mod printable;
 mod session;
 mod signals;
+mod terminal;
+mod websocket;
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! Commands: collected (`POST /v1/sandboxes/{id}/exec`) and streamed (`GET /v1/sandboxes/{id}/exec/stream`, WebSocket).
+//! Commands: collected or left to run (`POST /v1/sandboxes/{id}/exec`), streamed (`GET /v1/sandboxes/{id}/exec/stream`, WebSocket), heard
+//! later (`GET /v1/sandboxes/{id}/processes/{selector}/stream`, WebSocket).
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ pub struct Exec {
     pub cmd: String,
     #[serde(default)]
     pub args: Vec<String>,
-    /// Seconds; 0 or absent: 30. The process is killed at its end (504 `deadline_exceeded`).
+    /// Seconds; 0 or absent: 30, and of a command in the background: no limit. The process is killed at its end (504
+    /// `deadline_exceeded`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
     #[serde(default)]
@@ -21,6 +23,22 @@ pub struct Exec {
     /// The sandbox's default user when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// True: it is answered when the process runs (202), and the process goes on by itself.
+    #[serde(default)]
+    pub background: bool,
+    /// By which the process is found while it runs, beside its pid: 1 to 64 printable characters without `/`, not all of them digits.
+    /// Absent, in the background: `proc-` and eight hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+}
+
+/// A process that was left to run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ExecStarted {
+    pub sandbox_id: String,
+    pub cmd: String,
+    pub pid: u32,
+    pub tag: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -39,7 +57,7 @@ pub struct ExecOutcome {
     pub truncated: bool,
 }
 
-/// What a client sends on the stream: `start` first. Text frames with JSON.
+/// What a client sends on the stream: `start` first; of a process that runs already, `stop` alone. Text frames with JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ExecClientFrame {
@@ -64,11 +82,17 @@ pub enum ExecClientFrame {
     Stop,
 }
 
-/// What the server sends. After `exit` or a fatal `error` it closes.
+/// What the server sends, of a command and of a process that runs already. After `exit` or a fatal `error` it closes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ExecServerFrame {
-    Start { pid: u32 },
+    Start {
+        pid: u32,
+        /// Of a process that runs already: position of the first byte that follows, as `from` of another stream takes it. Positions count
+        /// the bytes of all its output together.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output_from: Option<u64>,
+    },
     Stdout { data: String },
     Stderr { data: String },
     Exit { exit_code: i32 },

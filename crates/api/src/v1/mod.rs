@@ -11,6 +11,7 @@ pub mod files;
 pub mod fleet;
 pub mod hosts;
 pub mod keys;
+pub mod pty;
 pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;

@@ -15,6 +15,7 @@ mod login;
 mod quota;
 mod run;
 mod sandbox;
+mod shell;
 mod snapshot;
 mod team;
 mod up;
@@ -54,6 +55,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Run one command in a sandbox of its own, and kill the sandbox afterwards.
     Run(run::Arguments),
+    /// A terminal in a sandbox: bash, or another program.
+    #[command(visible_alias = "sh")]
+    Shell(shell::Arguments),
     /// Create, use and kill sandboxes.
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::Command),
@@ -106,6 +110,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Doctor(arguments) => doctor::run(&arguments, &options, format).await,
         Command::Demo(arguments) => demo::run(arguments, &options, format).await,
         Command::Run(arguments) => run::run(arguments, &options, format).await,
+        Command::Shell(arguments) => shell::run(arguments, &options, format).await,
         Command::Sandbox(command) => sandbox::run(command, &options, format).await,
         Command::Snapshot(command) => snapshot::run(command, &options, format).await,
         Command::ControlPlane(command) => control_plane::run(command, &options, format).await,

@@ -60,6 +60,7 @@ pub async fn collected(client: &Client, id: &str, command: Wanted) -> Result<i32
         envs: command.envs,
         cwd: command.cwd,
         user: command.user,
+        ..api::v1::exec::Exec::default()
     };
     // Not repeated: a command that ran twice is not what was asked for.
     let limit =

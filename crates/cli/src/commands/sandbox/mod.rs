@@ -15,6 +15,7 @@ mod turn;
 
 use std::process::ExitCode;
 
+use crate::commands::shell;
 use crate::credentials::Options;
 use crate::failure::Failure;
 use crate::output::Format;
@@ -30,6 +31,8 @@ pub enum Command {
     Get(get::Arguments),
     /// Run a command in a sandbox; the exit code is the command's.
     Exec(exec::Arguments),
+    /// As `wrenn shell`: a terminal in a sandbox.
+    Shell(shell::Arguments),
     /// Copy a file into a sandbox or out of one: `cp LOCAL ID:PATH`, `cp ID:PATH LOCAL`; `-` is standard input or output.
     Cp(cp::Arguments),
     /// Save sandboxes, with their memory or their disk alone, and end their microVMs: they take disk and no memory until they are resumed.
@@ -57,6 +60,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         Command::List(arguments) => list::run(&arguments, options, format).await,
         Command::Get(arguments) => get::run(&arguments, options, format).await,
         Command::Exec(arguments) => exec::run(arguments, options, format).await,
+        Command::Shell(arguments) => shell::run(arguments, options, format).await,
         Command::Cp(arguments) => cp::run(&arguments, options, format).await,
         Command::Pause(arguments) => turn::pause(&arguments, options, format).await,
         Command::Resume(arguments) => turn::resume(&arguments, options, format).await,
