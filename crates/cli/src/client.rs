@@ -162,6 +162,12 @@ impl Client {
         self.read(answer).await
     }
 
+    /// As `post_once`, answered with no body (204).
+    pub async fn post_once_for_nothing<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
+        let sent = self.request(Method::POST, url).timeout(CALL_MAX).json(body).send().await;
+        self.checked(sent.map_err(|error| self.broken(&error))?).await.map(drop)
+    }
+
     /// A change to what `body` says, answered with none (204).
     pub async fn patch<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
         self.repeated(self.request(Method::PATCH, url).timeout(CALL_MAX).json(body)).await.map(drop)

@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod down;
 mod exec_stream;
+mod files;
 mod fleet;
 mod host;
 mod key;
@@ -61,6 +62,9 @@ enum Command {
     /// Create, use and kill sandboxes.
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::Command),
+    /// The files of sandboxes: list, fetch, put, remove.
+    #[command(subcommand, visible_alias = "file")]
+    Files(files::Command),
     /// Keep what sandboxes are, under names that others can begin with.
     #[command(subcommand, visible_alias = "template")]
     Snapshot(snapshot::Command),
@@ -112,6 +116,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(arguments, &options, format).await,
         Command::Shell(arguments) => shell::run(arguments, &options, format).await,
         Command::Sandbox(command) => sandbox::run(command, &options, format).await,
+        Command::Files(command) => files::run(command, &options, format).await,
         Command::Snapshot(command) => snapshot::run(command, &options, format).await,
         Command::ControlPlane(command) => control_plane::run(command, &options, format).await,
         Command::Host(command) => host::run(command, &options, format).await,
