@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::agents::Agents;
 use crate::authority::Authority;
+use crate::channels::guard::Guarded;
 use crate::mail::Mail;
 use crate::measures::Runs;
 use crate::oauth::Providers;
@@ -48,6 +49,10 @@ pub struct Shared {
     pub silence_grace: Duration,
     pub accounts: Accounts,
     pub outbox: Outbox,
+    /// Of channels.
+    pub notifications: Outbox,
+    /// For addresses that users give.
+    pub guarded: Guarded,
     /// State changes run here, never on a request's lifetime.
     pub tracker: TaskTracker,
     pub stop: CancellationToken,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::account_settings::{AccountConfig, AccountSettings};
 use crate::capacity::Capacity;
-use crate::networks::Networks;
+use crate::networks::{Networks, NotANetwork};
 use crate::roles::Roles;
 use telemetry::Listen;
 
@@ -22,6 +22,8 @@ const AUDIT_KEPT_DAYS: u32 = 730;
 const STOP_NOTICE_SEC: u32 = 2;
 /// On loopback: the numbers are the platform's, and no tenant's business.
 const METRICS_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9470));
+
+const NETWORKS_CURE: &str = "give networks with commas, such as 10.0.0.0/8,192.168.7.0/24";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Settings {
@@ -46,6 +48,9 @@ pub struct Settings {
     /// Networks in which the addresses of hosts may lie: CIDRs with commas
     #[arg(long, env = "WRENN_HOST_NETWORKS", global = true)]
     pub host_networks: Option<String>,
+    /// Networks beside the public internet in which channels (webhooks, chats) may lie: CIDRs with commas
+    #[arg(long, env = "WRENN_CHANNEL_NETWORKS", global = true)]
+    pub channel_networks: Option<String>,
     /// Development on one machine: make the host record for this address and leave its registration token in
     /// WRENN_DIR/dev-registration-token
     #[arg(long, env = "CP_HOST_AGENT_ADDR", global = true)]
@@ -84,6 +89,7 @@ pub struct Config {
     pub stop_notice: Duration,
     pub dir: PathBuf,
     pub networks: Networks,
+    pub channel_networks: Option<Networks>,
     pub dev_host: Option<String>,
     pub secret: Option<String>,
     pub ready_file: Option<PathBuf>,
@@ -125,12 +131,19 @@ impl Settings {
             problem: format!("{problem}"),
             cure: "give api, workers, both with a comma between, or all",
         })?;
+        let channel_networks =
+            self.channel_networks.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose();
+        let channel_networks = channel_networks.map_err(|error: NotANetwork| Misconfigured {
+            setting: "WRENN_CHANNEL_NETWORKS",
+            problem: error.to_string(),
+            cure: NETWORKS_CURE,
+        })?;
         let mut networks = match self.host_networks.as_deref().filter(|text| !text.is_empty()) {
             None => Networks::default(),
             Some(text) => text.parse().map_err(|problem| Misconfigured {
                 setting: "WRENN_HOST_NETWORKS",
                 problem: format!("{problem}"),
-                cure: "give networks with commas, such as 10.0.0.0/8,192.168.7.0/24",
+                cure: NETWORKS_CURE,
             })?,
         };
         let dev_host = self.dev_host.filter(|address| !address.is_empty());
@@ -150,6 +163,7 @@ impl Settings {
             stop_notice: Duration::from_secs(self.stop_notice_sec.into()),
             dir: self.dir,
             networks,
+            channel_networks,
             dev_host,
             secret: self.secret.filter(|secret| !secret.is_empty()),
             ready_file: self.ready_file,
@@ -175,6 +189,7 @@ mod tests {
             stop_notice_sec: STOP_NOTICE_SEC,
             dir: PathBuf::from("/x"),
             host_networks: None,
+            channel_networks: None,
             dev_host: None,
             secret: None,
             ready_file: None,
@@ -194,6 +209,7 @@ mod tests {
             Settings { metrics_listen: Some("on".to_owned()), ..settings() },
             Settings { roles: Some("api,edge".to_owned()), ..settings() },
             Settings { host_networks: Some("10.0.0.0/33".to_owned()), ..settings() },
+            Settings { channel_networks: Some("10.0.0.0".to_owned()), ..settings() },
             Settings { dev_host: Some("nowhere".to_owned()), ..settings() },
         ];
         let said: Vec<&str> = wrong.map(|settings| settings.check().err().unwrap().setting).to_vec();
@@ -206,6 +222,7 @@ mod tests {
                 "WRENN_METRICS_LISTEN_ADDR",
                 "WRENN_ROLES",
                 "WRENN_HOST_NETWORKS",
+                "WRENN_CHANNEL_NETWORKS",
                 "CP_HOST_AGENT_ADDR"
             ]
         );

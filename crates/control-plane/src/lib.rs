@@ -8,6 +8,7 @@ pub mod agents;
 pub mod app;
 pub mod authority;
 pub mod capacity;
+pub mod channels;
 pub mod config;
 pub mod first_start;
 pub mod http;

@@ -3,6 +3,7 @@
 //!
 //! Whoever writes something gives a hint, which may be lost; rows are looked for in any case.
 
+use std::future::Future;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -39,24 +40,34 @@ impl Outbox {
 
 /// For as long as the replica lives.
 pub async fn deliver(app: App) {
+    again_and_again(&app, "mail", &app.outbox, || all_due(&app)).await;
+}
+
+/// Does that when there is a hint, and every second; whatever becomes of it once, it is done again.
+pub async fn again_and_again<F: Future<Output = Result<(), StoreError>>>(
+    app: &App,
+    what: &str,
+    outbox: &Outbox,
+    deliver: impl Fn() -> F,
+) {
     let mut is_down = false;
     loop {
         let jitter = 0.8 + 0.4 * rand::rng().random::<f64>();
         tokio::select! {
             () = app.stop.cancelled() => return,
-            () = app.outbox.hint.notified() => {}
+            () = outbox.hint.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY.mul_f64(jitter)) => {}
         }
-        match std::panic::AssertUnwindSafe(all_due(&app)).catch_unwind().await {
+        match std::panic::AssertUnwindSafe(deliver()).catch_unwind().await {
             Ok(Ok(())) => is_down = false,
             // Said once: the database is away, and for longer than a second.
             Ok(Err(error)) if error.is_unavailable() => {
                 if !std::mem::replace(&mut is_down, true) {
-                    warn!("the outbox waits for the database");
+                    warn!("the outbox ({what}) waits for the database");
                 }
             }
-            Ok(Err(error)) => error!(error = ?error, "deliver what is in the outbox: {error}"),
-            Err(_) => error!("the delivery from the outbox panicked and goes on"),
+            Ok(Err(error)) => error!(error = ?error, "deliver what is in the outbox ({what}): {error}"),
+            Err(_) => error!("the delivery from the outbox ({what}) panicked and goes on"),
         }
     }
 }
@@ -87,7 +98,7 @@ async fn one(app: &App, taken: Taken) -> Result<(), StoreError> {
         Err(Undelivered::Never(problem)) => given_up(app, &taken, &problem).await,
         Err(Undelivered::Later(problem)) if taken.attempts >= ATTEMPTS_MAX => given_up(app, &taken, &problem).await,
         Err(Undelivered::Later(problem)) => {
-            let after = pause(taken.attempts, rand::rng().random::<f64>());
+            let after = pause_after(taken.attempts);
             let (id, seconds) = (taken.id, after.as_secs());
             warn!("{} {id} was not delivered, and is tried again in {seconds} s: {problem}", taken.kind);
             app.store.put_off_outgoing(&taken, after).await
@@ -110,6 +121,11 @@ async fn attempt(app: &App, taken: &Taken) -> Result<(), Undelivered> {
 async fn given_up(app: &App, taken: &Taken, problem: &str) -> Result<(), StoreError> {
     warn!("{} {} is given up after {} tries: {problem}", taken.kind, taken.id, taken.attempts);
     app.store.give_up_outgoing(taken, problem).await
+}
+
+/// How long to wait after so many tries.
+pub fn pause_after(attempts: i32) -> Duration {
+    pause(attempts, rand::rng().random::<f64>())
 }
 
 /// Twice as long each time, and not the same for all that failed together. `random` is from 0 to 1.

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::agents::Agents;
 use crate::app::{Accounts, App, Shared};
 use crate::authority::Authority;
+use crate::channels::guard::Guarded;
 use crate::config::Config;
 use crate::mail::Mail;
 use crate::measures::{self, Runs};
@@ -89,6 +90,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
             providers: Providers::new(&config.accounts.oauth, &config.accounts.public_url),
         },
         outbox: Outbox::default(),
+        notifications: Outbox::default(),
+        guarded: Guarded::new(config.channel_networks.clone()),
         tracker: TaskTracker::new(),
         stop,
         drain: CancellationToken::new(),

@@ -16,7 +16,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Routes of whose calls no record is kept.
-const UNRECORDED: [(&str, &str, &str); 8] = [
+const UNRECORDED: [(&str, &str, &str); 9] = [
+    ("POST", "/v1/channels/test", "nothing here changes; what was told is with who was told"),
     ("POST", "/v1/hosts/{id}/heartbeat", "what a host says of itself, every few seconds, is no act of anybody"),
     ("POST", "/v1/sandboxes/{id}/ping", "the sandbox stays what it is; only its idle time begins anew"),
     ("POST", "/v1/sandboxes/{id}/exec", IN_THE_SANDBOX),
@@ -44,6 +45,7 @@ const STATE: &str = "
         union all select 'sandbox' || row(id, desired, revision, timeout_sec)::text from sandboxes
         union all select 'snapshot' || row(id, name, state = 'removing')::text from snapshots
         union all select 'quota' || row(team_id, vcpus, sandboxes)::text from team_quotas
+        union all select 'channel' || row(id, name, config, events)::text from channels
         union all select 'mail' || row(id)::text from outbox
         union all select 'idempotency' || row(scope, key)::text from idempotency) lines";
 
@@ -128,6 +130,7 @@ impl Scene {
         Some(match route.split('/').nth(2).unwrap_or_default() {
             "auth" | "me" | "invitations" => self.of_people(method, route).await?,
             "teams" | "api-keys" => self.of_teams(method, route).await?,
+            "channels" => self.of_channels(method, route).await?,
             "admin" => self.of_administrators(method, route).await?,
             "hosts" => self.of_hosts(method, route).await?,
             _ => self.of_sandboxes(method, route).await?,
@@ -233,6 +236,25 @@ impl Scene {
                 let path = format!("/v1/api-keys/{}", made.body["id"].as_str().unwrap());
                 act(&member, path, json!({}), &["api_key.delete"])
             }
+            _ => return None,
+        })
+    }
+
+    async fn of_channels(&self, method: &str, route: &str) -> Option<Act> {
+        let Team { member, .. } = self.replica.team().await;
+        let config = json!({"url": "http://127.0.0.1:1/"});
+        let new = json!({"name": "ops", "provider": "webhook", "config": config, "events": ["host.down"]});
+        if (method, route) == ("POST", "/v1/channels") {
+            return Some(act(&member, route, new, &["channel.create"]));
+        }
+        let made = self.replica.as_person(&member, Method::POST, "/v1/channels", Some(new)).await;
+        let path = format!("/v1/channels/{}", made.body["id"].as_str().unwrap());
+        Some(match (method, route) {
+            ("PATCH", "/v1/channels/{id}") => act(&member, path, json!({"name": "other"}), &["channel.update"]),
+            ("PUT", "/v1/channels/{id}/config") => {
+                act(&member, format!("{path}/config"), json!({ "config": config }), &["channel.rotate_config"])
+            }
+            ("DELETE", "/v1/channels/{id}") => act(&member, path, json!({}), &["channel.delete"]),
             _ => return None,
         })
     }

@@ -34,6 +34,8 @@ pub enum Scope {
     SnapshotsWrite,
     /// Makes and removes API keys: with no more than its own scopes.
     ApiKeys,
+    /// Decides where the team is told of what happens.
+    Channels,
 }
 
 macro_rules! words {
@@ -74,12 +76,13 @@ words!(Scope {
     SnapshotsRead = "snapshots:read",
     SnapshotsWrite = "snapshots:write",
     ApiKeys = "api-keys",
+    Channels = "channels",
 });
 
 impl Scope {
-    /// Of a key that was made without saying: all but the making of keys, which would outlive it.
+    /// Of a key that was made without saying: all but the making of keys and channels, which would outlive it.
     pub fn ordinary() -> Vec<Self> {
-        Self::ALL.iter().copied().filter(|scope| *scope != Self::ApiKeys).collect()
+        Self::ALL.iter().copied().filter(|scope| !matches!(scope, Self::ApiKeys | Self::Channels)).collect()
     }
 }
 

@@ -137,6 +137,10 @@ uuid_id!(
     SnapshotId, "snap", "snapshot"
 );
 uuid_id!(
+    /// Where a team is told of what happens.
+    ChannelId, "ch", "channel"
+);
+uuid_id!(
     /// One accepted state change, from the wish to its outcome.
     OperationId, "op", "operation"
 );

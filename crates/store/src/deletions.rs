@@ -139,6 +139,7 @@ async fn end(tx: &mut Tx, id: TeamId, actor: &Actor) -> Result<(), StoreError> {
     .await?;
     sqlx::query!("update teams set deleted_at = now() where id = $1", id.0).execute(&mut **tx).await?;
     sqlx::query!("delete from api_keys where team_id = $1", id.0).execute(&mut **tx).await?;
+    sqlx::query!("delete from channels where team_id = $1", id.0).execute(&mut **tx).await?;
     sqlx::query!("delete from invitations where team_id = $1", id.0).execute(&mut **tx).await?;
     sqlx::query!("delete from team_members where team_id = $1", id.0).execute(&mut **tx).await?;
     let details = serde_json::json!({ "sandboxes": sandboxes, "snapshots": snapshots.rows_affected(), "hosts": hosts });

@@ -11,6 +11,7 @@ mod attempts;
 pub mod audit;
 pub mod audit_log;
 pub mod beats;
+pub mod channels;
 pub mod deletions;
 mod fault;
 pub mod fleet;

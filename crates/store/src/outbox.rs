@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{Store, StoreError, Tx};
 
 /// Longer than any one delivery takes.
-const LEASE_SEC: f64 = 60.0;
+pub(crate) const LEASE_SEC: f64 = 60.0;
 /// Of the words why it was given up.
 const PROBLEM_CHARS_MAX: usize = 300;
 
@@ -42,13 +42,13 @@ pub struct Taken {
 }
 
 impl Store {
-    /// What is due, at most so much, for nobody else until the lease is over.
+    /// What is due, at most so much, for nobody else until the lease is over. Notifications are [`crate::channels`]'.
     pub async fn take_outgoing(&self, limit: i64) -> Result<Vec<Taken>, StoreError> {
         let taken = sqlx::query_as!(
             Taken,
             "update outbox set attempts = attempts + 1, lease_until = now() + make_interval(secs => $2)
              where id in (select id from outbox
-                 where given_up_at is null and next_at <= now() and (lease_until is null or lease_until < now())
+                 where channel_id is null and given_up_at is null and next_at <= now() and (lease_until is null or lease_until < now())
                  order by next_at limit $1 for update skip locked)
              returning id, kind, sealed, expires_at, attempts",
             limit,

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod audit;
+pub mod channels;
 pub mod errors;
 pub mod exec;
 pub mod files;

@@ -41,13 +41,13 @@ pub enum Policy {
 
 use Policy::{Administrator, Host, Hosts, Member, NewHost, Open, Person, Team};
 use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
-use Scope::{ApiKeys, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
+use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
 /// For a connection and the few questions about who calls: a server that lives answers or cancels each within seconds.
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 96] = [
+pub const TABLE: [(&str, &str, Policy); 103] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -144,6 +144,13 @@ pub const TABLE: [(&str, &str, Policy); 96] = [
     ("POST", "/v1/snapshots", Team(SnapshotsWrite)),
     ("GET", "/v1/snapshots", Team(SnapshotsRead)),
     ("DELETE", "/v1/snapshots/{id}", Team(SnapshotsWrite)),
+    ("GET", "/v1/channels", Team(Channels)),
+    ("POST", "/v1/channels", Team(Channels)),
+    ("POST", "/v1/channels/test", Team(Channels)),
+    ("GET", "/v1/channels/{id}", Team(Channels)),
+    ("PATCH", "/v1/channels/{id}", Team(Channels)),
+    ("DELETE", "/v1/channels/{id}", Team(Channels)),
+    ("PUT", "/v1/channels/{id}/config", Team(Channels)),
 ];
 
 pub fn policy(method: &Method, route: &str) -> Option<Policy> {

@@ -18,7 +18,7 @@ use crate::agents::{AgentError, Refusal};
 use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 44] = [
+pub const CODES: [(&str, StatusCode); 45] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("invalid_token", StatusCode::BAD_REQUEST),
     ("already_activated", StatusCode::BAD_REQUEST),
@@ -57,6 +57,7 @@ pub const CODES: [(&str, StatusCode); 44] = [
     ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
     ("internal_error", StatusCode::INTERNAL_SERVER_ERROR),
     ("agent_error", StatusCode::BAD_GATEWAY),
+    ("delivery_failed", StatusCode::BAD_GATEWAY),
     ("provider_error", StatusCode::BAD_GATEWAY),
     ("host_unavailable", StatusCode::SERVICE_UNAVAILABLE),
     ("no_hosts_available", StatusCode::SERVICE_UNAVAILABLE),
@@ -271,6 +272,17 @@ impl ApiError {
 
     pub fn template_name_taken(name: &str) -> Self {
         Self::new("template_name_taken", format!("there is a snapshot {} already", echo(name))).with("field", "name")
+    }
+
+    pub fn channel_name_taken(name: &str) -> Self {
+        Self::new("conflict", format!("there is a channel {} already", echo(name))).with("field", "name")
+    }
+
+    pub fn delivery_failed() -> Self {
+        Self::new(
+            "delivery_failed",
+            "nothing could be delivered there: it is not reachable, or does not answer with a status of success",
+        )
     }
 
     pub fn snapshot_under_way() -> Self {

@@ -76,6 +76,7 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1", v1::quotas::router())
         .nest("/v1/sandboxes", v1::sandboxes::router())
         .nest("/v1/snapshots", v1::snapshots::router())
+        .nest("/v1/channels", v1::channels::router())
 }
 
 /// Which methods there are is said by the router's own header.

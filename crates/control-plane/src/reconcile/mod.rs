@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::app::App;
+use crate::channels::deliver;
 use crate::outbox;
 
 /// How long it takes at least until a fail-over of the database is followed.
@@ -58,6 +59,7 @@ pub fn start(app: &App) {
     tracker.spawn(driver::claim(app.clone()));
     tracker.spawn(every(app.clone(), "forgotten_operations", FORGOTTEN_EVERY, driver::put_down_forgotten));
     tracker.spawn(outbox::deliver(app.clone()));
+    tracker.spawn(deliver::deliver(app.clone()));
     tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
     tracker.spawn(every(app.clone(), "unfulfilled", UNFULFILLED_EVERY, |app| async move {
         app.store.reopen_unfulfilled().await.map(drop)

@@ -10,7 +10,7 @@ use control_plane::login;
 use control_plane::run::{self, Serving};
 use control_plane::tokens::Named;
 use model::access::{Role, Scope};
-use model::ids::{ApiKeyId, HostId, InvitationId, SandboxId, SessionId, TeamId, UserId};
+use model::ids::{ApiKeyId, ChannelId, HostId, InvitationId, SandboxId, SessionId, TeamId, UserId};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::postgres::Database;
@@ -294,6 +294,7 @@ pub fn path(route: &str, slots: &Slots) -> String {
     let id = match route.split('/').nth(2) {
         Some("hosts") => slots.host.clone(),
         Some("api-keys") => Replica::no_key(),
+        Some("channels") => ChannelId(none).to_string(),
         Some("teams") => slots.team.to_string(),
         Some("admin") => UserId(none).to_string(),
         Some("me") => SessionId(none).to_string(),
@@ -329,6 +330,7 @@ fn config_with(database_url: &str, dir: &std::path::Path, accounts: AccountSetti
         stop_notice_sec: 0,
         dir: dir.to_owned(),
         host_networks: Some("127.0.0.0/8,10.0.0.0/8".to_owned()),
+        channel_networks: Some("127.0.0.0/8".to_owned()),
         dev_host: None,
         secret: None,
         ready_file: None,
