@@ -112,6 +112,16 @@ impl Client {
         self.read(self.repeated(self.request(Method::GET, url).timeout(CALL_MAX)).await?).await
     }
 
+    /// A part of a list, and where the next one is (`Link`).
+    pub async fn get_page<T: DeserializeOwned>(&self, url: Url) -> Result<(T, Option<Url>), Failure> {
+        let answer = self.repeated(self.request(Method::GET, url.clone()).timeout(CALL_MAX)).await?;
+        let link = answer.headers().get(reqwest::header::LINK).and_then(|link| link.to_str().ok());
+        let next = link.and_then(next_of).and_then(|next| url.join(next).ok());
+        // The credentials are for this list, and for nowhere else.
+        let next = next.filter(|next| next.origin() == url.origin() && next.path() == url.path() && *next != url);
+        Ok((self.read(answer).await?, next))
+    }
+
     pub async fn get_text(&self, url: Url) -> Result<String, Failure> {
         let answer = self.repeated(self.request(Method::GET, url).timeout(CALL_MAX)).await?;
         answer.text().await.map_err(|error| self.broken(&error))
@@ -171,6 +181,11 @@ impl Client {
     /// A change to what `body` says, answered with none (204).
     pub async fn patch<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
         self.repeated(self.request(Method::PATCH, url).timeout(CALL_MAX).json(body)).await.map(drop)
+    }
+
+    /// As `patch`, answered with what it has become.
+    pub async fn patch_for<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
+        self.read(self.repeated(self.request(Method::PATCH, url).timeout(CALL_MAX).json(body)).await?).await
     }
 
     /// A call that needs no body, may be repeated, and is answered with none (204).
@@ -254,6 +269,12 @@ impl Client {
     }
 }
 
+/// The address in `<ADDRESS>; rel="next"`.
+fn next_of(link: &str) -> Option<&str> {
+    let (address, rel) = link.trim().strip_prefix('<')?.split_once('>')?;
+    rel.split(';').any(|part| matches!(part.trim(), "rel=\"next\"" | "rel=next")).then_some(address)
+}
+
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -265,6 +286,14 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_part_of_a_list_is_named_by_its_link() {
+        assert_eq!(next_of("<?limit=2&cursor=x>; rel=\"next\""), Some("?limit=2&cursor=x"));
+        for other in ["", "<?limit=2>", "<?limit=2>; rel=\"prev\"", "?limit=2; rel=\"next\""] {
+            assert_eq!(next_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn segments_are_escaped_and_a_path_of_the_base_is_kept() {

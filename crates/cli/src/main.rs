@@ -8,11 +8,13 @@ mod commands;
 mod credentials;
 mod failure;
 mod output;
+mod password;
 mod place;
 mod platform;
 mod printable;
 mod session;
 mod signals;
+mod sse;
 mod terminal;
 mod websocket;
 

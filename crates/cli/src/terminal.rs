@@ -10,7 +10,8 @@ use crate::failure::{Doing as _, Failure};
 
 /// What a full-screen program of the sandbox may have left on, taken back: alternate screen, hidden cursor, reports of the mouse and of the
 /// focus, bracketed paste, application keys, colours.
-const PLAIN: &str = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
+const PLAIN: &str =
+    "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
 
 /// How the terminal was before it became raw. Outside of the guard, because a panic restores it too.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -67,11 +68,7 @@ fn restore() {
 
 /// Columns and rows, of whichever of the three standard files is a terminal; one that does not say is as a terminal was a long time ago.
 pub fn size() -> (u16, u16) {
-    let sizes = [
-        tcgetwinsize(std::io::stdin()),
-        tcgetwinsize(std::io::stdout()),
-        tcgetwinsize(std::io::stderr()),
-    ];
+    let sizes = [tcgetwinsize(std::io::stdin()), tcgetwinsize(std::io::stdout()), tcgetwinsize(std::io::stderr())];
     let said = sizes.into_iter().flatten().find(|size| size.ws_col > 0 && size.ws_row > 0);
     said.map_or((80, 24), |size| (size.ws_col, size.ws_row))
 }

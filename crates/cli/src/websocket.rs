@@ -157,10 +157,7 @@ impl Hearing {
     pub async fn next(&mut self) -> Result<Heard, Lost> {
         loop {
             let Ok(message) = timeout_at(self.last + SILENCE_MAX, self.stream.next()).await else {
-                return Err(Lost::Broken(format!(
-                    "the control plane has been silent for {} s",
-                    SILENCE_MAX.as_secs()
-                )));
+                return Err(Lost::Broken(format!("the control plane has been silent for {} s", SILENCE_MAX.as_secs())));
             };
             self.last = Instant::now();
             match message {

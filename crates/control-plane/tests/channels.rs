@@ -74,7 +74,8 @@ async fn what_happens_is_told_in_order_signed_and_until_it_arrives() {
     let team = replica.team().await;
     let (receiver, url) = Receiver::start().await;
     let events = ["capsule.created", "capsule.paused", "capsule.destroyed"];
-    let made = replica.as_person(&team.member, Method::POST, "/v1/channels", Some(webhook(" My Hook ", &url, &events))).await;
+    let made =
+        replica.as_person(&team.member, Method::POST, "/v1/channels", Some(webhook(" My Hook ", &url, &events))).await;
     assert_eq!((made.status.as_u16(), &made.body["name"]), (201, &json!("my-hook")), "{}", made.body);
     let secret = made.body["secret"].as_str().unwrap().to_owned();
     let path = format!("/v1/channels/{}", made.body["id"].as_str().unwrap());
@@ -161,9 +162,8 @@ async fn a_channel_that_hangs_holds_up_nobody_elses() {
 async fn wrong_channels_are_refused_and_changed_ones_are_whole() {
     let replica = Replica::start().await;
     let team = replica.team().await;
-    let call = async |method: Method, path: &str, body: Value| {
-        replica.as_person(&team.member, method, path, Some(body)).await
-    };
+    let call =
+        async |method: Method, path: &str, body: Value| replica.as_person(&team.member, method, path, Some(body)).await;
     let good = webhook("ops", "https://example.org/hook", &["host.down"]);
     for (field, value, wrong) in [
         ("name", json!("../x"), "name"),
@@ -208,7 +208,8 @@ async fn wrong_channels_are_refused_and_changed_ones_are_whole() {
 
     // A repeated call under a key finds what the first one made, with its secret.
     let send = async |body: Value| {
-        let request = replica.http.post(format!("{}/v1/channels", replica.url)).header("Idempotency-Key", "k1").json(&body);
+        let request =
+            replica.http.post(format!("{}/v1/channels", replica.url)).header("Idempotency-Key", "k1").json(&body);
         replica.send(Who::Bearer(&team.member.token), request).await
     };
     let mut third = good;
@@ -237,7 +238,9 @@ async fn a_test_tells_once_and_reaches_nothing_of_the_operators() {
     assert_eq!(refused.error(), (502, "delivery_failed"));
     // The test's settings allow loopback alone: the rest is as an operator's network is.
     let mut said = vec![refused.body["error"]["message"].clone()];
-    for url in ["http://10.0.0.1/", "http://169.254.169.254/latest/meta-data/", "http://[fd00::1]/", "http://127.0.0.1:1/"] {
+    for url in
+        ["http://10.0.0.1/", "http://169.254.169.254/latest/meta-data/", "http://[fd00::1]/", "http://127.0.0.1:1/"]
+    {
         let answer = test(url).await;
         assert_eq!(answer.error(), (502, "delivery_failed"), "{url}");
         said.push(answer.body["error"]["message"].clone());

@@ -93,8 +93,18 @@ pub enum ExecServerFrame {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         output_from: Option<u64>,
     },
-    Stdout { data: String },
-    Stderr { data: String },
-    Exit { exit_code: i32 },
-    Error { code: String, data: String, fatal: bool },
+    Stdout {
+        data: String,
+    },
+    Stderr {
+        data: String,
+    },
+    Exit {
+        exit_code: i32,
+    },
+    Error {
+        code: String,
+        data: String,
+        fatal: bool,
+    },
 }

@@ -55,7 +55,10 @@ pub enum PtyClientFrame {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PtyServerFrame {
     /// After `start`.
-    Started { tag: String, pid: u32 },
+    Started {
+        tag: String,
+        pid: u32,
+    },
     /// After a `connect` that asks for it.
     Connected {
         pid: u32,
@@ -64,10 +67,18 @@ pub enum PtyServerFrame {
         output_from: Option<u64>,
     },
     /// Base64.
-    Output { data: String },
+    Output {
+        data: String,
+    },
     /// -1 when a signal ended it.
-    Exit { exit_code: i32 },
-    Error { code: String, data: String, fatal: bool },
+    Exit {
+        exit_code: i32,
+    },
+    Error {
+        code: String,
+        data: String,
+        fatal: bool,
+    },
     /// Every 30 seconds.
     Ping,
 }

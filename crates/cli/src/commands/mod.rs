@@ -3,16 +3,22 @@
 mod account;
 pub mod admin;
 mod audit;
+mod channel;
+mod completion;
 mod control_plane;
+#[cfg(test)]
+mod coverage;
 mod demo;
 mod doctor;
 mod down;
+mod events;
 mod exec_stream;
 mod files;
 mod fleet;
 mod host;
 mod key;
 mod login;
+mod logs;
 mod quota;
 mod run;
 mod sandbox;
@@ -20,6 +26,7 @@ mod shell;
 mod snapshot;
 mod team;
 mod up;
+mod usage;
 mod version;
 
 use std::process::ExitCode;
@@ -62,12 +69,21 @@ enum Command {
     /// Create, use and kill sandboxes.
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::Command),
+    /// What a process in a sandbox has said, or what a sandbox's console shows; with -f also what comes.
+    Logs(logs::Arguments),
     /// The files of sandboxes: list, fetch, put, remove.
     #[command(subcommand, visible_alias = "file")]
     Files(files::Command),
     /// Keep what sandboxes are, under names that others can begin with.
     #[command(subcommand, visible_alias = "template")]
     Snapshot(snapshot::Command),
+    /// What happened to the team's sandboxes, snapshots and hosts; with -f also what happens.
+    Events(events::Arguments),
+    /// What the team's sandboxes have used, by days.
+    Usage(usage::Arguments),
+    /// Where the team is told of what happens: webhooks and chats.
+    #[command(subcommand)]
+    Channel(channel::Command),
     /// The control plane as a service of this machine.
     #[command(subcommand)]
     ControlPlane(control_plane::Command),
@@ -78,7 +94,7 @@ enum Command {
     Login(login::Arguments),
     /// End the session of `wrenn login`.
     Logout,
-    /// The person who is logged in.
+    /// The person who is logged in, and how one becomes one.
     #[command(subcommand)]
     Account(account::Command),
     /// API keys.
@@ -92,9 +108,11 @@ enum Command {
     Team(team::Command),
     /// Who did what in the team, or on the platform.
     Audit(audit::Arguments),
-    /// For administrators of the platform on this machine.
+    /// For administrators of the platform: its people and teams, and a token on its machine.
     #[command(subcommand)]
     Admin(admin::Command),
+    /// A script by which a shell completes commands and options.
+    Completion(completion::Arguments),
     /// The versions of this program and of the control plane it talks to.
     Version(version::Arguments),
 }
@@ -116,6 +134,11 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(arguments, &options, format).await,
         Command::Shell(arguments) => shell::run(arguments, &options, format).await,
         Command::Sandbox(command) => sandbox::run(command, &options, format).await,
+        Command::Logs(arguments) => logs::run(&arguments, &options, format).await,
+        Command::Events(arguments) => events::run(&arguments, &options, format).await,
+        Command::Usage(arguments) => usage::run(&arguments, &options, format).await,
+        Command::Channel(command) => channel::run(command, &options, format).await,
+        Command::Completion(arguments) => completion::run(&arguments),
         Command::Files(command) => files::run(command, &options, format).await,
         Command::Snapshot(command) => snapshot::run(command, &options, format).await,
         Command::ControlPlane(command) => control_plane::run(command, &options, format).await,
@@ -127,7 +150,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Audit(arguments) => audit::run(&arguments, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
         Command::Quota(command) => quota::run(command, &options, format).await,
-        Command::Admin(command) => admin::run(&command, &options, format).await,
+        Command::Admin(command) => admin::run(command, &options, format).await,
         Command::Version(arguments) => version::run(&arguments, &options, format).await,
     }
 }

@@ -57,7 +57,11 @@ impl Content<'_> {
         let asked = client.request(Method::GET, self.remote.content(self.place)).header(header::RANGE, "bytes=0-0");
         let refused = tokio::time::timeout(SILENCE_MAX, asked.send()).await.map_err(|_| silent())?;
         let answer = client.checked(refused.map_err(|error| client.broken(&error))?).await?;
-        Err(Failure::new(format!("{} answered HEAD and GET of a file differently ({})", client.base(), answer.status())))
+        Err(Failure::new(format!(
+            "{} answered HEAD and GET of a file differently ({})",
+            client.base(),
+            answer.status()
+        )))
     }
 
     /// Writes what there is from `at` on, over as many connections as it takes. `version`: of what was read before; none when nothing was.

@@ -14,13 +14,14 @@ use tokio::fs::File;
 
 use super::As;
 use super::content::{Content, Stopped, Version};
-use super::remote::{Entry, Remote};
+use super::remote::{Remote, is_directory};
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::{Doing as _, Failure};
 use crate::output::{Format, bytes_bar, show};
 use crate::place::InSandbox;
 use crate::printable::escaped;
+use api::v1::files::FileEntry;
 
 /// How often a file may change under the reader's hands.
 const CHANGES_MAX: u32 = 3;
@@ -57,7 +58,7 @@ async fn got(arguments: &Arguments, options: &Options, format: Format) -> Result
     let remote = Remote { client: &client, user: arguments.who.user.as_deref() };
     let from = InSandbox::parse(&arguments.from)?;
     let entry = remote.stat(&from).await?;
-    if entry.is_directory() && !arguments.recursive {
+    if is_directory(&entry) && !arguments.recursive {
         return Err(Failure::usage(format!("{:?} is a directory: fetch it with -r", from.path)));
     }
     let to = match arguments.to.is_dir() {
@@ -65,7 +66,7 @@ async fn got(arguments: &Arguments, options: &Options, format: Format) -> Result
         false => arguments.to.clone(),
     };
     let mut fetch = Fetch { remote: &remote, bar: bytes_bar(format, None), bytes: 0, files: 0, skipped: 0 };
-    match entry.is_directory() {
+    match is_directory(&entry) {
         true => fetch.directory(from, &to).await?,
         false => fetch.file(&from, &to, &entry).await?,
     }
@@ -95,7 +96,7 @@ impl Fetch<'_> {
             std::fs::create_dir_all(&to).doing(|| format!("make {}", to.display()))?;
             let listing = self.remote.list(&from, 1).await?;
             seen += listing.entries.len();
-            if listing.truncated || seen > ENTRIES_MAX {
+            if seen > ENTRIES_MAX {
                 return Err(Failure::new(format!(
                     "{} holds more than can be fetched one by one: pack it by `wrenn sandbox exec {} -- tar c -f /tmp/all.tar DIR`",
                     escaped(&from.path),
@@ -106,20 +107,27 @@ impl Fetch<'_> {
                 let (place, local) = (from.join(&entry.name), to.join(checked_name(&entry.name)?));
                 match entry.kind.as_str() {
                     "directory" => waiting.push((place, local, depth + 1)),
-                    "file" => self.file(&place, &local, &entry).await?,
+                    "file" => match self.file(&place, &local, &entry).await {
+                        // A device, a socket or a pipe is a file, too, and has no content.
+                        Err(failure) if failure.code() == Some("invalid_request") => {
+                            self.leave_out(&place, &failure.message())
+                        }
+                        done => done?,
+                    },
                     // A link could lead what comes after it to anywhere on this machine.
-                    kind => {
-                        self.skipped += 1;
-                        let said = format!("wrenn: left out: {} ({})", escaped(&place.path), escaped(kind));
-                        self.bar.suspend(|| eprintln!("{said}"));
-                    }
+                    kind => self.leave_out(&place, kind),
                 }
             }
         }
         Ok(())
     }
 
-    async fn file(&mut self, from: &InSandbox, to: &Path, entry: &Entry) -> Result<(), Failure> {
+    fn leave_out(&mut self, place: &InSandbox, why: &str) {
+        self.skipped += 1;
+        self.bar.suspend(|| eprintln!("wrenn: left out: {} ({})", escaped(&place.path), escaped(why)));
+    }
+
+    async fn file(&mut self, from: &InSandbox, to: &Path, entry: &FileEntry) -> Result<(), Failure> {
         let content = Content { remote: self.remote, place: from };
         self.bytes += match std::fs::metadata(to) {
             Ok(found) if found.is_dir() => {
@@ -248,7 +256,7 @@ impl Part {
     }
 }
 
-fn is_program(entry: &Entry) -> bool {
+fn is_program(entry: &FileEntry) -> bool {
     entry.mode & 0o100 != 0
 }
 

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use chrono::DateTime;
 
 use super::As;
-use super::remote::{Entry, Listing, Remote};
+use super::remote::{Remote, is_directory};
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
 use crate::output::{Format, show, table};
 use crate::place::InSandbox;
 use crate::printable::escaped;
+use api::v1::files::{FileEntries, FileEntry};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -29,24 +30,21 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let remote = Remote { client: &client, user: arguments.who.user.as_deref() };
     let place = InSandbox::or_home(&arguments.place)?;
     let entry = remote.stat(&place).await?;
-    let listing = match entry.is_directory() {
+    let listing = match is_directory(&entry) {
         true => remote.list(&place, arguments.depth).await?,
         // As `ls` of a file.
-        false => Listing { entries: vec![entry], truncated: false },
+        false => FileEntries { entries: vec![entry] },
     };
     show(format, &listing, |listing| {
         let rows = listing.entries.iter().map(|entry| row(entry, arguments.depth > 1)).collect();
         table(&["MODE", "OWNER", "GROUP", "SIZE", "MODIFIED", "NAME"], rows)
     })?;
-    if listing.truncated && format == Format::Human {
-        eprintln!("wrenn: there is more in it than one listing holds");
-    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(entry: &Entry, is_deep: bool) -> Vec<String> {
+fn row(entry: &FileEntry, is_deep: bool) -> Vec<String> {
     let name = escaped(if is_deep { &entry.path } else { &entry.name });
-    let name = match (&entry.symlink_target, entry.is_directory()) {
+    let name = match (&entry.symlink_target, is_directory(entry)) {
         (Some(target), _) => format!("{name} -> {}", escaped(target)),
         (None, true) => format!("{name}/"),
         (None, false) => name,
@@ -72,7 +70,7 @@ mod tests {
 
     #[test]
     fn names_of_the_guest_are_shown_and_not_obeyed() {
-        let entry = Entry {
+        let entry = FileEntry {
             name: "a\x1b[2J\n".into(),
             path: "/tmp/a".into(),
             kind: "symlink".into(),

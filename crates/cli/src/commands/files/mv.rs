@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::As;
-use super::remote::Remote;
+use super::remote::{Remote, is_directory};
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
@@ -28,14 +28,16 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     let to = match Place::parse(&arguments.to)? {
         Place::Sandbox(to) if to.id == from.id => to,
         Place::Sandbox(_) => {
-            return Err(Failure::usage("from one sandbox into another: `wrenn files get` there, `wrenn files put` here"));
+            return Err(Failure::usage(
+                "from one sandbox into another: `wrenn files get` there, `wrenn files put` here",
+            ));
         }
         Place::Local(_) => InSandbox { id: from.id.clone(), path: arguments.to.clone() },
         Place::Standard => return Err(Failure::usage("standard output is no place in a sandbox")),
     };
     // As `mv`: into a directory, under its own name.
     let to = match remote.find(&to).await? {
-        Some(entry) if entry.is_directory() => to.join(from.file_name()?),
+        Some(entry) if is_directory(&entry) => to.join(from.file_name()?),
         _ => to,
     };
     let entry = remote.rename(&from, &to.path).await?;

@@ -13,7 +13,7 @@ use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
 
 use super::As;
-use super::remote::Remote;
+use super::remote::{Remote, is_directory};
 use crate::client::{Client, SILENCE_MAX};
 use crate::credentials::Options;
 use crate::failure::{Doing as _, Failure};
@@ -51,7 +51,7 @@ async fn sent(arguments: &Arguments, options: &Options, format: Format) -> Resul
     let to = InSandbox::parse(&arguments.to)?;
     // Asked first: a server that refuses in the middle of a body can often not be heard.
     let found = remote.find(&to).await?;
-    let is_into = to.path.ends_with('/') || found.as_ref().is_some_and(|entry| entry.is_directory());
+    let is_into = to.path.ends_with('/') || found.as_ref().is_some_and(is_directory);
     let mut sending = Sending { remote: &remote, bar: bytes_bar(format, None), files: 0, skipped: 0 };
     match Place::parse(&arguments.from)? {
         Place::Standard if is_into => {
@@ -74,7 +74,9 @@ async fn sent(arguments: &Arguments, options: &Options, format: Format) -> Resul
             }
         }
         Place::Sandbox(_) => {
-            return Err(Failure::usage("from one sandbox into another: `wrenn files get` there, `wrenn files put` here"));
+            return Err(Failure::usage(
+                "from one sandbox into another: `wrenn files get` there, `wrenn files put` here",
+            ));
         }
     }
     let bytes = sending.bar.position();

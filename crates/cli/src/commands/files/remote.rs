@@ -1,53 +1,12 @@
 //! The calls about files of one sandbox.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use api::v1::files::{FileEntries, FileEntry, FilePath, ListFiles, MoveFile, OneFileEntry};
+use serde_json::Value;
 use url::Url;
 
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::place::InSandbox;
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
-    pub name: String,
-    pub path: String,
-    #[serde(rename = "type")]
-    pub kind: String,
-    #[serde(default)]
-    pub size: i64,
-    #[serde(default)]
-    pub mode: u32,
-    #[serde(default)]
-    pub permissions: String,
-    #[serde(default)]
-    pub owner: String,
-    #[serde(default)]
-    pub group: String,
-    #[serde(default)]
-    pub modified_at: i64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub symlink_target: Option<String>,
-}
-
-impl Entry {
-    pub fn is_directory(&self) -> bool {
-        self.kind == "directory"
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Listing {
-    pub entries: Vec<Entry>,
-    /// There are more than were told.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub truncated: bool,
-}
-
-#[derive(Deserialize)]
-struct One {
-    entry: Entry,
-}
 
 /// The files of a sandbox, as one of its users sees them.
 pub struct Remote<'a> {
@@ -56,19 +15,19 @@ pub struct Remote<'a> {
 }
 
 impl Remote<'_> {
-    pub async fn list(&self, place: &InSandbox, depth: u32) -> Result<Listing, Failure> {
-        let body = self.body(json!({ "path": place.path, "depth": depth }));
+    pub async fn list(&self, place: &InSandbox, depth: u32) -> Result<FileEntries, Failure> {
+        let body = ListFiles { path: place.path.clone(), depth, user: self.user() };
         self.client.post(self.url(place, "list"), &body).await
     }
 
-    pub async fn stat(&self, place: &InSandbox) -> Result<Entry, Failure> {
-        let body = self.body(json!({ "path": place.path }));
-        let one: One = self.client.post(self.url(place, "stat"), &body).await?;
+    pub async fn stat(&self, place: &InSandbox) -> Result<FileEntry, Failure> {
+        let body = FilePath { path: place.path.clone(), user: self.user() };
+        let one: OneFileEntry = self.client.post(self.url(place, "stat"), &body).await?;
         Ok(one.entry)
     }
 
     /// As `stat`; none where there is nothing of that name.
-    pub async fn find(&self, place: &InSandbox) -> Result<Option<Entry>, Failure> {
+    pub async fn find(&self, place: &InSandbox) -> Result<Option<FileEntry>, Failure> {
         match self.stat(place).await {
             Ok(entry) => Ok(Some(entry)),
             Err(failure) if self.is_missing(&failure, place).await? => Ok(None),
@@ -76,21 +35,21 @@ impl Remote<'_> {
         }
     }
 
-    pub async fn mkdir(&self, place: &InSandbox) -> Result<Entry, Failure> {
-        let body = self.body(json!({ "path": place.path }));
-        let one: One = self.client.post_once(self.url(place, "mkdir"), &body).await?;
+    pub async fn mkdir(&self, place: &InSandbox) -> Result<FileEntry, Failure> {
+        let body = FilePath { path: place.path.clone(), user: self.user() };
+        let one: OneFileEntry = self.client.post_once(self.url(place, "mkdir"), &body).await?;
         Ok(one.entry)
     }
 
     /// Not repeated: the second time there is nothing to remove.
     pub async fn remove(&self, place: &InSandbox) -> Result<(), Failure> {
-        let body = self.body(json!({ "path": place.path }));
+        let body = FilePath { path: place.path.clone(), user: self.user() };
         self.client.post_once_for_nothing(self.url(place, "remove"), &body).await
     }
 
-    pub async fn rename(&self, from: &InSandbox, to: &str) -> Result<Entry, Failure> {
-        let body = self.body(json!({ "from": from.path, "to": to }));
-        let one: One = self.client.post_once(self.url(from, "move"), &body).await?;
+    pub async fn rename(&self, from: &InSandbox, to: &str) -> Result<FileEntry, Failure> {
+        let body = MoveFile { from: from.path.clone(), to: to.to_owned(), user: self.user() };
+        let one: OneFileEntry = self.client.post_once(self.url(from, "move"), &body).await?;
         Ok(one.entry)
     }
 
@@ -117,10 +76,11 @@ impl Remote<'_> {
         self.client.url(&["v1", "sandboxes", &place.id, "files", verb])
     }
 
-    fn body(&self, mut body: Value) -> Value {
-        if let Some(user) = self.user {
-            body["user"] = json!(user);
-        }
-        body
+    fn user(&self) -> Option<String> {
+        self.user.map(str::to_owned)
     }
+}
+
+pub fn is_directory(entry: &FileEntry) -> bool {
+    entry.kind == "directory"
 }

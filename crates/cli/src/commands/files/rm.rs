@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::As;
-use super::remote::Remote;
+use super::remote::{Remote, is_directory};
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
@@ -52,7 +52,7 @@ async fn one(arguments: &Arguments, remote: &Remote<'_>, place: &InSandbox) -> R
     match remote.find(place).await? {
         None if arguments.force => return Ok(false),
         None => return Err(Failure::new(format!("there is no {:?} in {}", place.path, place.id))),
-        Some(entry) if entry.is_directory() && !arguments.recursive => {
+        Some(entry) if is_directory(&entry) && !arguments.recursive => {
             return Err(Failure::usage(format!("{:?} is a directory: remove it with -r", place.path)));
         }
         Some(_) => {}

@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use super::As;
 use super::ls::time;
-use super::remote::{Entry, Remote};
+use super::remote::Remote;
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
 use crate::output::{Format, facts, show};
 use crate::place::InSandbox;
 use crate::printable::escaped;
+use api::v1::files::FileEntry;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -32,7 +33,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-fn described(entry: &Entry) -> String {
+fn described(entry: &FileEntry) -> String {
     facts(&[
         ("path", escaped(&entry.path)),
         ("type", escaped(&entry.kind)),

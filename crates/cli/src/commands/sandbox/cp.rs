@@ -202,7 +202,7 @@ async fn receive(
 ) -> Result<u64, Failure> {
     let request = client
         .request(Method::POST, client.url(&["v1", "sandboxes", id, "files", "stream", "read"]))
-        .json(&api::v1::files::ReadFile { path: path.to_owned() });
+        .json(&api::v1::files::ReadFile { path: path.to_owned(), user: None });
     let answer = tokio::time::timeout(SILENCE_MAX, request.send())
         .await
         .map_err(|_| Failure::new(format!("no answer within {} s", SILENCE_MAX.as_secs())))?

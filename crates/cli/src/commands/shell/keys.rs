@@ -3,8 +3,7 @@
 /// `Ctrl-]`, which telnet has for the same purpose.
 const ESCAPE: u8 = 0x1d;
 
-pub const HELP: &str =
-    "Ctrl-] and then: d detach (the shell goes on), k kill the shell, Ctrl-] send one, ? this help; any other key is sent with it";
+pub const HELP: &str = "Ctrl-] and then: d detach (the shell goes on), k kill the shell, Ctrl-] send one, ? this help; any other key is sent with it";
 
 #[derive(Debug, PartialEq)]
 pub enum Typed {

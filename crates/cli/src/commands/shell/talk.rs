@@ -16,7 +16,7 @@ use super::keys::{HELP, Keys, Typed};
 use crate::commands::exec_stream::refused;
 use crate::failure::{Doing as _, Failure};
 use crate::terminal;
-use crate::websocket::{Hearing, Heard, Lost, PING_EVERY, Saying, Socket};
+use crate::websocket::{Heard, Hearing, Lost, PING_EVERY, Saying, Socket};
 
 /// What ends the input of a terminal.
 const END_OF_INPUT: &[u8] = &[4];

@@ -120,7 +120,10 @@ impl Session {
             match self.receive().await? {
                 Some(ExecClientFrame::Start { cmd, args, envs, cwd, user, timeout_sec, encoding }) => {
                     let is_base64 = encoding.as_deref() == Some("base64");
-                    return Ok(Start { exec: Exec { cmd, args, timeout_sec, envs, cwd, user, ..Exec::default() }, is_base64 });
+                    return Ok(Start {
+                        exec: Exec { cmd, args, timeout_sec, envs, cwd, user, ..Exec::default() },
+                        is_base64,
+                    });
                 }
                 Some(ExecClientFrame::Stop) => return Err(Over),
                 None => {}
@@ -156,7 +159,9 @@ impl Session {
             };
             let (frames, is_end) = match event {
                 Some(Ok(event)) => match event.event {
-                    Some(Event::Start(start)) => (vec![ExecServerFrame::Start { pid: start.pid, output_from: None }], false),
+                    Some(Event::Start(start)) => {
+                        (vec![ExecServerFrame::Start { pid: start.pid, output_from: None }], false)
+                    }
                     Some(Event::Stdout(bytes)) => (encoder.stdout(&bytes), false),
                     Some(Event::Stderr(bytes)) => (encoder.stderr(&bytes), false),
                     Some(Event::End(end)) => {
