@@ -178,6 +178,10 @@ bench-cp: setup ## figures of the control plane alone into builds/bench-cp.json,
 	$(BUILD_DEV)
 	$(TARGET)/debug/bench-cp
 
+bench-api: setup ## figures of the way through the API into builds/bench-api.json, each beside envd asked without it
+	$(BUILD_DEV)
+	cargo bench --locked --profile dev --workspace --bench api
+
 bench-envd: setup build-envd ## figures of envd into builds/bench-envd.json, each beside its floor
 	$(BUILD_DEV)
 	@$(MAKE) --no-print-directory images IMAGES="$(or $(IMAGES),minimal)"

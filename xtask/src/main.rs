@@ -2,6 +2,7 @@
 
 mod artifact;
 mod bare_vmm;
+mod compat;
 mod images;
 mod initramfs;
 mod kernel;
@@ -33,6 +34,8 @@ enum Chore {
     Tidy(tidy::Arguments),
     /// Write (or check) the `.sqlx` data that lets `store` compile without a database.
     Sqlx(sqlx::Arguments),
+    /// Write docs/compat/wrenn.md.
+    Compat(compat::Arguments),
     /// The floor of the benchmarks: one microVM driven by hand, with nothing of Wrenn's driver.
     BareVmm(bare_vmm::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Chore::ImageFromTree(arguments) => images::from_tree(&arguments),
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Sqlx(arguments) => sqlx::run(&arguments),
+        Chore::Compat(arguments) => compat::run(&arguments),
         Chore::BareVmm(arguments) => bare_vmm::run(&arguments),
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::run;
+use crate::{compat, run};
 
 /// Which of our crates each may use. Arrows run from programs to promises to nouns; two programs never depend on each other.
 const ARROWS: [(&str, &[&str]); 16] = [
@@ -52,6 +52,7 @@ pub fn run(_: &Arguments) -> Result<()> {
     let mut findings = Vec::new();
     arrows(&metadata, &mut findings);
     licences(&root, &metadata, &mut findings)?;
+    compat::check(&root, &mut findings)?;
     for file in &files {
         names(file, &mut findings);
         // What was removed and not yet committed is still listed.

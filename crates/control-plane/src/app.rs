@@ -14,6 +14,8 @@ use url::Url;
 use crate::agents::Agents;
 use crate::authority::Authority;
 use crate::channels::guard::Guarded;
+use crate::events::Feed;
+use crate::http::limits::Limits;
 use crate::mail::Mail;
 use crate::measures::Runs;
 use crate::oauth::Providers;
@@ -35,6 +37,8 @@ pub struct Shared {
     pub authority: Authority,
     pub agents: Arc<Agents>,
     pub outcomes: Arc<Outcomes>,
+    pub feed: Arc<Feed>,
+    pub limits: Limits,
     pub driver: Arc<Driver>,
     pub replica: Replica,
     pub runs: Runs,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::account_settings::{AccountConfig, AccountSettings};
 use crate::capacity::Capacity;
 use crate::networks::{Networks, NotANetwork};
+use crate::rate_settings::{RateSettings, Rates};
 use crate::roles::Roles;
 use telemetry::Listen;
 
@@ -71,6 +72,8 @@ pub struct Settings {
     pub capacity: Capacity,
     #[command(flatten)]
     pub accounts: AccountSettings,
+    #[command(flatten)]
+    pub rates: RateSettings,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +101,7 @@ pub struct Config {
     pub rules: store::Rules,
     pub silence_grace: Duration,
     pub accounts: AccountConfig,
+    pub rates: Rates,
 }
 
 impl Settings {
@@ -172,6 +176,7 @@ impl Settings {
             rules: self.capacity.rules()?,
             silence_grace: self.capacity.silence_grace(),
             accounts: self.accounts.check()?,
+            rates: self.rates.rates(),
         })
     }
 }
@@ -197,6 +202,7 @@ mod tests {
             audit_kept_days: AUDIT_KEPT_DAYS,
             capacity: Capacity::default(),
             accounts: AccountSettings::default(),
+            rates: RateSettings::default(),
         }
     }
 

@@ -18,6 +18,8 @@ use crate::app::{Accounts, App, Shared};
 use crate::authority::Authority;
 use crate::channels::guard::Guarded;
 use crate::config::Config;
+use crate::events::Feed;
+use crate::http::limits::Limits;
 use crate::mail::Mail;
 use crate::measures::{self, Runs};
 use crate::oauth::Providers;
@@ -67,6 +69,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
     let stop = CancellationToken::new();
     let app = App(std::sync::Arc::new(Shared {
         outcomes: Outcomes::new(store.clone(), stop.clone()),
+        feed: Feed::new(),
+        limits: Limits::new(config.rates),
         tokens: Tokens::new(&secret),
         store,
         secret,

@@ -37,6 +37,8 @@ pub enum Purpose {
     Keyring,
     /// Secrets that a repeated call must be given again.
     Repeatable,
+    /// Where pages of lists begin.
+    Cursors,
 }
 
 impl Purpose {
@@ -47,6 +49,7 @@ impl Purpose {
             Self::HostTickets => "wrenn host tickets",
             Self::Keyring => "wrenn keyring",
             Self::Repeatable => "wrenn repeatable secrets",
+            Self::Cursors => "wrenn cursors",
         }
     }
 }
@@ -114,7 +117,12 @@ impl Secret {
 
     /// 32 bytes that are the same for the same call, and that nobody without the secret can tell.
     pub fn repeatable(&self, parts: &[&[u8]]) -> [u8; 32] {
-        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key(Purpose::Repeatable)));
+        self.mac(Purpose::Repeatable, parts)
+    }
+
+    /// What only who has the secret can make of these parts, for this purpose.
+    pub fn mac(&self, purpose: Purpose, parts: &[&[u8]]) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key(purpose)));
         for part in parts {
             context.update(&part.len().to_be_bytes());
             context.update(part);

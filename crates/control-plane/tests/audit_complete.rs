@@ -340,6 +340,9 @@ impl Scene {
             ("POST", "/v1/sandboxes/{id}/pause") => act(&owner, path, json!({}), &["sandbox.pause"]),
             ("POST", "/v1/sandboxes/{id}/resume") => act(&owner, path, json!({}), &["sandbox.resume"]),
             ("POST", "/v1/sandboxes/{id}/fork") => act(&owner, path, json!({}), &["sandbox.fork"]),
+            ("PATCH", "/v1/sandboxes/{id}") => {
+                act(&owner, path, json!({"metadata": {"a": "b"}}), &["sandbox.metadata"])
+            }
             ("POST", "/v1/sandboxes/{id}/timeout") => {
                 act(&owner, path, json!({"timeout_sec": 77}), &["sandbox.timeout"])
             }

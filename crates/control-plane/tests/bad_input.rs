@@ -207,7 +207,7 @@ async fn wrong_ids_methods_and_addresses_lead_nowhere() {
     }
     for (method, path) in [
         (Method::PUT, "/v1/sandboxes"),
-        (Method::PATCH, "/v1/sandboxes/sb0000000000000000000000"),
+        (Method::PUT, "/v1/sandboxes/sb0000000000000000000000"),
         (Method::DELETE, "/health"),
         (Method::TRACE, "/v1/sandboxes"),
     ] {

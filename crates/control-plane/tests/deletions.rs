@@ -152,7 +152,7 @@ async fn nothing_is_made_for_a_team_that_is_being_deleted() {
             let (store, actor, secret) = (store.clone(), actor.clone(), app.secret.clone());
             tasks.push(tokio::spawn(async move {
                 let notice = mail::outgoing(&secret, "x@example.org", "x", "x", Utc::now());
-                let added = store.add_member(team, &format!("joins{round}@example.org"), &notice, &actor).await;
+                let added = store.add_member(team, &format!("joins{round}@example.org"), &notice, None, &actor).await;
                 matches!(added.unwrap(), Added::Made(_))
             }));
         }
@@ -169,7 +169,7 @@ async fn nothing_is_made_for_a_team_that_is_being_deleted() {
                     expires_at: Utc::now() + Duration::from_secs(60),
                 };
                 let mail = mail::outgoing(&secret, "i@example.org", "x", "x", Utc::now());
-                matches!(store.invite(&new, &mail, &actor).await.unwrap(), store::invitations::Invited::Made(_))
+                matches!(store.invite(&new, &mail, None, &actor).await.unwrap(), store::invitations::Invited::Made(_))
             }));
         }
         delay(2).await;

@@ -1,6 +1,6 @@
 //! Reads what was written down of who did what, newest first, a page at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use model::ids::{ApiKeyId, TeamId, UserId};
@@ -89,7 +89,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        let names = self.names(&rows).await?;
+        let names = self.names_of(rows.iter().map(|row| row.actor_id.as_str())).await?;
         let entry = |row: Row| Entry {
             actor_name: names.get(&row.actor_id).cloned().unwrap_or_default(),
             id: row.id,
@@ -104,11 +104,14 @@ impl Store {
         Ok(rows.into_iter().map(entry).collect())
     }
 
-    /// What people and keys of these rows are called now.
-    async fn names(&self, rows: &[Row]) -> Result<HashMap<String, String>, StoreError> {
-        let users: Vec<Uuid> = rows.iter().filter_map(|row| row.actor_id.parse().ok().map(|id: UserId| id.0)).collect();
-        let keys: Vec<Uuid> =
-            rows.iter().filter_map(|row| row.actor_id.parse().ok().map(|id: ApiKeyId| id.0)).collect();
+    /// What people and keys are called now.
+    pub(crate) async fn names_of<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<HashMap<String, String>, StoreError> {
+        let users: BTreeSet<Uuid> = ids.clone().filter_map(|id| id.parse().ok().map(|id: UserId| id.0)).collect();
+        let keys: BTreeSet<Uuid> = ids.filter_map(|id| id.parse().ok().map(|id: ApiKeyId| id.0)).collect();
+        let (users, keys) = (Vec::from_iter(users), Vec::from_iter(keys));
         let mut names = HashMap::new();
         if !users.is_empty() {
             let found = sqlx::query!("select id, name from users where id = any($1)", &users).fetch_all(&self.pool);

@@ -317,21 +317,56 @@ async fn one(tx: &mut Tx, team: TeamId, id: ChannelId) -> Result<Option<Channel>
     Ok(row.map(Channel::from))
 }
 
-/// Tells it to those of the team's channels that want to know, in the transaction of what it is about.
-pub(crate) async fn tell(tx: &mut Tx, team: TeamId, event: &str, news: &Value) -> Result<(), StoreError> {
+/// What was just numbered is told to those channels that want to know, in the transaction that numbers it.
+pub(crate) async fn tell(tx: &mut Tx, first: i64, last: i64) -> Result<(), StoreError> {
     sqlx::query!(
-        "insert into outbox (id, kind, sealed, expires_at, channel_id)
-         select gen_random_uuid(), $3, convert_to($4, 'UTF8'), now() + make_interval(hours => $5), c.id from channels c
-         where c.team_id = $1 and $2 = any(c.events)
-             and (select count(*) from (select 1 from outbox o where o.channel_id = c.id limit $6) waiting) < $6",
-        team.0,
-        event,
+        r#"with told as (
+               select e.*, case
+                   when e.kind = 'capsule.create' and e.outcome = 'success' then 'capsule.created'
+                   when e.kind = 'capsule.resume' and e.outcome = 'success' then 'capsule.running'
+                   when e.kind = 'capsule.pause' and e.outcome = 'success' then 'capsule.paused'
+                   when e.kind = 'capsule.destroy' and e.outcome = 'success' then 'capsule.destroyed'
+                   when e.kind = 'template.snapshot.create' and e.outcome = 'success' then 'template.snapshot.created'
+                   when e.kind = 'template.snapshot.delete' and e.outcome = 'success' then 'template.snapshot.deleted'
+                   when e.kind in ('host.up', 'host.down') then e.kind
+               end as name
+               from events e where e.id between $1 and $2)
+           insert into outbox (id, kind, sealed, expires_at, channel_id, created_at)
+           select gen_random_uuid(), $3, convert_to(jsonb_strip_nulls(jsonb_build_object(
+                   'event', e.name,
+                   'timestamp', to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                   'team_id', $4::jsonb->>(e.team_id::text),
+                   'actor', jsonb_build_object(
+                       'type', case when e.actor_kind in ('user', 'api_key') then e.actor_kind else 'system' end,
+                       'id', case when e.actor_kind in ('user', 'api_key') then e.actor_id end),
+                   'resource', jsonb_build_object('id', e.resource_id, 'type',
+                       case e.resource_type when 'capsule' then 'sandbox' when 'template' then 'snapshot' else e.resource_type end)
+               ))::text, 'UTF8'),
+               now() + make_interval(hours => $5), c.id,
+               -- In their order, although they come in one transaction.
+               now() + (e.id - $1) * interval '1 microsecond'
+           from told e join channels c on c.team_id = e.team_id and e.name = any(c.events)
+           where (select count(*) from (select 1 from outbox o where o.channel_id = c.id limit $6) waiting) < $6"#,
+        first,
+        last,
         KIND,
-        news.to_string(),
+        names(tx, first, last).await?,
         NEWS_HOURS,
         WAITING_MAX
     )
     .execute(&mut **tx)
     .await?;
     Ok(())
+}
+
+/// The public ids of teams that have channels and to which something happened, by those of the database.
+async fn names(tx: &mut Tx, first: i64, last: i64) -> Result<Value, StoreError> {
+    let teams = sqlx::query_scalar!(
+        "select distinct c.team_id from channels c join events e on e.team_id = c.team_id where e.id between $1 and $2",
+        first,
+        last
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(teams.into_iter().map(|team| (team.to_string(), Value::from(TeamId(team).to_string()))).collect::<serde_json::Map<_, _>>().into())
 }

@@ -12,6 +12,9 @@ pub enum StoreError {
     /// A row that no version of this program wrote.
     #[error("row {row} holds a wrong {column}")]
     Damaged { row: String, column: &'static str },
+    /// The first call under this idempotency key is still at it.
+    #[error("the first call under an idempotency key has not ended")]
+    FirstUnderWay,
     #[error("ask the database")]
     Query(#[source] sqlx::Error),
 }

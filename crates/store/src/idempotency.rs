@@ -24,7 +24,7 @@ pub(crate) enum Claim {
     OtherArguments,
 }
 
-/// Waits for a concurrent first call to end its transaction.
+/// Waits for a concurrent first call to end its transaction, for as long as any lock is waited for; then it is [`StoreError::FirstUnderWay`].
 pub(crate) async fn claim(tx: &mut Tx, key: &Key, subject: &str) -> Result<Claim, StoreError> {
     let life_sec = LIFE.as_secs_f64();
     let inserted = sqlx::query!(
@@ -40,7 +40,11 @@ pub(crate) async fn claim(tx: &mut Tx, key: &Key, subject: &str) -> Result<Claim
         life_sec,
     )
     .execute(&mut **tx)
-    .await?;
+    .await
+    .map_err(|cause| match StoreError::from(cause) {
+        locked if locked.is_locked_out() => StoreError::FirstUnderWay,
+        other => other,
+    })?;
     if inserted.rows_affected() == 1 {
         return Ok(Claim::New);
     }

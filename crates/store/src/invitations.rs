@@ -6,6 +6,7 @@ use model::ids::{InvitationId, TeamId, UserId};
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::idempotency::{self, Claim};
 use crate::members::{Joined, join, locked};
 use crate::outbox::{self, Outgoing};
 use crate::teams::role;
@@ -39,6 +40,11 @@ pub struct Invitation {
 #[derive(Debug, PartialEq)]
 pub enum Invited {
     Made(Invitation),
+    /// What the first call under this key made.
+    Repeated(Invitation),
+    OtherArguments,
+    /// What the first call under this key made was accepted, revoked or replaced since.
+    Gone,
     /// The address is that of a member.
     Already,
     /// Who asks may not make somebody that.
@@ -86,8 +92,34 @@ impl Row {
 
 impl Store {
     /// An open invitation of the same address is replaced: only the newest link works.
-    pub async fn invite(&self, new: &NewInvitation, mail: &Outgoing, actor: &Actor) -> Result<Invited, StoreError> {
+    pub async fn invite(
+        &self,
+        new: &NewInvitation,
+        mail: &Outgoing,
+        key: Option<&idempotency::Key>,
+        actor: &Actor,
+    ) -> Result<Invited, StoreError> {
         let mut tx = self.begin().await?;
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, &new.id.to_string()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(Invited::OtherArguments),
+                Claim::Repeated(subject) => {
+                    let first: InvitationId =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let row = sqlx::query_as!(
+                        Row,
+                        "select id, team_id, email, role, invited_by, created_at, expires_at from invitations
+                         where id = $1 and team_id = $2 and accepted_at is null",
+                        first.0,
+                        new.team.0
+                    )
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                    return row.map_or(Ok(Invited::Gone), |row| row.invitation().map(Invited::Repeated));
+                }
+            }
+        }
         if !locked(&mut tx, new.team).await? {
             return Ok(Invited::Missing);
         }

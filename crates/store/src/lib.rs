@@ -13,6 +13,7 @@ pub mod audit_log;
 pub mod beats;
 pub mod channels;
 pub mod deletions;
+pub mod events;
 mod fault;
 pub mod fleet;
 pub mod hosts;

@@ -6,6 +6,7 @@ use model::ids::{TeamId, UserId};
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::idempotency::{self, Claim};
 use crate::outbox::{self, Outgoing};
 use crate::teams::role;
 use crate::{Store, StoreError, Tx};
@@ -25,6 +26,11 @@ pub struct Member {
 #[derive(Debug, PartialEq)]
 pub enum Added {
     Made(Member),
+    /// Whom the first call under this key added.
+    Repeated(Member),
+    OtherArguments,
+    /// Whom the first call under this key added has left since.
+    Gone,
     Already,
     /// Nobody who may log in has this address.
     NoUser,
@@ -83,6 +89,7 @@ impl Store {
         team: TeamId,
         email: &str,
         notice: &Outgoing,
+        key: Option<&idempotency::Key>,
         actor: &Actor,
     ) -> Result<Added, StoreError> {
         let mut tx = self.begin().await?;
@@ -93,6 +100,18 @@ impl Store {
             .fetch_optional(&mut *tx)
             .await?;
         let Some(user) = user else { return Ok(Added::NoUser) };
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, &UserId(user.id).to_string()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(Added::OtherArguments),
+                Claim::Repeated(subject) => {
+                    let first: UserId =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    let first = member(&mut tx, team, first).await?;
+                    return Ok(first.map_or(Added::Gone, Added::Repeated));
+                }
+            }
+        }
         match join(&mut tx, team, UserId(user.id), Role::Member).await? {
             Joined::Made => {}
             Joined::Already => return Ok(Added::Already),
@@ -101,17 +120,9 @@ impl Store {
         let id = UserId(user.id).to_string();
         outbox::put(&mut tx, notice).await?;
         audit::record(&mut tx, actor, "member.add", &id, serde_json::json!({ "role": "member" })).await?;
-        let row = sqlx::query_as!(
-            Row,
-            "select m.user_id, u.name, u.email, m.role, m.created_at from team_members m join users u on u.id = m.user_id
-             where m.team_id = $1 and m.user_id = $2",
-            team.0,
-            user.id
-        )
-        .fetch_one(&mut *tx)
-        .await?;
+        let added = member(&mut tx, team, UserId(user.id)).await?;
         tx.commit().await?;
-        Ok(Added::Made(row.member()?))
+        Ok(added.map_or(Added::Gone, Added::Made))
     }
 
     pub async fn change_role(
@@ -226,4 +237,17 @@ async fn decided(
         return Ok(Err(MemberChange::LastOwner));
     }
     Ok(Ok(from))
+}
+
+async fn member(tx: &mut Tx, team: TeamId, user: UserId) -> Result<Option<Member>, StoreError> {
+    let row = sqlx::query_as!(
+        Row,
+        "select m.user_id, u.name, u.email, m.role, m.created_at from team_members m join users u on u.id = m.user_id
+         where m.team_id = $1 and m.user_id = $2",
+        team.0,
+        user.0
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    row.map(Row::member).transpose()
 }

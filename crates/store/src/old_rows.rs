@@ -19,6 +19,8 @@ const SIGN_UPS_DAYS: i32 = 1;
 const INVITATIONS_DAYS: i32 = 30;
 /// What could not be delivered, for operators to see.
 const OUTBOX_DAYS: i32 = 7;
+/// What happened, for listeners that come back after a weekend, and some.
+const EVENTS_DAYS: i32 = 7;
 
 /// Of one statement: it holds its locks for milliseconds.
 const ROWS_MAX: i64 = 1000;
@@ -38,6 +40,7 @@ impl Store {
         until_none(end, || self.old_invitations()).await?;
         until_none(end, || self.old_attempts()).await?;
         until_none(end, || self.old_outbox()).await?;
+        until_none(end, || self.old_events()).await?;
         if let Ok(days @ 1..) = i32::try_from(audit_days) {
             until_none(end, || self.old_audit(days)).await?;
         }
@@ -132,6 +135,23 @@ impl Store {
             ROWS_MAX
         );
         Ok(removed.execute(&self.pool).await?.rows_affected())
+    }
+
+    /// As with audit records; those that nobody has numbered, because no replica answers the API, go as well.
+    async fn old_events(&self) -> Result<u64, StoreError> {
+        let numbered = sqlx::query!(
+            "delete from events where at < now() - make_interval(days => $1) and id in (select id from events order by id limit $2)",
+            EVENTS_DAYS,
+            ROWS_MAX
+        );
+        let numbered = numbered.execute(&self.pool).await?.rows_affected();
+        let written = sqlx::query!(
+            "delete from events_written where at < now() - make_interval(days => $1)
+                 and id in (select id from events_written order by id limit $2)",
+            EVENTS_DAYS,
+            ROWS_MAX
+        );
+        Ok(numbered + written.execute(&self.pool).await?.rows_affected())
     }
 
     /// Ids grow with time, so the first are looked at, and no index by time is needed.

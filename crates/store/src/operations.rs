@@ -10,6 +10,7 @@ use model::ids::{HostId, OperationId, SandboxId, SnapshotId, TeamId};
 use model::sandbox::Observed;
 use uuid::Uuid;
 
+use crate::audit::Actor;
 use crate::measures::Ended;
 use crate::placement::{self, Shortage, Wanted};
 use crate::presence::{CHANNEL, LOCK_CLASS, OPENED, Replica};
@@ -96,6 +97,19 @@ pub struct Lease {
     pub replica: Replica,
 }
 
+/// Who wishes something, and why, for those who hear how it ended. None: the platform.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cause<'a> {
+    pub actor: Option<&'a Actor>,
+    pub reason: Option<&'a str>,
+}
+
+impl<'a> From<&'a Actor> for Cause<'a> {
+    fn from(actor: &'a Actor) -> Self {
+        Self { actor: Some(actor), reason: None }
+    }
+}
+
 struct Row {
     id: Uuid,
     sandbox_id: String,
@@ -156,6 +170,7 @@ pub(crate) async fn open(
     revision: i64,
     lease: Option<&Lease>,
     snapshot: Option<Uuid>,
+    cause: Cause<'_>,
 ) -> Result<Operation, StoreError> {
     let time_max = matches!(kind, Kind::Run | Kind::Snapshot).then(|| RUN_TIME_MAX.as_secs_f64());
     let owner = lease.and_then(|lease| lease.replica.number());
@@ -163,8 +178,9 @@ pub(crate) async fn open(
         sqlx::query!("select pg_notify($1, $2)", CHANNEL, OPENED).execute(&mut **tx).await?;
     }
     let row = operations!(
-        "insert into operations (id, sandbox_id, kind, revision, attempts, lease_owner, lease_until, deadline, snapshot_id)
-         values (gen_random_uuid(), $1, $2, $3, $8, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6), $7)
+        "insert into operations (id, sandbox_id, kind, revision, attempts, lease_owner, lease_until, deadline, snapshot_id,
+             actor_kind, actor_id, cause)
+         values (gen_random_uuid(), $1, $2, $3, $8, $4, now() + make_interval(secs => $5), now() + make_interval(secs => $6), $7, $9, $10, $11)
          returning",
         sandbox.as_str(),
         kind.as_str(),
@@ -175,6 +191,9 @@ pub(crate) async fn open(
         snapshot,
         // Whoever leases it begins with it; else the one who takes it up does, and must know that no host has heard of it yet.
         i32::from(owner.is_some()),
+        cause.actor.map(|actor| actor.kind.as_str()),
+        cause.actor.map(|actor| actor.id.as_str()),
+        cause.reason,
     )
     .fetch_one(&mut **tx)
     .await?;
@@ -231,8 +250,8 @@ pub(crate) async fn supersede_with_kills(tx: &mut Tx, sandboxes: &[String]) -> R
     .fetch_all(&mut **tx)
     .await?;
     sqlx::query!(
-        "insert into operations (id, sandbox_id, kind, revision)
-         select gen_random_uuid(), id, 'kill', revision from sandboxes where id = any($1)",
+        "insert into operations (id, sandbox_id, kind, revision, cause)
+         select gen_random_uuid(), id, 'kill', revision, 'team_deleted' from sandboxes where id = any($1)",
         sandboxes
     )
     .execute(&mut **tx)
@@ -609,7 +628,7 @@ impl Store {
         if let Some(row) = &failed
             && row.host_id.is_some()
         {
-            open(&mut tx, &operation.sandbox, Kind::Clean, row.revision, None, None).await?;
+            open(&mut tx, &operation.sandbox, Kind::Clean, row.revision, None, None, Cause::default()).await?;
         }
         tx.commit().await?;
         count(ended);

@@ -13,6 +13,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::events;
 use crate::idempotency::{self, Claim};
 use crate::operations::{self, Kind, Lease};
 use crate::placement::{self, Asked, Shortage, Strategy, Wanted};
@@ -115,6 +116,26 @@ pub enum Created {
     NoSnapshot,
     /// The team was deleted; nothing was written.
     NoTeam,
+}
+
+/// Which sandboxes of a list; by default all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Which {
+    /// None of them: whatever they are.
+    pub statuses: Vec<Status>,
+    pub template: Option<String>,
+    /// All of these.
+    pub metadata: BTreeMap<String, String>,
+    pub created_after: Option<DateTime<Utc>>,
+    pub created_before: Option<DateTime<Utc>>,
+}
+
+pub enum Relabelled {
+    Done(Box<Sandbox>),
+    /// It would have more labels than it may.
+    TooMany,
+    Ended(Status),
+    Missing,
 }
 
 /// What a host says of a sandbox.
@@ -321,7 +342,7 @@ impl Store {
             snapshot: new.snapshot,
         };
         insert(&mut tx, &birth).await?;
-        let operation = operations::open(&mut tx, &new.id, Kind::Run, 1, Some(lease), None).await?;
+        let operation = operations::open(&mut tx, &new.id, Kind::Run, 1, Some(lease), None, actor.into()).await?;
         audit::record(&mut tx, actor, "sandbox.create", new.id.as_str(), serde_json::json!({})).await?;
         let sandbox = read(&mut tx, &new.id).await?;
         tx.commit().await?;
@@ -335,20 +356,30 @@ impl Store {
         row.map(Sandbox::try_from).transpose()
     }
 
+    /// Any team's, as many as there are.
+    pub(crate) async fn sandboxes_of_ids(&self, ids: &[String]) -> Result<Vec<Sandbox>, StoreError> {
+        let rows = sandboxes!("where s.id = any($2) order by s.id limit $3", ids, i64::from(LIST_MAX));
+        let rows = rows.fetch_all(&self.pool).await?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
     /// Any team's: for what carries out wishes.
     pub async fn sandbox_of_any_team(&self, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
         let row = sandboxes!("where s.id = $2", id.as_str()).fetch_optional(&self.pool).await?;
         row.map(Sandbox::try_from).transpose()
     }
 
-    /// Newest first, without those that have ended.
     /// Newest first, without those that were killed; with `before`, those that come after that one.
     pub async fn sandboxes(
         &self,
         team: TeamId,
         limit: u32,
         before: Option<(DateTime<Utc>, &SandboxId)>,
+        which: &Which,
     ) -> Result<Vec<Sandbox>, StoreError> {
+        if *which != Which::default() {
+            return self.sandboxes_which(team, limit, before, which).await;
+        }
         let rows = sandboxes!(
             "where s.team_id = $2 and s.observed <> 'killed' and s.created_at <= coalesce($4, 'infinity'::timestamptz)
                  and ($5::text is null or s.created_at < $4 or s.id < $5)
@@ -361,6 +392,94 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
+    /// The same, of those that are as asked. What is asked differs from call to call, and with it how they are found best; a statement
+    /// that is prepared would be planned once for all.
+    async fn sandboxes_which(
+        &self,
+        team: TeamId,
+        limit: u32,
+        before: Option<(DateTime<Utc>, &SandboxId)>,
+        which: &Which,
+    ) -> Result<Vec<Sandbox>, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query_scalar!("select set_config('plan_cache_mode', 'force_custom_plan', true)")
+            .fetch_one(&mut *tx)
+            .await?;
+        let statuses: Vec<String> = which.statuses.iter().map(|status| status.as_str().to_owned()).collect();
+        let labels = (!which.metadata.is_empty()).then(|| serde_json::json!(which.metadata));
+        let rows = sandboxes!(
+            "where s.team_id = $2 and s.observed <> 'killed' and s.created_at <= coalesce($4, 'infinity'::timestamptz)
+                 and ($5::text is null or s.created_at < $4 or s.id < $5)
+                 and (cardinality($6::text[]) = 0 or sandbox_status(s.desired, s.observed) = any($6))
+                 and ($7::text is null or s.template = $7)
+                 and ($8::jsonb is null or s.metadata <> '{}' and s.metadata @> $8)
+                 and ($9::timestamptz is null or s.created_at > $9)
+                 and ($10::timestamptz is null or s.created_at < $10)
+             order by s.created_at desc, s.id desc limit $3",
+            team.0,
+            i64::from(limit),
+            before.map(|(at, _)| at),
+            before.map(|(_, id)| id.as_str()),
+            &statuses,
+            which.template,
+            labels,
+            which.created_after,
+            which.created_before
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
+    /// Gives labels other values, or takes them away; `None` when the team has no such sandbox, or it has ended.
+    pub async fn relabel_sandbox(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        change: &BTreeMap<String, Option<String>>,
+        count_max: usize,
+        actor: &Actor,
+    ) -> Result<Relabelled, StoreError> {
+        let mut tx = self.begin().await?;
+        let Some(sandbox) = locked(&mut tx, team, id).await? else { return Ok(Relabelled::Missing) };
+        let status = sandbox.status();
+        if matches!(status, Status::Stopping | Status::Stopped) {
+            return Ok(Relabelled::Ended(status));
+        }
+        let mut metadata = sandbox.metadata;
+        for (name, value) in change {
+            match value {
+                Some(value) => drop(metadata.insert(name.clone(), value.clone())),
+                None => drop(metadata.remove(name)),
+            }
+        }
+        if metadata.len() > count_max {
+            return Ok(Relabelled::TooMany);
+        }
+        sqlx::query!(
+            "update sandboxes set metadata = $2, updated_at = now() where id = $1",
+            id.as_str(),
+            serde_json::json!(metadata)
+        )
+        .execute(&mut *tx)
+        .await?;
+        let names: Vec<&String> = change.keys().collect();
+        audit::record(&mut tx, actor, "sandbox.metadata", id.as_str(), serde_json::json!({ "names": names })).await?;
+        let told = events::New {
+            team,
+            kind: "sandbox.metadata.changed",
+            outcome: None,
+            resource_type: "capsule",
+            resource_id: id.as_str(),
+            actor: Some(actor),
+            metadata: serde_json::json!({}),
+        };
+        events::record(&mut tx, &told).await?;
+        let sandbox = read(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(Relabelled::Done(Box::new(sandbox)))
     }
 
     /// Notes that somebody uses the sandbox.

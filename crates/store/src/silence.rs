@@ -10,6 +10,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::events;
 use crate::{HOST_SILENCE_MAX, Store, StoreError, Tx};
 
 /// Hosts that fall silent within this time do so together: two periods of their heartbeats.
@@ -167,6 +168,16 @@ async fn tell(tx: &mut Tx, action: &str, hosts: Vec<(Uuid, Uuid)>) -> Result<Vec
         let id = HostId(id);
         let actor = Actor { team: Some(TeamId(team)), ..Actor::platform("silent_hosts") };
         audit::record(tx, &actor, action, &id.to_string(), json!({})).await?;
+        let event = events::New {
+            team: TeamId(team),
+            kind: if action == "host.marked_up" { "host.up" } else { "host.down" },
+            outcome: None,
+            resource_type: "host",
+            resource_id: &id.to_string(),
+            actor: None,
+            metadata: json!({}),
+        };
+        events::record(tx, &event).await?;
         told.push(id);
     }
     Ok(told)

@@ -14,6 +14,7 @@ use model::shape::{Shape, TemplateName};
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::events;
 use crate::idempotency::{self, Claim};
 use crate::idleness;
 use crate::operations::{self, Kind, Lease, Operation};
@@ -193,7 +194,8 @@ impl Store {
         if !new_snapshot(&mut tx, id, &sandbox, placed, Some(name)).await? {
             return Ok(SnapshotWish::NameTaken);
         }
-        let operation = operations::open(&mut tx, of, Kind::Snapshot, sandbox.revision, Some(lease), Some(id)).await?;
+        let (revision, cause) = (sandbox.revision, actor.into());
+        let operation = operations::open(&mut tx, of, Kind::Snapshot, revision, Some(lease), Some(id), cause).await?;
         idleness::used(&mut tx, of).await?;
         let facts = serde_json::json!({"name": name.as_str()});
         audit::record(&mut tx, actor, "sandbox.snapshot", of.as_str(), facts).await?;
@@ -262,9 +264,19 @@ impl Store {
                 snapshot: Some(SnapshotId(id)),
             };
             insert(&mut tx, &birth).await?;
-            opened.push(operations::open(&mut tx, &child.id, Kind::Run, 1, Some(lease), None).await?);
+            opened.push(operations::open(&mut tx, &child.id, Kind::Run, 1, Some(lease), None, actor.into()).await?);
             let facts = serde_json::json!({"of": of.as_str()});
             audit::record(&mut tx, actor, "sandbox.fork", child.id.as_str(), facts).await?;
+            let told = events::New {
+                team,
+                kind: "sandbox.forked",
+                outcome: None,
+                resource_type: "capsule",
+                resource_id: child.id.as_str(),
+                actor: Some(actor),
+                metadata: serde_json::json!({ "sandbox_id": of.as_str() }),
+            };
+            events::record(&mut tx, &told).await?;
         }
         tx.commit().await?;
         Ok(ForkWish::Opened(opened))
@@ -336,6 +348,16 @@ impl Store {
             return Ok(false);
         }
         audit::record(&mut tx, actor, "snapshot.delete", name.as_str(), serde_json::json!({})).await?;
+        let told = events::New {
+            team,
+            kind: "template.snapshot.delete",
+            outcome: Some("success"),
+            resource_type: "template",
+            resource_id: name.as_str(),
+            actor: Some(actor),
+            metadata: serde_json::json!({}),
+        };
+        events::record(&mut tx, &told).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -6,6 +6,7 @@ use model::ids::{TeamId, UserId};
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::idempotency::{self, Claim};
 use crate::{Store, StoreError, Tx};
 
 /// That one person may be in; more is a mistake in somebody's script.
@@ -27,6 +28,18 @@ struct Row {
     slug: String,
     is_byoc: bool,
     created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Created {
+    Made(Team),
+    /// What the first call under this key made.
+    Repeated(Team),
+    OtherArguments,
+    /// The person is in [`TEAMS_MAX`].
+    TooMany,
+    /// What the first call under this key made was deleted since.
+    Gone,
 }
 
 /// What came of the wish that a team have hosts of its own.
@@ -89,28 +102,40 @@ impl Store {
         found.map(|found| role(&found)).transpose()
     }
 
-    /// A team whose owner is `owner`. None when that person is in [`TEAMS_MAX`].
+    /// A team whose owner is `owner`.
     pub async fn create_team(
         &self,
         id: TeamId,
         name: &str,
         owner: UserId,
+        key: Option<&idempotency::Key>,
         actor: &Actor,
-    ) -> Result<Option<Team>, StoreError> {
+    ) -> Result<Created, StoreError> {
         let mut tx = self.begin().await?;
+        if let Some(key) = key {
+            match idempotency::claim(&mut tx, key, &id.to_string()).await? {
+                Claim::New => {}
+                Claim::OtherArguments => return Ok(Created::OtherArguments),
+                Claim::Repeated(subject) => {
+                    let first =
+                        subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    return Ok(self.team(first).await?.map_or(Created::Gone, Created::Repeated));
+                }
+            }
+        }
         // Two calls of one person must not both find room.
         sqlx::query!("select id from users where id = $1 for no key update", owner.0).fetch_one(&mut *tx).await?;
         let count = sqlx::query_scalar!(r#"select count(*) as "count!" from team_members where user_id = $1"#, owner.0)
             .fetch_one(&mut *tx)
             .await?;
         if count >= TEAMS_MAX {
-            return Ok(None);
+            return Ok(Created::TooMany);
         }
         let team = insert(&mut tx, id, name, owner).await?;
         let actor = Actor { team: Some(id), ..actor.clone() };
         audit::record(&mut tx, &actor, "team.create", &id.to_string(), serde_json::json!({ "name": name })).await?;
         tx.commit().await?;
-        Ok(Some(team))
+        Ok(Created::Made(team))
     }
 
     /// False when there is no such team.

@@ -5,7 +5,8 @@ use model::ids::{OperationId, SandboxId, TeamId};
 use model::sandbox::{Desired, Kept, Observed, OnTimeout, Status};
 
 use crate::audit::{self, Actor};
-use crate::operations::{self, Kind, Lease};
+use crate::events;
+use crate::operations::{self, Cause, Kind, Lease};
 use crate::placement::{self, Asked, Wanted};
 use crate::policy::{self, PolicyChange};
 use crate::quotas::{self, Exceeded, Refused};
@@ -76,7 +77,7 @@ impl Store {
             Status::Paused => return Ok(Turned::Is),
             other => return Ok(Turned::Wrong(other)),
         }
-        let operation = turn(&mut tx, id, sandbox.revision, Turn::Pause(kept), Some(lease)).await?;
+        let operation = turn(&mut tx, id, sandbox.revision, Turn::Pause(kept), Some(lease), actor.into()).await?;
         let facts = serde_json::json!({ "kept": kept.as_str() });
         audit::record(&mut tx, actor, "sandbox.pause", id.as_str(), facts).await?;
         tx.commit().await?;
@@ -129,7 +130,9 @@ impl Store {
                 return Ok(Turned::NoRoom);
             }
         }
-        let operation = turn(&mut tx, id, sandbox.revision, Turn::Resume, Some(lease)).await?;
+        let reason = (whose == ResumeOf::Call).then_some("auto_resume");
+        let cause = Cause { actor: Some(actor), reason };
+        let operation = turn(&mut tx, id, sandbox.revision, Turn::Resume, Some(lease), cause).await?;
         let facts = serde_json::json!({ "by_call": whose == ResumeOf::Call });
         audit::record(&mut tx, actor, "sandbox.resume", id.as_str(), facts).await?;
         tx.commit().await?;
@@ -159,7 +162,7 @@ impl Store {
         if row.desired == Desired::Killed.as_str() {
             return Ok(KillWish::UnderWay(operations::latest(&mut tx, id, Kind::Kill).await?));
         }
-        let operation = kill(&mut tx, id, row.revision, Some(lease), "requested").await?;
+        let operation = kill(&mut tx, id, row.revision, Some(lease), "requested", actor.into()).await?;
         audit::record(&mut tx, actor, "sandbox.kill", id.as_str(), serde_json::json!({})).await?;
         tx.commit().await?;
         Ok(KillWish::Opened(operation))
@@ -204,6 +207,16 @@ impl Store {
             "idle_timeout_sec": change.idle_timeout_sec,
             "auto_resume": change.auto_resume,
         });
+        let told = events::New {
+            team,
+            kind: "sandbox.timeout.changed",
+            outcome: None,
+            resource_type: "capsule",
+            resource_id: id.as_str(),
+            actor: Some(actor),
+            metadata: words_of(&facts),
+        };
+        events::record(&mut tx, &told).await?;
         audit::record(&mut tx, actor, "sandbox.timeout", id.as_str(), facts).await?;
         let sandbox = sandboxes::read(&mut tx, id).await?;
         tx.commit().await?;
@@ -288,6 +301,14 @@ pub(crate) async fn end_of_team(tx: &mut Tx, team: TeamId) -> Result<usize, Stor
     Ok(ids.len())
 }
 
+/// What is said of them, without what is not, as words.
+fn words_of(facts: &serde_json::Value) -> serde_json::Value {
+    let said = facts.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    said.map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned).into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 /// What is kept of a sandbox whose time is over.
 pub(crate) fn kept(id: &SandboxId, word: &str, keeps: &str) -> Result<Option<Kept>, StoreError> {
     let damaged = || StoreError::Damaged { row: id.to_string(), column: "on_timeout" };
@@ -302,13 +323,14 @@ pub(crate) async fn end_of_time(
     kept: Option<Kept>,
     reason: &str,
 ) -> Result<(), StoreError> {
+    let cause = Cause { actor: None, reason: Some(if reason == "deadline" { "ttl_expired" } else { reason }) };
     let action = match kept {
         Some(kept) => {
-            turn(tx, id, revision, Turn::Pause(kept), None).await?;
+            turn(tx, id, revision, Turn::Pause(kept), None, cause).await?;
             "sandbox.pause"
         }
         None => {
-            kill(tx, id, revision, None, reason).await?;
+            kill(tx, id, revision, None, reason, cause).await?;
             "sandbox.kill"
         }
     };
@@ -329,6 +351,7 @@ async fn turn(
     revision: i64,
     turn: Turn,
     lease: Option<&Lease>,
+    cause: Cause<'_>,
 ) -> Result<operations::Operation, StoreError> {
     let revision = revision + 1;
     let (desired, observed, kind, kept) = match turn {
@@ -348,7 +371,7 @@ async fn turn(
     .execute(&mut **tx)
     .await?;
     operations::supersede(tx, id).await?;
-    operations::open(tx, id, kind, revision, lease, None).await
+    operations::open(tx, id, kind, revision, lease, None, cause).await
 }
 
 /// Raises the revision to the wish of an end.
@@ -358,6 +381,7 @@ async fn kill(
     revision: i64,
     lease: Option<&Lease>,
     reason: &str,
+    cause: Cause<'_>,
 ) -> Result<operations::Operation, StoreError> {
     sqlx::query!(
         "update sandboxes set desired = 'killed', revision = $2, reason = $3, idle_since = null, updated_at = now() where id = $1",
@@ -368,5 +392,5 @@ async fn kill(
     .execute(&mut **tx)
     .await?;
     operations::supersede(tx, id).await?;
-    operations::open(tx, id, Kind::Kill, revision + 1, lease, None).await
+    operations::open(tx, id, Kind::Kill, revision + 1, lease, None, cause).await
 }

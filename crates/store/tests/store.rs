@@ -14,7 +14,7 @@ use store::operations::{Full, Kind, Lease, Operation, Phase};
 use store::placement::{Asked, Dimension, Shortage};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
-use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting};
+use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting, Which};
 use store::snapshots::{Child, ForkWish, SnapshotWish};
 use store::wishes::{KillWish, ResumeOf, Timed, Turned};
 use store::{Store, Update};
@@ -187,7 +187,7 @@ async fn a_kill_wins_over_a_create_that_is_under_way() {
     let ended = bench.get(&id).await;
     assert_eq!((ended.status(), ended.envs.len()), (Status::Stopped, 0), "what a user gave is not kept after the end");
     assert!(matches!(bench.kill(&id).await, KillWish::Ended));
-    assert_eq!(bench.store.sandboxes(bench.team, 100, None).await.unwrap().len(), 0);
+    assert_eq!(bench.store.sandboxes(bench.team, 100, None, &Which::default()).await.unwrap().len(), 0);
 }
 
 #[tokio::test]
@@ -622,7 +622,7 @@ async fn a_fork_is_all_of_its_sandboxes_or_none() {
     bench.run(&run).await;
     // The host has 4096 MiB, and the source takes 512 of them.
     assert!(matches!(bench.fork(&id, 8, None).await, ForkWish::NoRoom));
-    assert_eq!(bench.store.sandboxes(bench.team, 100, None).await.unwrap().len(), 1);
+    assert_eq!(bench.store.sandboxes(bench.team, 100, None, &Which::default()).await.unwrap().len(), 1);
     let key = Key { scope: "t fork".to_owned(), key: "k".to_owned(), args_hash: [1; 32] };
     let ForkWish::Opened(operations) = bench.fork(&id, 7, Some(&key)).await else { panic!("not opened") };
     assert_eq!(operations.len(), 7);

@@ -34,7 +34,7 @@ pub struct CreateSandbox {
     /// Whether a command or a file call lets it run again when it is paused with its memory; false when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
-    /// At most 32 pairs of at most 256 bytes.
+    /// At most 32 pairs of at most 256 bytes; not kernel_version, vmm_version, agent_version and envd_version, which the platform says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
     /// Environment of every process in the sandbox; at most 128 pairs, 32 KiB in all.
@@ -70,6 +70,13 @@ pub struct SetTimeout {
     /// Whether a command or a file call lets it run again when it is paused with its memory; as it was when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
+}
+
+/// `PATCH /v1/sandboxes/{id}`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeSandbox {
+    /// Names with their new values; null takes a name away. Others stay as they are. As at a create, all in all.
+    pub metadata: BTreeMap<String, Option<String>>,
 }
 
 /// `POST /v1/sandboxes/{id}/pause`; the body may be absent.
@@ -207,9 +214,20 @@ pub struct TimelineEntry {
 #[into_params(parameter_in = Query)]
 pub struct Page {
     /// So many at most, 1 to 10000, which is what there is without it. When there are more, the header `Link` names the next page.
+    #[param(minimum = 1, maximum = 10000)]
     pub limit: Option<u32>,
-    /// The id of a sandbox: those that come after it in the list.
+    /// Where a page begins: out of the header `Link` of the page before, good for a day and for the same question.
+    #[param(max_length = 256)]
+    pub cursor: Option<String>,
+    /// The id of a sandbox: those that come after it in the list. Not beside `cursor`.
     pub before: Option<String>,
+    /// Those that are in one of these states, with commas or repeated.
+    pub status: Option<String>,
+    /// Those that began with this template or snapshot.
+    #[param(max_length = 64)]
+    pub template: Option<String>,
+    pub created_after: Option<DateTime<Utc>>,
+    pub created_before: Option<DateTime<Utc>>,
 }
 
 /// How long a call may wait for the outcome before it answers with the state under way (202).
@@ -217,5 +235,6 @@ pub struct Page {
 #[into_params(parameter_in = Query)]
 pub struct Wait {
     /// Seconds, 0 to 120; 4 when absent, which the timeouts of published clients allow.
+    #[param(minimum = 0, maximum = 120)]
     pub wait_sec: Option<u32>,
 }

@@ -15,6 +15,7 @@ use store::sessions::{SessionBy, Standing};
 
 use super::credentials::{self, Credential};
 use super::errors::{ApiError, REQUEST_ID};
+use super::idempotency;
 use super::rights::{self, Grant};
 use crate::app::App;
 
@@ -47,7 +48,7 @@ use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, Snap
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 103] = [
+pub const TABLE: [(&str, &str, Policy); 107] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -125,6 +126,7 @@ pub const TABLE: [(&str, &str, Policy); 103] = [
     ("POST", "/v1/sandboxes", Team(SandboxesWrite)),
     ("GET", "/v1/sandboxes", Team(SandboxesRead)),
     ("GET", "/v1/sandboxes/{id}", Team(SandboxesRead)),
+    ("PATCH", "/v1/sandboxes/{id}", Team(SandboxesWrite)),
     ("DELETE", "/v1/sandboxes/{id}", Team(SandboxesWrite)),
     ("POST", "/v1/sandboxes/{id}/pause", Team(SandboxesWrite)),
     ("POST", "/v1/sandboxes/{id}/resume", Team(SandboxesWrite)),
@@ -141,6 +143,9 @@ pub const TABLE: [(&str, &str, Policy); 103] = [
     ("POST", "/v1/sandboxes/{id}/files/write", Team(SandboxesUse)),
     ("POST", "/v1/sandboxes/{id}/files/stream/read", Team(SandboxesUse)),
     ("POST", "/v1/sandboxes/{id}/files/stream/write", Team(SandboxesUse)),
+    ("GET", "/v1/events", Team(SandboxesRead)),
+    ("GET", "/v1/events/stream", Team(SandboxesRead)),
+    ("GET", "/v1/events/all/stream", Team(SandboxesRead)),
     ("POST", "/v1/snapshots", Team(SnapshotsWrite)),
     ("GET", "/v1/snapshots", Team(SnapshotsRead)),
     ("DELETE", "/v1/snapshots/{id}", Team(SnapshotsWrite)),
@@ -286,8 +291,18 @@ pub async fn check(
     };
     let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
     let (headers, method) = (request.headers().clone(), request.method().clone());
+    idempotency::is_well_formed(&headers)?;
+    let now = tokio::time::Instant::now();
+    // Where anybody may come, nobody is told apart by what they show.
+    let shown = if matches!(policy, Open | Host) { None } else { credentials::credential(&headers)? };
+    let mut standing = match shown.map(|credential| app.limits.of_credential(&credential, now)) {
+        None => None,
+        Some(Ok(standing)) => standing,
+        Some(Err(too_many)) => return Ok(too_many.response()),
+    };
     let asked = Asked { app: &app, headers: &headers, method: &method, request_id };
     let extensions = request.extensions_mut();
+    let person;
     let grant = match policy {
         Open => {
             extensions.insert(RequestId(asked.request_id));
@@ -301,47 +316,68 @@ pub async fn check(
         }
         Team(scope) => {
             let (caller, grant) = in_time(asked.team(scope)).await?;
+            if let Err(too_many) = app.limits.of_team(caller.team, now) {
+                return Ok(too_many.response());
+            }
+            person = caller.user();
             extensions.insert(caller);
             grant
         }
         Person => {
-            let person = in_time(asked.person()).await?;
-            let grant = Grant::session(policy, person.session, None);
-            extensions.insert(person);
+            let who = in_time(asked.person()).await?;
+            person = Some(who.user);
+            let grant = Grant::session(policy, who.session, None);
+            extensions.insert(who);
             grant
         }
         Member(least) => {
-            let person = in_time(asked.person()).await?;
+            let who = in_time(asked.person()).await?;
+            person = Some(who.user);
             let team = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id).unwrap_or_default();
             let team: TeamId = team.parse().map_err(|error| ApiError::invalid("id", format!("is {error}")))?;
-            let role = app.store.role_in(team, person.user).await?.ok_or_else(|| ApiError::not_found("team"))?;
+            let role = app.store.role_in(team, who.user).await?.ok_or_else(|| ApiError::not_found("team"))?;
             at_least(least, role)?;
-            let grant = Grant::session(policy, person.session, Some(team));
-            extensions.insert(MemberCaller { person, team, role });
+            let grant = Grant::session(policy, who.session, Some(team));
+            extensions.insert(MemberCaller { person: who, team, role });
             grant
         }
         NewHost(_) => {
-            let person = in_time(asked.person()).await?;
-            let grant = Grant::session(policy, person.session, None);
-            extensions.insert(person);
+            let who = in_time(asked.person()).await?;
+            person = Some(who.user);
+            let grant = Grant::session(policy, who.session, None);
+            extensions.insert(who);
             grant
         }
         Hosts(least) => {
             let named = params.iter().find(|(name, _)| *name == "id").map(|(_, id)| id.to_owned());
             let (caller, grant) = in_time(asked.hosts(least, named)).await?;
+            person = Some(caller.person.user);
             extensions.insert(caller);
             grant
         }
         Administrator => {
             let (admin, grant) = in_time(asked.administrator()).await?;
+            person = admin.0.user();
             extensions.insert(admin);
             grant
         }
     };
     extensions.insert(grant.clone());
+    if let Some(person) = person {
+        match app.limits.of_person(person, now) {
+            Ok(of_person) => standing = of_person,
+            Err(too_many) => return Ok(too_many.response()),
+        }
+    }
     // Rights that are lost end what goes on, as a client does that leaves.
     tokio::select! {
-        response = next.run(request) => Ok(rights::bounded(response, &app, &grant)),
+        response = next.run(request) => {
+            let mut response = rights::bounded(response, &app, &grant);
+            if let Some(standing) = standing {
+                standing.write(response.headers_mut());
+            }
+            Ok(response)
+        }
         () = rights::lost(&app, &grant) => Err(ApiError::unauthorized()),
     }
 }

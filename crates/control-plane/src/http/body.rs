@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use bytes::Bytes;
 use http::request::Parts;
@@ -110,13 +110,16 @@ pub fn is_encoded(headers: &HeaderMap) -> bool {
 
 /// The whole body, within a size and a time.
 pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::too_large(u64::try_from(bytes_max).unwrap_or(u64::MAX));
+    // Who says so beforehand is answered before anything is read; a client that waits to go on does not send it.
+    if usize::try_from(body.size_hint().lower()).is_ok_and(|bytes| bytes > bytes_max) {
+        return Err(too_large());
+    }
     let collected = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, bytes_max).collect());
     match collected.await {
         Err(_) => Err(ApiError::request_timeout()),
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(ApiError::too_large(u64::try_from(bytes_max).unwrap_or(u64::MAX)))
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(ApiError::invalid("", "the body ended early")),
     }
 }

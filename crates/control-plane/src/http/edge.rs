@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tracing::{Instrument as _, error, info, info_span};
 
 use super::errors::{ApiError, REQUEST_ID};
+use super::limits;
 use crate::app::App;
 use crate::measures::{self, Counted};
 
@@ -101,8 +102,10 @@ fn in_one_shape(mut response: Response, id: &str) -> Response {
         },
     };
     let mut shaped = error.response(id);
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        shaped.headers_mut().insert(header::ALLOW, allow.clone());
+    for name in limits::HEADERS.into_iter().chain([header::ALLOW]) {
+        if let Some(value) = response.headers().get(&name) {
+            shaped.headers_mut().insert(name, value.clone());
+        }
     }
     shaped
 }

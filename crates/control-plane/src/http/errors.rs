@@ -38,6 +38,7 @@ pub const CODES: [(&str, StatusCode); 45] = [
     ("request_timeout", StatusCode::REQUEST_TIMEOUT),
     ("invalid_state", StatusCode::CONFLICT),
     ("conflict", StatusCode::CONFLICT),
+    ("operation_in_progress", StatusCode::CONFLICT),
     ("host_has_sandboxes", StatusCode::CONFLICT),
     ("host_fenced", StatusCode::CONFLICT),
     ("name_reserved", StatusCode::CONFLICT),
@@ -222,6 +223,17 @@ impl ApiError {
 
     pub fn too_many_attempts(retry_after_sec: u32) -> Self {
         Self::new("rate_limited", "too many tries; wait a little").retry_after(retry_after_sec)
+    }
+
+    pub fn too_many_requests(retry_after_sec: u32) -> Self {
+        Self::new("rate_limited", "too many requests; send fewer, and none before Retry-After")
+            .retry_after(retry_after_sec)
+    }
+
+    /// Under the same idempotency key.
+    pub fn operation_in_progress() -> Self {
+        let message = "the first call under this Idempotency-Key has not ended yet; ask again in a moment";
+        Self::new("operation_in_progress", message).retry_after(1)
     }
 
     /// Unknown and foreign things are the same.
@@ -422,6 +434,9 @@ pub fn echo(input: &str) -> String {
 
 impl From<StoreError> for ApiError {
     fn from(cause: StoreError) -> Self {
+        if matches!(cause, StoreError::FirstUnderWay) {
+            return Self::operation_in_progress();
+        }
         if cause.is_unavailable() {
             tracing::warn!("the database is not available: {}", innermost(&cause));
             return Self::unavailable();

@@ -1,6 +1,7 @@
 //! `Idempotency-Key`: a repeated call finds what the first one made. While the first is under way, the repeated one waits with it.
 
 use axum::extract::FromRequestParts;
+use http::HeaderMap;
 use http::request::Parts;
 use model::ids::UserId;
 use serde::Serialize;
@@ -20,17 +21,24 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let mut given = parts.headers.get_all("idempotency-key").iter();
-        let Some(value) = given.next() else { return Ok(Self(None)) };
-        let text = value.to_str().unwrap_or_default();
-        if text.is_empty() || text.len() > KEY_BYTES_MAX || given.next().is_some() {
-            return Err(ApiError::invalid(
-                "Idempotency-Key",
-                "must be given once, with 1 to 255 printable ASCII characters",
-            ));
-        }
-        Ok(Self(Some(text.to_owned())))
+        Ok(Self(given(&parts.headers)?.map(str::to_owned)))
     }
+}
+
+/// Also where a call may be repeated without one, such as a pause: a key that no route would take is a mistake everywhere.
+pub fn is_well_formed(headers: &HeaderMap) -> Result<(), ApiError> {
+    given(headers).map(drop)
+}
+
+fn given(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut given = headers.get_all("idempotency-key").iter();
+    let Some(value) = given.next() else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    if text.is_empty() || text.len() > KEY_BYTES_MAX || given.next().is_some() {
+        let reason = "must be given once, with 1 to 255 printable ASCII characters";
+        return Err(ApiError::invalid("Idempotency-Key", reason));
+    }
+    Ok(Some(text))
 }
 
 impl IdempotencyKey {

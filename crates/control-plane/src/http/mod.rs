@@ -7,12 +7,14 @@
 pub mod access;
 mod body;
 mod credentials;
+mod cursor;
 pub mod docs;
 mod edge;
 pub mod errors;
 mod fields;
 mod health;
 mod idempotency;
+pub mod limits;
 mod paged;
 mod rights;
 pub mod serve;
@@ -24,6 +26,8 @@ use axum::routing::get;
 use http::Method;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use v1::sandboxes::view::shown as sandbox_shown;
+
 use crate::app::App;
 use errors::ApiError;
 
@@ -34,7 +38,7 @@ pub fn router(app: App) -> Router {
         .merge(v1)
         // The name of sandboxes in the routes of the published SDK.
         .nest("/v1/capsules", capsules)
-        .merge(docs::router(openapi))
+        .merge(docs::router(docs::whole(openapi)))
         .route("/", get(docs::home))
         .route("/health", get(health::ready))
         .route("/health/ready", get(health::ready))
@@ -77,6 +81,7 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1/sandboxes", v1::sandboxes::router())
         .nest("/v1/snapshots", v1::snapshots::router())
         .nest("/v1/channels", v1::channels::router())
+        .nest("/v1/events", v1::events::router())
 }
 
 /// Which methods there are is said by the router's own header.

@@ -40,6 +40,10 @@ impl Counted {
         Self::new(gauge!("wrenn_streams_open", "kind" => "exec"))
     }
 
+    pub fn event_stream() -> Self {
+        Self::new(gauge!("wrenn_streams_open", "kind" => "events"))
+    }
+
     pub fn file_stream() -> Self {
         Self::new(gauge!("wrenn_streams_open", "kind" => "file"))
     }

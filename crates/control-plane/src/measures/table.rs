@@ -57,7 +57,11 @@ pub const TABLE: &[Metric] = &[
         "From a request's arrival to the head of its answer",
     ),
     gauge("wrenn_http_requests_in_flight", &[], "Requests whose answer has not begun"),
-    gauge("wrenn_streams_open", &[of("kind", &["exec", "file"])], "Commands by WebSocket and downloads that go on now"),
+    gauge(
+        "wrenn_streams_open",
+        &[of("kind", &["exec", "file", "events"])],
+        "Commands by WebSocket, downloads and listeners of events that go on now",
+    ),
     counter(
         "wrenn_quota_refusals_total",
         &[of("quota", &["sandboxes", "running", "vcpus", "memory_mb", "disk_mb", "creates_per_min"])],

@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use crate::app::App;
 use crate::channels::deliver;
-use crate::outbox;
+use crate::{events, outbox};
 
 /// How long it takes at least until a fail-over of the database is followed.
 const PRIMARY_EVERY: Duration = Duration::from_secs(2);
@@ -52,6 +52,9 @@ pub fn start(app: &App) {
         app.store.follow_primary().await;
         Ok(())
     }));
+    if app.roles.api {
+        tracker.spawn(events::read(app.clone()));
+    }
     if !app.roles.workers {
         return;
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use api::v1::hosts::{Heartbeat, HostFacts};
@@ -17,7 +18,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::place;
 use super::stage::Stage;
 
 pub struct Plan<'a> {
@@ -29,7 +29,11 @@ pub struct Plan<'a> {
     pub cp_url: &'a str,
     /// Of a host that is not registered yet.
     pub token: Option<&'a str>,
+    pub body: Body,
 }
+
+/// The process of a microVM on a host with this directory.
+pub type Body = fn(&Path, &microvm::Launch) -> Command;
 
 pub struct Running {
     pub agent: Arc<Agent>,
@@ -48,7 +52,7 @@ pub async fn start(plan: Plan<'_>, stop: &CancellationToken) -> Running {
     let stage = Stage::new(plan.dir);
     let files = Files::new(plan.dir);
     let dir = plan.dir.to_owned();
-    let fake = microvm::fake::Fake::with_body(move |launch| place::body(&dir, launch));
+    let fake = microvm::fake::Fake::with_body(move |launch| (plan.body)(&dir, launch));
     let (sandboxes, driver) = stage.agent_with(fake).await;
     let credentials = match plan.token {
         Some(token) => {

@@ -78,6 +78,14 @@ impl Client {
         Self { url: url.to_owned(), ..self.clone() }
     }
 
+    /// Of one who shows a key.
+    pub fn key_text(&self) -> &str {
+        match &self.credential {
+            Credential::Key(key) => key,
+            Credential::Bearer(_) => panic!("a token is no key"),
+        }
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         match &self.credential {

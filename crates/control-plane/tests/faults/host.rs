@@ -17,9 +17,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::agent::{self, Plan};
+use super::agent::{self, Body, Plan};
 use super::cluster::{Cluster, wait};
-use super::place::Place;
+use super::place::{self, Place};
 
 pub struct Host {
     /// From the control plane to the agent's port.
@@ -57,14 +57,23 @@ impl Host {
 
     /// By what `POST /v1/hosts` is told.
     pub async fn join_as(cluster: &Cluster, new: Value) -> Self {
-        let host = Self::start(cluster, From::Token(&token(cluster, new).await)).await;
+        Self::joined(cluster, new, place::body).await
+    }
+
+    /// Whose microVMs are these.
+    pub async fn join_with(cluster: &Cluster, body: Body) -> Self {
+        Self::joined(cluster, json!({"type": "regular"}), body).await
+    }
+
+    async fn joined(cluster: &Cluster, new: Value, body: Body) -> Self {
+        let host = Self::start(cluster, From::Token(&token(cluster, new).await), body).await;
         host.wait_attached(Duration::from_secs(30)).await;
         host
     }
 
     /// A machine with this disk, at another address.
     pub async fn copy(cluster: &Cluster, disk: &Disk) -> Self {
-        Self::start(cluster, From::Disk(disk)).await
+        Self::start(cluster, From::Disk(disk), place::body).await
     }
 
     /// Its disk, as it is now.
@@ -77,7 +86,7 @@ impl Host {
         self.stop.cancel();
     }
 
-    async fn start(cluster: &Cluster, from: From<'_>) -> Self {
+    async fn start(cluster: &Cluster, from: From<'_>, body: Body) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap();
@@ -99,6 +108,7 @@ impl Host {
             address: &inbound.address().to_string(),
             cp_url: &format!("http://{}", outbound.address()),
             token,
+            body,
         };
         let running = agent::start(plan, &stop).await;
         let id = running.credentials.borrow().host.host_id.parse().unwrap();

@@ -7,6 +7,7 @@ use control_plane::account_settings::AccountSettings;
 use control_plane::capacity::Capacity;
 use control_plane::config::{Config, Settings};
 use control_plane::login;
+use control_plane::rate_settings::RateSettings;
 use control_plane::run::{self, Serving};
 use control_plane::tokens::Named;
 use model::access::{Role, Scope};
@@ -149,7 +150,10 @@ impl Replica {
         };
         let answer = request.send().await.unwrap();
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let text = answer.text().await.unwrap();
+        // A stream of events does not end.
+        let is_stream =
+            headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let text = if is_stream { String::new() } else { answer.text().await.unwrap() };
         Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
     }
 
@@ -338,6 +342,7 @@ fn config_with(database_url: &str, dir: &std::path::Path, accounts: AccountSetti
         audit_kept_days: 0,
         capacity: Capacity::default(),
         accounts,
+        rates: RateSettings::default(),
     };
     settings.check().unwrap()
 }

@@ -4,6 +4,7 @@ pub mod api_keys;
 pub mod audit;
 pub mod auth;
 pub mod channels;
+pub mod events;
 pub mod fleet;
 pub mod hosts;
 pub mod invitations;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::agent::{self, Plan};
 use super::super::cluster::{ARMED, Cluster, arm, show_log, wait};
 use super::super::host::token;
-use super::super::place::{Place, end_microvms};
+use super::super::place::{self, Place, end_microvms};
 use super::super::stage;
 use super::cables::Cables;
 
@@ -56,6 +56,7 @@ pub fn serve_if_asked() {
             address: &asked.address,
             cp_url: &asked.cp_url,
             token: asked.token.as_deref(),
+            body: place::body,
         };
         let running = agent::start(plan, &stop).await;
         let look: telemetry::Look = Box::new(move || Box::pin(measures::look(running.agent.clone())));

@@ -15,7 +15,7 @@ use crate::http::access::MemberCaller;
 use crate::http::body::Json;
 use crate::http::errors::ApiError;
 use crate::http::fields;
-use crate::secrets::random_32;
+use crate::http::idempotency::{IdempotencyKey, secret_bytes};
 use crate::{mail, tokens};
 
 /// Long enough for a holiday.
@@ -27,12 +27,14 @@ const LIFE: TimeDelta = TimeDelta::days(7);
 pub async fn create(
     State(app): State<App>,
     caller: MemberCaller,
+    repeat: IdempotencyKey,
     Json(body): Json<Invite>,
 ) -> Result<(StatusCode, axum::Json<Invitation>), ApiError> {
     let email = fields::email(&body.email)?;
     let role: Role =
         body.role.as_deref().unwrap_or("member").parse().map_err(|error| ApiError::invalid("role", error))?;
-    let (token, token_hash) = tokens::opaque(&random_32());
+    let key = repeat.of_person(caller.person.user, &format!("POST /v1/teams/{}/invitations", caller.team), &body);
+    let (token, token_hash) = tokens::opaque(&secret_bytes(&app, key.as_ref()));
     let new = NewInvitation {
         id: InvitationId(uuid::Uuid::now_v7()),
         team: caller.team,
@@ -46,9 +48,12 @@ pub async fn create(
     let url = links::page_url(&app, "join", &token);
     let text = format!("You are invited to a team of Wrenn. To join, follow this link within seven days: {url}\n");
     let mail = mail::outgoing(&app.secret, &new.email, "You are invited to a team", &text, new.expires_at);
-    let invited = super::super::detached(&app, async move { store.invite(&new, &mail, &actor).await }).await?;
+    let invited =
+        super::super::detached(&app, async move { store.invite(&new, &mail, key.as_ref(), &actor).await }).await?;
     let invitation = match invited {
-        Invited::Made(invitation) => invitation,
+        Invited::Made(invitation) | Invited::Repeated(invitation) => invitation,
+        Invited::OtherArguments => return Err(ApiError::idempotency_key_reused()),
+        Invited::Gone => return Err(ApiError::not_found("invitation")),
         Invited::Already => return Err(ApiError::already_a_member()),
         Invited::Forbidden => return Err(ApiError::forbidden("only an owner decides about owners")),
         Invited::TooMany => {

@@ -41,7 +41,9 @@ const WAIT_DEFAULT_SEC: u32 = 4;
 const WAIT_MAX_SEC: u32 = 120;
 /// A year: what shall live for longer has no deadline.
 const TIMEOUT_MAX_SEC: i64 = 365 * 86_400;
-const METADATA_MAX: usize = 32;
+pub(super) const METADATA_MAX: usize = 32;
+/// Under these names a sandbox shows by what it is run.
+const METADATA_RESERVED: [&str; 4] = ["kernel_version", "vmm_version", "agent_version", "envd_version"];
 const METADATA_BYTES_MAX: usize = 256;
 const ENVS_MAX: usize = 128;
 const ENVS_BYTES_MAX: usize = 32 * 1024;
@@ -177,16 +179,24 @@ pub(super) fn policy(
 }
 
 pub(super) fn metadata(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
-    let is_name =
-        |name: &String| !name.is_empty() && name.len() <= METADATA_BYTES_MAX && !name.chars().any(char::is_control);
-    let fits = |(name, value): (&String, &String)| is_name(name) && value.len() <= METADATA_BYTES_MAX;
-    if pairs.len() > METADATA_MAX || !pairs.iter().all(fits) {
-        return Err(ApiError::invalid(
-            "metadata",
-            "must be at most 32 pairs of at most 256 bytes, with printable names",
-        ));
+    if pairs.len() > METADATA_MAX {
+        return Err(ApiError::invalid("metadata", format!("must be at most {METADATA_MAX} pairs")));
     }
+    pairs.iter().try_for_each(|(name, value)| metadata_pair(name, Some(value)))?;
     Ok(pairs)
+}
+
+/// A name, with the value that it shall have, if any.
+pub(super) fn metadata_pair(name: &str, value: Option<&str>) -> Result<(), ApiError> {
+    let is_name = !name.is_empty() && name.len() <= METADATA_BYTES_MAX && !name.chars().any(char::is_control);
+    if !is_name || value.is_some_and(|value| value.len() > METADATA_BYTES_MAX) {
+        let reason = "must have printable names of 1 to 256 bytes, and values of at most 256";
+        return Err(ApiError::invalid("metadata", reason));
+    }
+    if METADATA_RESERVED.contains(&name) {
+        return Err(ApiError::invalid("metadata", format!("may not have {name}: what the host runs is said under it")));
+    }
+    Ok(())
 }
 
 pub(super) fn envs(pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {

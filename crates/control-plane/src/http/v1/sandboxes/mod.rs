@@ -13,11 +13,12 @@ mod list;
 mod pause;
 mod ping;
 mod processes;
+mod relabel;
 mod resume;
 mod signal;
 mod timeline;
 mod timeout;
-mod view;
+pub(in crate::http) mod view;
 
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ const WAKE_TIME_MAX: Duration = Duration::from_secs(30);
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(create::create, list::list))
-        .routes(routes!(get::get, kill::kill))
+        .routes(routes!(get::get, relabel::relabel, kill::kill))
         .routes(routes!(pause::pause))
         .routes(routes!(resume::resume))
         .routes(routes!(timeout::timeout))

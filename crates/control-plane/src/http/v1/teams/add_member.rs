@@ -12,6 +12,7 @@ use crate::http::access::MemberCaller;
 use crate::http::body::Json;
 use crate::http::errors::ApiError;
 use crate::http::fields;
+use crate::http::idempotency::IdempotencyKey;
 
 #[utoipa::path(post, path = "/{id}/members", tag = "teams", params(("id" = String, Path)), request_body = AddMember,
     responses((status = 201, body = Member), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody),
@@ -19,15 +20,19 @@ use crate::http::fields;
 pub async fn add(
     State(app): State<App>,
     caller: MemberCaller,
+    repeat: IdempotencyKey,
     Json(body): Json<AddMember>,
 ) -> Result<(StatusCode, axum::Json<Member>), ApiError> {
+    let key = repeat.of_person(caller.person.user, &format!("POST /v1/teams/{}/members", caller.team), &body);
     let email = fields::email(&body.email)?;
     let text = "You are in a team of Wrenn now. Log in and look at your teams.\n";
     let notice = links::notice(&app, &email, "You were added to a team", text);
     let (store, actor, team) = (app.store.clone(), caller.actor(), caller.team);
-    let add = async move { store.add_member(team, &email, &notice, &actor).await };
+    let add = async move { store.add_member(team, &email, &notice, key.as_ref(), &actor).await };
     let member = match super::super::detached(&app, add).await? {
-        Added::Made(member) => member,
+        Added::Made(member) | Added::Repeated(member) => member,
+        Added::OtherArguments => return Err(ApiError::idempotency_key_reused()),
+        Added::Gone => return Err(ApiError::not_found("member")),
         Added::Already => return Err(ApiError::already_a_member()),
         Added::NoTeam => return Err(ApiError::not_found("team")),
         Added::NoUser => return Err(ApiError::not_found("user")),
