@@ -48,13 +48,6 @@ pub struct CreateSandbox {
     pub placement: Option<String>,
 }
 
-/// `PATCH /v1/sandboxes/{id}`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ChangeSandbox {
-    /// Names with their new values; null takes a name away. Others stay as they are. As at a create, all in all.
-    pub metadata: BTreeMap<String, Option<String>>,
-}
-
 /// `POST /v1/sandboxes/{id}/timeout`: the time begins anew, that of being idle too, with what is given changed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SetTimeout {
