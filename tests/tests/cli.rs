@@ -127,7 +127,8 @@ async fn files_there_and_back() {
     platform.shell(&id, "touch \"$(printf '/srv/tree/ev\\033[2Jil')\"").await;
     let listed = text(&wrenn(&["files", "ls", &at("/srv/tree")]));
     assert!(listed.contains("ev\\u{1b}[2Jil") && !listed.contains('\u{1b}'), "{listed}");
-    let document: Value = serde_json::from_str(&text(&wrenn(&["files", "ls", &at("/srv"), "--depth", "3", "--json"]))).unwrap();
+    let document: Value =
+        serde_json::from_str(&text(&wrenn(&["files", "ls", &at("/srv"), "--depth", "3", "--json"]))).unwrap();
     assert!(document["entries"].as_array().unwrap().iter().any(|entry| entry["path"] == "/srv/tree/a/b"), "{document}");
 
     // One is renamed, one goes; a directory only when that is meant.
@@ -139,9 +140,8 @@ async fn files_there_and_back() {
     text(&wrenn(&["files", "rm", "-f", &at("/srv/tree/a")]));
 
     // A large one, in two goes.
-    let (_, sum) = platform
-        .shell(&id, "head -c 200000000 /dev/urandom >/srv/large && sha256sum /srv/large | cut -d' ' -f1")
-        .await;
+    let (_, sum) =
+        platform.shell(&id, "head -c 200000000 /dev/urandom >/srv/large && sha256sum /srv/large | cut -d' ' -f1").await;
     let (large, into) = (dir.path().join("large"), dir.path().to_str().unwrap().to_owned());
     let mut first = platform.command(&["files", "get", &at("/srv/large"), &into]);
     let mut first = first.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -232,7 +232,10 @@ async fn what_happens_is_followed() {
     let script = "i=0; while [ $i -lt 100 ]; do i=$((i + 1)); echo line-$i; sleep 0.2; done; exit 9";
     let tag = text(&platform.wrenn(&["sandbox", "exec", &id, "-b", "--tag", "counts", "--", "sh", "-c", script]));
     assert_eq!(tag, "counts");
-    assert_eq!(platform.wrenn(&["sandbox", "exec", &id, "-b", "--tag", "counts", "--", "true"]).status.code(), Some(125));
+    assert_eq!(
+        platform.wrenn(&["sandbox", "exec", &id, "-b", "--tag", "counts", "--", "true"]).status.code(),
+        Some(125)
+    );
     let mut followed = Followed::of(&platform, &["logs", "-f", &id, "counts"]);
     followed.wait_for("its first line", |line| line == "line-1");
     followed.wait_for("a later one", |line| line == "line-10");

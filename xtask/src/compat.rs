@@ -70,7 +70,8 @@ fn parsed(text: &str) -> Result<Vec<Route<'_>>> {
             continue;
         }
         let mut parts = line.split('|').map(str::trim);
-        let (method, path) = parts.next().and_then(|name| name.split_once(' ')).context("a line begins with METHOD /path")?;
+        let (method, path) =
+            parts.next().and_then(|name| name.split_once(' ')).context("a line begins with METHOD /path")?;
         let (Some(proof), Some(note), None) = (parts.next(), parts.next(), parts.next()) else {
             bail!("{ROUTES}: {line:?} has not three parts");
         };

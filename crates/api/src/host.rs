@@ -29,6 +29,11 @@ pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest piece of a file or of output in one message.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Of the answer to `ListFiles`, which is not made in pieces: twenty thousand entries, with paths of some two hundred bytes.
+pub const LISTING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What such an answer may make its reader allocate beyond its own bytes.
+pub const LISTING_ELEMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// The guest, or envd in it, misbehaved: no fault of the caller nor of the host. The public API answers 502 `agent_error`.
 pub const GUEST_FAULT: ErrorCode = ErrorCode::DataLoss;
 

@@ -295,7 +295,7 @@ async fn another_teams_things_do_not_exist() {
                     let form = reqwest::multipart::Form::new().text("path", "/tmp/x").text("file", "x");
                     request.multipart(form)
                 }
-                _ if route.ends_with("exec/stream") => request
+                _ if route.ends_with("/stream") || route.ends_with("/pty") => request
                     .header("connection", "upgrade")
                     .header("upgrade", "websocket")
                     .header("sec-websocket-version", "13")

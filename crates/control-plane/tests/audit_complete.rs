@@ -16,7 +16,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Routes of whose calls no record is kept.
-const UNRECORDED: [(&str, &str, &str); 9] = [
+const UNRECORDED: [(&str, &str, &str); 15] = [
     ("POST", "/v1/channels/test", "nothing here changes; what was told is with who was told"),
     ("POST", "/v1/hosts/{id}/heartbeat", "what a host says of itself, every few seconds, is no act of anybody"),
     ("POST", "/v1/sandboxes/{id}/ping", "the sandbox stays what it is; only its idle time begins anew"),
@@ -26,6 +26,12 @@ const UNRECORDED: [(&str, &str, &str); 9] = [
     ("POST", "/v1/sandboxes/{id}/files/write", IN_THE_SANDBOX),
     ("POST", "/v1/sandboxes/{id}/files/stream/read", IN_THE_SANDBOX),
     ("POST", "/v1/sandboxes/{id}/files/stream/write", IN_THE_SANDBOX),
+    ("PUT", "/v1/sandboxes/{id}/files/content", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/list", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/stat", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/mkdir", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/move", IN_THE_SANDBOX),
+    ("POST", "/v1/sandboxes/{id}/files/remove", IN_THE_SANDBOX),
 ];
 const IN_THE_SANDBOX: &str = "what happens within a sandbox is its team's own, and nothing of the platform changes";
 
@@ -42,7 +48,7 @@ const STATE: &str = "
         union all select 'identity' || row(provider, subject, user_id)::text from identities
         union all select 'host' || row(id, state, address, tags, epoch)::text from hosts
         union all select 'registration' || row(token_hash, used_by_key)::text from registration_tokens
-        union all select 'sandbox' || row(id, desired, revision, timeout_sec)::text from sandboxes
+        union all select 'sandbox' || row(id, desired, revision, timeout_sec, metadata)::text from sandboxes
         union all select 'snapshot' || row(id, name, state = 'removing')::text from snapshots
         union all select 'quota' || row(team_id, vcpus, sandboxes)::text from team_quotas
         union all select 'channel' || row(id, name, config, events)::text from channels

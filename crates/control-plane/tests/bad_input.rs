@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Routes that take a JSON object, with a body that is right but for what does not exist.
-const JSON_ROUTES: [(&str, &str); 7] = [
+const JSON_ROUTES: [(&str, &str); 12] = [
     ("/v1/auth/login", "{\"email\":\"a\",\"password\":\"b\"}"),
     ("/v1/hosts", "{\"type\":\"regular\"}"),
     ("/v1/hosts/register", "{}"),
@@ -16,6 +16,11 @@ const JSON_ROUTES: [(&str, &str); 7] = [
     ("/v1/sandboxes/sb0000000000000000000000/exec", "{\"cmd\":\"true\"}"),
     ("/v1/sandboxes/sb0000000000000000000000/files/read", "{\"path\":\"/x\"}"),
     ("/v1/sandboxes/sb0000000000000000000000/files/stream/read", "{\"path\":\"/x\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/list", "{\"path\":\"/x\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/stat", "{\"path\":\"/x\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/mkdir", "{\"path\":\"/x\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/move", "{\"from\":\"/x\",\"to\":\"/y\"}"),
+    ("/v1/sandboxes/sb0000000000000000000000/files/remove", "{\"path\":\"/x\"}"),
 ];
 
 fn who<'a>(replica: &'a Replica, path: &str) -> Who<'a> {
@@ -235,7 +240,13 @@ async fn a_host_that_is_not_there_is_told_as_that() {
     let path = |rest: &str| format!("/v1/sandboxes/{sandbox}{rest}");
     for (method, rest, body) in [
         (Method::POST, "/exec", Some(json!({"cmd": "true"}))),
+        (Method::POST, "/exec", Some(json!({"cmd": "true", "background": true}))),
         (Method::POST, "/files/read", Some(json!({"path": "/x"}))),
+        (Method::POST, "/files/list", Some(json!({"path": "/x"}))),
+        (Method::POST, "/files/remove", Some(json!({"path": "/x", "user": "user"}))),
+        (Method::GET, "/files/content?path=/x", None),
+        (Method::PUT, "/files/content?path=/x", None),
+        (Method::GET, "/metrics", None),
         (Method::GET, "/processes", None),
         (Method::DELETE, "/processes/1", None),
         (Method::GET, "/console", None),
@@ -275,6 +286,11 @@ async fn commands_are_checked_before_anything_is_asked() {
         (json!({"cmd": "x", "timeout_sec": -1}), "timeout_sec"),
         (json!({"cmd": "x", "timeout_sec": 100_000}), "timeout_sec"),
         (json!({"cmd": "x", "envs": {"A=": "b"}}), "envs"),
+        (json!({"cmd": "x", "background": "yes"}), "background"),
+        (json!({"cmd": "x", "background": true, "timeout_sec": 10_000_000}), "timeout_sec"),
+        (json!({"cmd": "x", "background": true, "tag": ""}), "tag"),
+        (json!({"cmd": "x", "background": true, "tag": "4711"}), "tag"),
+        (json!({"cmd": "x", "tag": "a/b"}), "tag"),
     ] {
         let answer = replica.as_team(Method::POST, &format!("/v1/sandboxes/{sandbox}/exec"), Some(body)).await;
         assert_eq!(answer.error(), (400, "invalid_request"), "{field}: {}", answer.body);
@@ -300,6 +316,39 @@ async fn commands_are_checked_before_anything_is_asked() {
             .await;
         assert_eq!(answer.error(), (400, "invalid_request"));
     }
+    let long = "x".repeat(5000);
+    for (route, body, field) in [
+        ("list", json!({}), "path"),
+        ("list", json!({"path": ""}), "path"),
+        ("list", json!({"path": 1}), "path"),
+        ("list", json!({"path": "/", "depth": -1}), "depth"),
+        ("list", json!({"path": "/", "depth": "2"}), "depth"),
+        ("list", json!({"path": "/", "depth": 1u64 << 32}), "depth"),
+        ("list", json!({"path": "/", "user": "a:b"}), "user"),
+        ("stat", json!({ "path": long }), "path"),
+        ("mkdir", json!({"path": "/x", "user": "x".repeat(129)}), "user"),
+        ("mkdir", json!({"path": "/x", "user": "a\nb"}), "user"),
+        ("move", json!({"from": "/x"}), "to"),
+        ("move", json!({"from": "/x", "to": ""}), "to"),
+        ("move", json!({"from": "", "to": "/x"}), "from"),
+        ("remove", json!({"path": ""}), "path"),
+    ] {
+        let path = format!("/v1/sandboxes/{sandbox}/files/{route}");
+        let answer = replica.as_team(Method::POST, &path, Some(body.clone())).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{route} {body}");
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains(field), "{route} {body}: {}", answer.body);
+    }
+    for method in [Method::GET, Method::PUT] {
+        for query in ["", "?path=", "?path=%00", &format!("?path={long}"), "?path=/x&user=a:b", "?path=/x&path=/y"] {
+            let path = format!("/v1/sandboxes/{sandbox}/files/content{query}");
+            let answer = replica.as_team(method.clone(), &path, None).await;
+            assert_eq!(answer.error(), (400, "invalid_request"), "{method} {query}");
+        }
+    }
+    for range in ["", "30d", "1H", "600", "1h,2h"] {
+        let path = format!("/v1/sandboxes/{sandbox}/metrics?range={range}");
+        assert_eq!(replica.as_team(Method::GET, &path, None).await.error(), (400, "invalid_request"), "{range}");
+    }
     for signal in ["KILL;rm", "-1", "SIGSTOP"] {
         let answer = replica
             .as_team(Method::DELETE, &format!("/v1/sandboxes/{sandbox}/processes/1?signal={signal}"), None)
@@ -317,4 +366,56 @@ fn a_variable_that_looks_like_a_setting_and_is_none_is_named() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("WRENN_LOGG, and there is no such setting; is WRENN_LOG meant?"), "{said}");
     assert!(!said.contains("hush") && !said.contains("WRENN_TEST_ANY"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_team_has_used_is_asked_by_ranges_that_are_known() {
+    let replica = Replica::start().await;
+    let host = replica.host(4096).await;
+    let sandbox = replica.sandbox(host).await;
+    for path in [
+        "/stats?range=",
+        "/stats?range=2h",
+        "/stats?range=30D",
+        "/usage?from=2026-01-01&to=2025-01-01",
+        "/usage?from=2020-01-01",
+        "/usage?from=yesterday",
+        "/usage?to=0000-00-00",
+        "/usage?to=99999-01-01",
+        "/usage?from=2026-02-30",
+        "/usage?from=2026-01-01%27--",
+    ] {
+        for name in ["sandboxes", "capsules"] {
+            let answer = replica.as_team(Method::GET, &format!("/v1/{name}{path}"), None).await;
+            assert_eq!(answer.error(), (400, "invalid_request"), "{name}{path}");
+        }
+    }
+    // Neither is a sandbox.
+    for name in ["stats", "usage"] {
+        assert_eq!(replica.as_team(Method::DELETE, &format!("/v1/sandboxes/{name}"), None).await.status, 405, "{name}");
+        assert_eq!(
+            replica.as_team(Method::GET, &format!("/v1/sandboxes/{name}/metrics"), None).await.status,
+            400,
+            "{name}"
+        );
+    }
+    let stats = replica.as_team(Method::GET, "/v1/capsules/stats", None).await;
+    assert_eq!((stats.status.as_u16(), &stats.body["range"]), (200, &json!("1h")), "{}", stats.body);
+    assert_eq!(stats.body["current"]["running_count"], 1, "{}", stats.body);
+    assert_eq!(stats.body["series"]["labels"].as_array().map(Vec::len), Some(120));
+    let usage = replica.as_team(Method::GET, "/v1/capsules/usage", None).await;
+    assert_eq!(
+        (usage.status.as_u16(), usage.body["points"].as_array().map(Vec::len)),
+        (200, Some(1)),
+        "{}",
+        usage.body
+    );
+    // Of what does not run there are no metrics, whatever its host would say.
+    for observed in ["starting", "failed", "killed", "lost"] {
+        replica.database.sql(&format!("update sandboxes set observed = '{observed}' where id = '{sandbox}'")).await;
+        let answer = replica.as_team(Method::GET, &format!("/v1/sandboxes/{sandbox}/metrics"), None).await;
+        assert_eq!(answer.error(), (404, "not_found"), "{observed}");
+    }
+    let foreign = replica.as_team(Method::GET, "/v1/sandboxes/sb0000000000000000000000/metrics", None).await;
+    assert_eq!(foreign.error(), (404, "not_found"));
 }

@@ -30,7 +30,12 @@ async fn every_answer_is_one_that_the_document_has() {
     let document = replica.http.get(format!("{}/openapi.json", replica.url)).send().await.unwrap();
     let mut document: Value = document.json().await.unwrap();
     // What nobody may be answered, although the document must say what it would look like.
-    for operation in document["paths"].as_object_mut().unwrap().values_mut().flat_map(|item| item.as_object_mut().unwrap().values_mut()) {
+    for operation in document["paths"]
+        .as_object_mut()
+        .unwrap()
+        .values_mut()
+        .flat_map(|item| item.as_object_mut().unwrap().values_mut())
+    {
         if let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) {
             responses.remove("500");
         }
@@ -46,7 +51,16 @@ async fn every_answer_is_one_that_the_document_has() {
     command.args(["--kill-after=5", SECONDS_MAX]).arg(schemathesis.join("bin/python"));
     command.args(["-m", "schemathesis.cli", "run", "openapi.json", "--url", &replica.url]);
     command.arg("-H").arg(format!("Authorization: Bearer {}", replica.admin));
-    command.args(["-n", EXAMPLES, "--seed", &seed(), "--checks", CHECKS, "--phases", "examples,coverage,fuzzing,stateful"]);
+    command.args([
+        "-n",
+        EXAMPLES,
+        "--seed",
+        &seed(),
+        "--checks",
+        CHECKS,
+        "--phases",
+        "examples,coverage,fuzzing,stateful",
+    ]);
     command.args(["--exclude-path-regex", LEFT_OUT, "--suppress-health-check", "all", "--warnings", "off"]);
     command.args(["--request-timeout", "60", "--no-shrink", "--continue-on-failure"]);
     for name in ["http_proxy", "https_proxy", "all_proxy"] {

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::admission::Room;
 use crate::credentials::Credentials;
+use crate::gauges::Gauges;
 use crate::heartbeat::Link;
 use crate::idleness::Idleness;
 use crate::sandbox::Sandboxes;
@@ -33,6 +34,7 @@ const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 pub struct Agent {
     pub sandboxes: Arc<Sandboxes>,
     pub idleness: Arc<Idleness>,
+    pub gauges: Arc<Gauges>,
     pub credentials: watch::Receiver<Credentials>,
     pub link: watch::Receiver<Link>,
     /// Absent until it is known how this host runs microVMs.

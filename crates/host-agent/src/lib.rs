@@ -13,6 +13,7 @@ pub mod credentials;
 mod denied;
 pub mod disk;
 pub mod durable;
+pub mod gauges;
 pub mod ground;
 pub mod guest;
 pub mod heartbeat;

@@ -23,6 +23,7 @@ use crate::agent::Agent;
 use crate::config::{BadSetting, Config};
 use crate::control_plane::NoClient;
 use crate::credentials::{Credentials, CredentialsError, Files, HostToken};
+use crate::gauges::Gauges;
 use crate::heartbeat::{self, Beat, Link};
 use crate::identity::{self, IdentityError, Lock, Tag};
 use crate::idleness::Idleness;
@@ -255,9 +256,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let credentials = Arc::new(watch::channel(credentials).0);
     let (link_sender, link) = watch::channel(Link::Unknown);
     let idleness = Idleness::new(sandboxes.context().changed.clone());
+    let gauges = Gauges::new(&config.dir);
     let agent = Arc::new(Agent {
         sandboxes: sandboxes.clone(),
         idleness: idleness.clone(),
+        gauges: gauges.clone(),
         credentials: credentials.subscribe(),
         link,
         driver: driver.clone(),
@@ -324,6 +327,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         },
         link: link_sender,
     };
+    tasks.spawn(gauges.watch(sandboxes.clone(), task_stop.clone()).then_name("gauges"));
     tasks.spawn(idleness.watch(sandboxes.clone(), task_stop.clone()).then_name("idleness"));
     let (token, mut known_driver) = (task_stop.clone(), driver.clone());
     tasks.spawn(

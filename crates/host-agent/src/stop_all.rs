@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::gauges::Gauges;
 use crate::run::{Base, RunError};
 use crate::sandbox::steps::blocking;
 use crate::sweep;
@@ -59,6 +60,10 @@ pub async fn stop_all(config: Config) -> Result<(), RunError> {
     if let Err(cause) = blocking(move || snapshots.remove_all()).await {
         left += 1;
         error!("snapshots could not be removed: {cause}");
+    }
+    let dir = base.config.dir.clone();
+    if let Err(cause) = blocking(move || Gauges::remove_all(&dir)).await {
+        warn!("what sandboxes had taken is still written down: {cause}");
     }
     if left > 0 {
         return Err(RunError::Left(left));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use host_agent::guest::{Dial, Guest};
+use host_agent::guest::{Dial, FileWanted, Guest};
 use model::ids::Incarnation;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,7 +53,7 @@ async fn a_transfer_of_150_seconds_is_not_cut() {
         }
     });
     let began = Instant::now();
-    let mut file = guest.read_file("/x", "").await.unwrap();
+    let mut file = guest.read_file("/x", "", &FileWanted::default()).await.unwrap();
     let mut size = 0;
     while let Some(piece) = file.next().await.unwrap() {
         size += piece.len();

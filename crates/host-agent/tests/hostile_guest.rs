@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use api::guest::Init;
 use connectrpc::ErrorCode;
 use futures::future::BoxFuture;
-use host_agent::guest::{Command, Dial, Guest, GuestError, Kill, Select};
+use host_agent::guest::{Command, Dial, FileWanted, Guest, GuestError, Kill, Select};
 use model::ids::Incarnation;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -77,7 +77,7 @@ async fn exec(guest: &Arc<Guest>) -> Result<(), GuestError> {
 }
 
 async fn read(guest: &Arc<Guest>) -> Result<usize, GuestError> {
-    let mut stream = guest.read_file("/x", "").await?;
+    let mut stream = guest.read_file("/x", "", &FileWanted::default()).await?;
     let mut size = 0;
     while let Some(piece) = stream.next().await? {
         size += piece.len();

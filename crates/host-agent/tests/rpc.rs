@@ -11,9 +11,11 @@ use api::host::__buffa::oneof::exec_response::Event;
 use api::host::__buffa::oneof::read_file_response::Part as ReadPart;
 use api::host::__buffa::oneof::write_file_request::Part as WritePart;
 use api::host::{
-    self, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest, EnsureSnapshotRequest, ExecRequest, Fence,
-    GetHostRequest, GetSandboxRequest, ListProcessesRequest, ListSandboxesRequest, ReadFileRequest,
-    RemoveSnapshotRequest, SandboxSpec, SignalProcessRequest, WriteFileHead, WriteFileRequest,
+    self, CloseStdinRequest, ConnectProcessRequest, EnsureKilledRequest, EnsurePausedRequest, EnsureRunningRequest,
+    EnsureSnapshotRequest, ExecRequest, Fence, GetHostRequest, GetMetricsRequest, GetSandboxRequest, ListFilesRequest,
+    ListProcessesRequest, ListSandboxesRequest, MakeDirectoryRequest, MoveFileRequest, ProcessSelector,
+    ReadFileRequest, RemoveFileRequest, RemoveSnapshotRequest, ResizeTerminalRequest, SandboxSpec, SendInputRequest,
+    SignalProcessRequest, TerminalSize, WriteFileHead, WriteFileRequest,
 };
 use api::v1::hosts::IdleTimeout;
 use connectrpc::{ConnectError, ErrorCode};
@@ -76,6 +78,7 @@ async fn run(client: &Client, cmd: &str, timeout_ms: u32) -> Result<(Vec<u8>, Ve
                 assert!(started, "no start before the end");
                 return Ok((out, err, end.exit_code));
             }
+            Some(Event::Pty(_)) => panic!("it has no terminal"),
             Some(Event::Keepalive(_)) | None => {}
         }
     }
@@ -234,12 +237,66 @@ async fn a_sandbox_by_rpc_from_create_to_kill() {
     assert_eq!(size, Some(3_000_000));
     assert!(back == content);
 
+    // A part, what would be sent, and what cannot be.
+    let head_of = async |range: &str, head_only| {
+        let request = ReadFileRequest {
+            sandbox_id: id(1).to_string(),
+            path: path.to_string_lossy().into_owned(),
+            range: range.to_owned(),
+            head_only,
+            ..Default::default()
+        };
+        let mut stream = client.read_file(request).await.unwrap();
+        let first = stream.message().await.unwrap().unwrap().to_owned_message().part;
+        let Some(ReadPart::Head(head)) = first else { panic!("no head") };
+        let mut bytes = 0;
+        while let Some(message) = stream.message().await.unwrap() {
+            let Some(ReadPart::Chunk(chunk)) = message.to_owned_message().part else { panic!("no chunk") };
+            bytes += chunk.len();
+        }
+        assert!(head.has_ranges || head.status == 416);
+        (head.status, head.size, head.content_range.clone(), bytes)
+    };
+    assert_eq!(head_of("bytes=10-19", false).await, (206, Some(10), "bytes 10-19/3000000".to_owned(), 10));
+    assert_eq!(head_of("", true).await, (200, Some(3_000_000), String::new(), 0));
+    let outside = head_of("bytes=3000000-", false).await;
+    assert_eq!((outside.0, outside.2.as_str(), outside.3), (416, "bytes */3000000", 0));
+
+    // Directories. A path is that of the test's own machine: the guest is a process here.
+    let at = |name: &str| port.stage.dir.join(name).to_string_lossy().into_owned();
+    let making =
+        |name: &str| MakeDirectoryRequest { sandbox_id: id(1).to_string(), path: at(name), ..Default::default() };
+    let made = client.make_directory(making("made/here")).await.unwrap().into_owned();
+    assert_eq!((made.entry.r#type.as_str(), made.entry.name.as_str()), ("directory", "here"));
+    let twice = client.make_directory(making("made/here")).await;
+    assert_eq!(twice.err().unwrap().code, ErrorCode::AlreadyExists);
+    let moving = MoveFileRequest {
+        sandbox_id: id(1).to_string(),
+        from: at("a file ä"),
+        to: at("made/here/b"),
+        ..Default::default()
+    };
+    assert_eq!(client.move_file(moving).await.unwrap().into_owned().entry.size, 3_000_000);
+    let listing = ListFilesRequest { sandbox_id: id(1).to_string(), path: at("made"), depth: 2, ..Default::default() };
+    let names: Vec<String> =
+        client.list_files(listing).await.unwrap().into_owned().entries.into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, ["here", "b"]);
+    let removing = RemoveFileRequest { sandbox_id: id(1).to_string(), path: at("made"), ..Default::default() };
+    client.remove_file(removing.clone()).await.unwrap();
+    assert_eq!(client.remove_file(removing).await.err().unwrap().code, ErrorCode::NotFound);
+    let root = RemoveFileRequest { sandbox_id: id(1).to_string(), path: "/".to_owned(), ..Default::default() };
+    assert_eq!(client.remove_file(root).await.err().unwrap().code, ErrorCode::InvalidArgument);
+    let metrics = GetMetricsRequest { sandbox_id: id(1).to_string(), range_sec: 600, ..Default::default() };
+    assert!(client.get_metrics(metrics.clone()).await.unwrap().into_owned().points.is_empty(), "nobody has looked");
+
     let state = client.ensure_killed(killed(1, 2)).await.unwrap().into_owned().state;
     assert_eq!(state.observed, "killed");
     assert_eq!(port.stage.leftovers(), Vec::<String>::new());
     let gone =
         client.exec(ExecRequest { sandbox_id: id(1).to_string(), cmd: "true".to_owned(), ..Default::default() }).await;
     assert_eq!(reason(&error_of(gone).await), (ErrorCode::NotFound, Some(host::UNKNOWN_SANDBOX)));
+    let gone = client.get_metrics(metrics).await.err().unwrap();
+    assert_eq!(reason(&gone), (ErrorCode::FailedPrecondition, Some(host::NOT_RUNNING)));
     port.stop.cancel();
 }
 
@@ -398,6 +455,125 @@ async fn processes_are_listed_and_signalled() {
         }
     }
     assert!(ended);
+    client.ensure_killed(killed(1, 2)).await.unwrap();
+    port.stop.cancel();
+}
+
+fn shell(script: &str, tag: &str) -> ExecRequest {
+    ExecRequest {
+        sandbox_id: id(1).to_string(),
+        cmd: "/bin/sh".to_owned(),
+        args: vec!["-c".to_owned(), script.to_owned()],
+        tag: tag.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn selector(tag: &str) -> buffa::MessageField<ProcessSelector> {
+    use api::host::__buffa::oneof::process_selector::Selector;
+    Some(ProcessSelector { selector: Some(Selector::Tag(tag.to_owned())), ..Default::default() }).into()
+}
+
+/// Where the output of a process begins, what it is (of a terminal, too), and the exit code.
+async fn heard(client: &Client, tag: &str, output_from: u64) -> Result<(Option<u64>, Vec<u8>, i32), ConnectError> {
+    let request = ConnectProcessRequest {
+        sandbox_id: id(1).to_string(),
+        process: selector(tag),
+        output_from,
+        ..Default::default()
+    };
+    let mut stream = client.connect_process(request).await?;
+    let (mut from, mut out) = (None, Vec::new());
+    while let Some(message) = stream.message().await? {
+        match message.to_owned_message().event {
+            Some(Event::Start(start)) => from = start.output_from,
+            Some(Event::Stdout(bytes) | Event::Stderr(bytes) | Event::Pty(bytes)) => out.extend(bytes),
+            Some(Event::End(end)) => return Ok((from, out, end.exit_code)),
+            Some(Event::Keepalive(_)) | None => {}
+        }
+    }
+    panic!("no end of {tag}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_are_left_to_run_and_heard_later() {
+    use api::host::__buffa::oneof::send_input_request::Input;
+    let port = Port::open().await;
+    let client = port.client();
+    client.ensure_running(running(1, 1)).await.unwrap();
+    let guest = port.agent.sandboxes.guest(&id(1)).unwrap();
+    let mut request = shell("echo one; read line; echo got $line; cat; exit 4", "job");
+    request.stdin = true;
+    let started = client.start_process(request.clone()).await.unwrap().into_owned();
+    assert!(started.pid > 0 && started.tag == "job");
+    let refused = client.start_process(request).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::AlreadyExists);
+    // Of many that come at once one gets the tag.
+    let at_once = futures::future::join_all((0..8).map(|_| client.start_process(shell("sleep 300", "once")))).await;
+    assert_eq!(at_once.iter().filter(|answer| answer.is_ok()).count(), 1);
+
+    let (listener, other) = (client.clone(), client.clone());
+    let hearing = tokio::spawn(async move { heard(&listener, "job", 0).await });
+    let from_two = tokio::spawn(async move { heard(&other, "job", 2).await });
+    let send = |input| SendInputRequest {
+        sandbox_id: id(1).to_string(),
+        process: selector("job"),
+        input: Some(input),
+        ..Default::default()
+    };
+    client.send_input(send(Input::Stdin(b"a line\n".to_vec()))).await.unwrap();
+    client.send_input(send(Input::Stdin(b"and more\n".to_vec()))).await.unwrap();
+    let no_terminal = client.send_input(send(Input::Pty(b"x".to_vec()))).await.unwrap_err();
+    assert_eq!(no_terminal.code, ErrorCode::FailedPrecondition);
+    let close = || CloseStdinRequest { sandbox_id: id(1).to_string(), process: selector("job"), ..Default::default() };
+    client.close_stdin(close()).await.unwrap();
+    let whole = b"one\ngot a line\nand more\n";
+    assert_eq!(hearing.await.unwrap().unwrap(), (Some(0), whole.to_vec(), 4));
+    let (from, out, _) = from_two.await.unwrap().unwrap();
+    assert_eq!(out, whole[usize::try_from(from.unwrap()).unwrap()..]);
+    // It has ended, and is still known.
+    assert_eq!(heard(&client, "job", 4).await.unwrap(), (Some(4), whole[4..].to_vec(), 4));
+    assert_eq!(client.close_stdin(close()).await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(heard(&client, "nobody", 0).await.unwrap_err().code, ErrorCode::NotFound);
+
+    // A terminal: its size, what is typed, another size. Being there alone does not keep the sandbox in use.
+    let size = |cols, rows| Some(TerminalSize { cols, rows, ..Default::default() }).into();
+    let mut request = shell("stty size; read line; stty size; exit 5", "terminal");
+    request.terminal = size(100, 30);
+    let mut terminal = client.exec(request.clone()).await.unwrap();
+    let mut shown = Vec::new();
+    while !shown.ends_with(b"30 100\r\n") {
+        if let Some(Event::Pty(bytes)) = terminal.message().await.unwrap().unwrap().to_owned_message().event {
+            shown.extend(bytes);
+        }
+    }
+    let quiet = soon("the terminal to be quiet", || {
+        let used = guest.last_used(Instant::now());
+        (used.elapsed() > Duration::from_millis(300)).then_some(used)
+    })
+    .await;
+    let resize = |size| ResizeTerminalRequest {
+        sandbox_id: id(1).to_string(),
+        process: selector("terminal"),
+        size,
+        ..Default::default()
+    };
+    for (cols, rows) in [(0, 24), (80, 1001), (u32::MAX, 1)] {
+        let wrong = client.resize_terminal(resize(size(cols, rows))).await.unwrap_err();
+        assert_eq!(wrong.code, ErrorCode::InvalidArgument, "{cols} {rows}");
+    }
+    client.resize_terminal(resize(size(120, 40))).await.unwrap();
+    let enter = SendInputRequest {
+        sandbox_id: id(1).to_string(),
+        process: selector("terminal"),
+        input: Some(Input::Pty(b"\n".to_vec())),
+        ..Default::default()
+    };
+    client.send_input(enter).await.unwrap();
+    let (_, out, code) = heard(&client, "terminal", 0).await.unwrap();
+    assert!(code == 5 && out.ends_with(b"40 120\r\n"), "{}", String::from_utf8_lossy(&out));
+    assert!(guest.last_used(Instant::now()) > quiet, "what comes by it is use");
+    drop(terminal);
     client.ensure_killed(killed(1, 2)).await.unwrap();
     port.stop.cancel();
 }

@@ -368,5 +368,9 @@ async fn names(tx: &mut Tx, first: i64, last: i64) -> Result<Value, StoreError> 
     )
     .fetch_all(&mut **tx)
     .await?;
-    Ok(teams.into_iter().map(|team| (team.to_string(), Value::from(TeamId(team).to_string()))).collect::<serde_json::Map<_, _>>().into())
+    Ok(teams
+        .into_iter()
+        .map(|team| (team.to_string(), Value::from(TeamId(team).to_string())))
+        .collect::<serde_json::Map<_, _>>()
+        .into())
 }

@@ -42,6 +42,7 @@ pub mod snapshots;
 pub mod teams;
 mod templates;
 pub mod timeline;
+pub mod usage;
 pub mod users;
 pub mod wishes;
 

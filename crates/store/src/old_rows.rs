@@ -21,6 +21,10 @@ const INVITATIONS_DAYS: i32 = 30;
 const OUTBOX_DAYS: i32 = 7;
 /// What happened, for listeners that come back after a weekend, and some.
 const EVENTS_DAYS: i32 = 7;
+/// The longest range of statistics that is looked up in stretches themselves is a day.
+const STRETCHES_DAYS: i32 = 2;
+/// The longest range of usage is 92 days, and may end some days ago.
+const QUARTERS_DAYS: i32 = 100;
 
 /// Of one statement: it holds its locks for milliseconds.
 const ROWS_MAX: i64 = 1000;
@@ -41,6 +45,8 @@ impl Store {
         until_none(end, || self.old_attempts()).await?;
         until_none(end, || self.old_outbox()).await?;
         until_none(end, || self.old_events()).await?;
+        until_none(end, || self.old_stretches()).await?;
+        until_none(end, || self.old_quarters()).await?;
         if let Ok(days @ 1..) = i32::try_from(audit_days) {
             until_none(end, || self.old_audit(days)).await?;
         }
@@ -152,6 +158,28 @@ impl Store {
             ROWS_MAX
         );
         Ok(numbered + written.execute(&self.pool).await?.rows_affected())
+    }
+
+    /// Those that have not come into quarters yet stay, however old they are.
+    async fn old_stretches(&self) -> Result<u64, StoreError> {
+        let removed = sqlx::query!(
+            "delete from stretches where ctid in
+                 (select ctid from stretches
+                  where ended_at < now() - make_interval(days => $1) and ended_at <= (select until from usage_summed) limit $2)",
+            STRETCHES_DAYS,
+            ROWS_MAX
+        );
+        Ok(removed.execute(&self.pool).await?.rows_affected())
+    }
+
+    async fn old_quarters(&self) -> Result<u64, StoreError> {
+        let removed = sqlx::query!(
+            "delete from usage_quarters where (team_id, began_at) in
+                 (select team_id, began_at from usage_quarters where began_at < now() - make_interval(days => $1) limit $2)",
+            QUARTERS_DAYS,
+            ROWS_MAX
+        );
+        Ok(removed.execute(&self.pool).await?.rows_affected())
     }
 
     /// Ids grow with time, so the first are looked at, and no index by time is needed.

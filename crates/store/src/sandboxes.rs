@@ -433,7 +433,7 @@ impl Store {
         rows.into_iter().map(Sandbox::try_from).collect()
     }
 
-    /// Gives labels other values, or takes them away; `None` when the team has no such sandbox, or it has ended.
+    /// Gives labels other values, or, where there is none, takes them away. It has `count_max` afterwards, at most.
     pub async fn relabel_sandbox(
         &self,
         team: TeamId,

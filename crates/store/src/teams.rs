@@ -119,6 +119,8 @@ impl Store {
                 Claim::Repeated(subject) => {
                     let first =
                         subject.parse().map_err(|_| StoreError::Damaged { row: key.key.clone(), column: "subject" })?;
+                    // Nobody waits for a second connection while holding one.
+                    tx.rollback().await?;
                     return Ok(self.team(first).await?.map_or(Created::Gone, Created::Repeated));
                 }
             }

@@ -17,7 +17,7 @@ mod client;
 #[allow(dead_code)]
 #[path = "../../tests/faults/cluster.rs"]
 mod cluster;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../../../tests/src/figures.rs"]
 mod figures;
 #[allow(dead_code)]
@@ -133,7 +133,8 @@ fn real_envd(dir: &Path, launch: &microvm::Launch) -> Command {
     std::fs::write(stage::port_file(launch), &port).expect("the stage can be written to");
     // For what it says of the sandbox.
     let mut command = place::body(dir, launch);
-    let environment: Vec<_> = command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    let environment: Vec<_> =
+        command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
     command = Command::new(envd().expect("it was looked for before"));
     command.args(["--standalone", "--port", &port]);
     for (name, value) in environment {

@@ -67,7 +67,8 @@ pub async fn commands(bench: &Bench) -> Result<Vec<Judged>> {
     let start: Vec<u8> = [&[0], length.as_slice(), message].concat();
     let by_envd = || async {
         let request = bench.http.post(format!("{}/process.Process/Start", alone.url));
-        let request = request.header("content-type", "application/connect+json").header("connect-protocol-version", "1");
+        let request =
+            request.header("content-type", "application/connect+json").header("connect-protocol-version", "1");
         let answer = request.body(start.clone()).send().await?;
         ensure!(answer.status() == 200, "envd answers {}", answer.status());
         let body = answer.bytes().await?;
@@ -89,8 +90,9 @@ pub async fn files(bench: &Bench) -> Result<Vec<Judged>> {
         Ok(())
     };
     let name = path.to_string_lossy().into_owned();
-    let by_api =
-        || async { whole(bench.http.post(bench.path(&sandbox, "files/read")).json(&json!({ "path": name })).send().await?).await };
+    let by_api = || async {
+        whole(bench.http.post(bench.path(&sandbox, "files/read")).json(&json!({ "path": name })).send().await?).await
+    };
     let by_envd = || async {
         let request = bench.http.get(format!("{}/files", alone.url)).query(&[("path", &name)]);
         whole(request.send().await?).await
@@ -151,7 +153,8 @@ pub async fn streams(bench: &Bench) -> Result<Vec<Judged>> {
         let piece = Bytes::from(vec![b'y'; PIECE]);
         let count = usize::try_from(STREAM_BYTES)? / PIECE;
         let body = futures::stream::iter((0..count).map(move |_| Ok::<Bytes, std::io::Error>(piece.clone())));
-        let request = bench.http.put(bench.path(&sandbox, "files/content")).query(&[("path", target.to_string_lossy())]);
+        let request =
+            bench.http.put(bench.path(&sandbox, "files/content")).query(&[("path", target.to_string_lossy())]);
         let answer = request.body(reqwest::Body::wrap_stream(body)).send().await?;
         ensure!(answer.status() == 204, "an upload is answered with {}: {}", answer.status(), answer.text().await?);
         into.push(rate(began));

@@ -48,7 +48,7 @@ use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, Snap
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 107] = [
+pub const TABLE: [(&str, &str, Policy); 119] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -138,6 +138,8 @@ pub const TABLE: [(&str, &str, Policy); 107] = [
     ("GET", "/v1/sandboxes/{id}/exec/stream", Team(SandboxesUse)),
     ("GET", "/v1/sandboxes/{id}/processes", Team(SandboxesRead)),
     ("DELETE", "/v1/sandboxes/{id}/processes/{selector}", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/processes/{selector}/stream", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/pty", Team(SandboxesUse)),
     ("GET", "/v1/sandboxes/{id}/console", Team(SandboxesRead)),
     ("POST", "/v1/sandboxes/{id}/files/read", Team(SandboxesUse)),
     ("POST", "/v1/sandboxes/{id}/files/write", Team(SandboxesUse)),
@@ -146,6 +148,16 @@ pub const TABLE: [(&str, &str, Policy); 107] = [
     ("GET", "/v1/events", Team(SandboxesRead)),
     ("GET", "/v1/events/stream", Team(SandboxesRead)),
     ("GET", "/v1/events/all/stream", Team(SandboxesRead)),
+    ("GET", "/v1/sandboxes/{id}/files/content", Team(SandboxesUse)),
+    ("PUT", "/v1/sandboxes/{id}/files/content", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/list", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/stat", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/mkdir", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/move", Team(SandboxesUse)),
+    ("POST", "/v1/sandboxes/{id}/files/remove", Team(SandboxesUse)),
+    ("GET", "/v1/sandboxes/{id}/metrics", Team(SandboxesRead)),
+    ("GET", "/v1/sandboxes/stats", Team(SandboxesRead)),
+    ("GET", "/v1/sandboxes/usage", Team(SandboxesRead)),
     ("POST", "/v1/snapshots", Team(SnapshotsWrite)),
     ("GET", "/v1/snapshots", Team(SnapshotsRead)),
     ("DELETE", "/v1/snapshots/{id}", Team(SnapshotsWrite)),

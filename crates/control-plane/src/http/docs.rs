@@ -20,7 +20,14 @@ use crate::app::App;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Wrenn", description = "Sandboxes for code that nobody has to trust. Errors have one shape and a page each in docs/errors."),
-    components(schemas(api::v1::errors::ErrorBody)),
+    components(schemas(
+        api::v1::errors::ErrorBody,
+        // Of WebSockets, which the document's format does not know.
+        api::v1::exec::ExecClientFrame,
+        api::v1::exec::ExecServerFrame,
+        api::v1::pty::PtyClientFrame,
+        api::v1::pty::PtyServerFrame,
+    )),
     modifiers(&Credentials),
     security(("api_key" = []), ("token" = []), ("cookie" = [])),
 )]

@@ -102,7 +102,7 @@ fn in_one_shape(mut response: Response, id: &str) -> Response {
         },
     };
     let mut shaped = error.response(id);
-    for name in limits::HEADERS.into_iter().chain([header::ALLOW]) {
+    for name in limits::HEADERS.into_iter().chain([header::ALLOW, header::CONTENT_RANGE]) {
         if let Some(value) = response.headers().get(&name) {
             shaped.headers_mut().insert(name, value.clone());
         }

@@ -18,7 +18,7 @@ use crate::agents::{AgentError, Refusal};
 use crate::measures;
 
 /// Every code of the public API with its status. Each has a page in docs/errors.
-pub const CODES: [(&str, StatusCode); 45] = [
+pub const CODES: [(&str, StatusCode); 47] = [
     ("invalid_request", StatusCode::BAD_REQUEST),
     ("invalid_token", StatusCode::BAD_REQUEST),
     ("already_activated", StatusCode::BAD_REQUEST),
@@ -52,6 +52,7 @@ pub const CODES: [(&str, StatusCode); 45] = [
     ("snapshot_damaged", StatusCode::CONFLICT),
     ("too_large", StatusCode::PAYLOAD_TOO_LARGE),
     ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    ("range_not_satisfiable", StatusCode::RANGE_NOT_SATISFIABLE),
     ("idempotency_key_reused", StatusCode::UNPROCESSABLE_ENTITY),
     ("quota_exceeded", StatusCode::TOO_MANY_REQUESTS),
     ("rate_limited", StatusCode::TOO_MANY_REQUESTS),
@@ -236,6 +237,12 @@ impl ApiError {
         Self::new("operation_in_progress", message).retry_after(1)
     }
 
+    /// Of a stream for which others had to wait.
+    pub fn too_slow() -> Self {
+        let message = "this client took the output so slowly that others who hear the same process had to wait";
+        Self::new("rate_limited", message)
+    }
+
     /// Unknown and foreign things are the same.
     pub fn not_found(what: &'static str) -> Self {
         Self::new("not_found", format!("there is no such {what}"))
@@ -312,6 +319,10 @@ impl ApiError {
 
     pub fn unsupported_media_type(wanted: &'static str) -> Self {
         Self::new("unsupported_media_type", format!("the body must be {wanted}, without a content encoding"))
+    }
+
+    pub fn range_not_satisfiable() -> Self {
+        Self::new("range_not_satisfiable", "the range that is asked for lies outside the file")
     }
 
     pub fn idempotency_key_reused() -> Self {

@@ -146,11 +146,7 @@ impl Limits {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "rates and seconds are small and not negative"
-)]
+/// Rates and seconds: small, and not negative.
 fn whole(value: f64) -> u64 {
     value.max(0.0) as u64
 }

@@ -18,6 +18,7 @@ pub mod limits;
 mod paged;
 mod rights;
 pub mod serve;
+mod socket;
 mod v1;
 
 use axum::Router;

@@ -44,6 +44,14 @@ impl Counted {
         Self::new(gauge!("wrenn_streams_open", "kind" => "events"))
     }
 
+    pub fn process_stream() -> Self {
+        Self::new(gauge!("wrenn_streams_open", "kind" => "process"))
+    }
+
+    pub fn terminal() -> Self {
+        Self::new(gauge!("wrenn_streams_open", "kind" => "terminal"))
+    }
+
     pub fn file_stream() -> Self {
         Self::new(gauge!("wrenn_streams_open", "kind" => "file"))
     }

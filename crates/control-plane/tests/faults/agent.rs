@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use api::v1::hosts::{Heartbeat, HostFacts};
 use host_agent::agent::Agent;
 use host_agent::credentials::{Credentials, Files};
+use host_agent::gauges::Gauges;
 use host_agent::heartbeat::{self, Beat, Link};
 use host_agent::idleness::Idleness;
 use host_agent::registration::{Registration, keep_fresh, register};
@@ -79,8 +80,11 @@ pub async fn start(plan: Plan<'_>, stop: &CancellationToken) -> Running {
     tokio::spawn(keep_fresh(files.clone(), address, current, ticket.clone(), stop.clone()));
     let (link_sender, link) = watch::channel(Link::Unknown);
     let idleness = Idleness::new(sandboxes.context().changed.clone());
+    let gauges = Gauges::new(plan.dir);
+    tokio::spawn(gauges.clone().watch(sandboxes.clone(), stop.clone()));
     let agent = Arc::new(Agent {
         idleness: idleness.clone(),
+        gauges: gauges.clone(),
         sandboxes: sandboxes.clone(),
         credentials: credentials.subscribe(),
         link: link.clone(),

@@ -61,6 +61,7 @@ impl Host {
     }
 
     /// Whose microVMs are these.
+    #[allow(dead_code)] // The bench of the API has others than these tests.
     pub async fn join_with(cluster: &Cluster, body: Body) -> Self {
         Self::joined(cluster, json!({"type": "regular"}), body).await
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use connectrpc::client::ClientBody;
 use connectrpc::{ConnectError, ErrorCode};
 use futures::{Stream, StreamExt as _};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use serde::Deserialize;
@@ -25,12 +25,40 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Largest error or confirmation of a guest.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// Longest header of a guest's that is passed on.
+const HEADER_BYTES_MAX: usize = 256;
+
+/// What is asked of a file: headers of HTTP, as the client sent them; empty: none.
+#[derive(Debug, Clone, Default)]
+pub struct FileWanted {
+    pub range: String,
+    pub if_range: String,
+    pub if_none_match: String,
+    pub if_modified_since: String,
+    /// What would be sent, and no bytes.
+    pub head_only: bool,
+}
+
+/// What the guest says of a file before its bytes; not believed, only passed on.
+#[derive(Debug, Clone, Default)]
+pub struct FileHead {
+    /// 200, 206, 304 or 416.
+    pub status: u16,
+    /// Bytes that follow, or would follow.
+    pub size: Option<u64>,
+    /// Headers of HTTP; empty: none.
+    pub content_range: String,
+    pub etag: String,
+    pub last_modified: String,
+    pub has_ranges: bool,
+}
+
 /// A file on its way out of the guest.
 pub struct FileStream {
     guest: Arc<Guest>,
-    body: Incoming,
-    /// What the guest says; not believed, only passed on.
-    pub size: Option<u64>,
+    /// None when no bytes follow.
+    body: Option<Incoming>,
+    pub head: FileHead,
     left: Option<u64>,
 }
 
@@ -41,12 +69,35 @@ struct Answer {
 }
 
 impl Guest {
-    pub async fn read_file(self: &Arc<Self>, path: &str, user: &str) -> Result<FileStream, GuestError> {
-        let request = self.request(Method::GET, path, user).body(empty());
-        let response = self.exchange(request.map_err(|_| bad_path())?).await?;
-        let size =
-            response.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok(FileStream { guest: self.clone(), body: response.into_body(), size, left: size })
+    pub async fn read_file(
+        self: &Arc<Self>,
+        path: &str,
+        user: &str,
+        wanted: &FileWanted,
+    ) -> Result<FileStream, GuestError> {
+        let method = if wanted.head_only { Method::HEAD } else { Method::GET };
+        let mut request = self.request(method, path, user);
+        for (name, value) in [
+            (header::RANGE, &wanted.range),
+            (header::IF_RANGE, &wanted.if_range),
+            (header::IF_NONE_MATCH, &wanted.if_none_match),
+            (header::IF_MODIFIED_SINCE, &wanted.if_modified_since),
+        ] {
+            if !value.is_empty() {
+                request = request.header(name, value);
+            }
+        }
+        let response = self.exchange(request.body(empty()).map_err(|_| bad_path())?).await?;
+        let head = head(&response);
+        let has_bytes = !wanted.head_only && matches!(head.status, 200 | 206);
+        let left = head.size.filter(|_| has_bytes);
+        let body = response.into_body();
+        if has_bytes {
+            return Ok(FileStream { guest: self.clone(), body: Some(body), head, left });
+        }
+        // Of a refused range it says why; it is read so that the connection can serve again.
+        let _ = self.alive(collect(body)).await;
+        Ok(FileStream { guest: self.clone(), body: None, head, left })
     }
 
     /// Writes what `content` gives; when it ends in an error, the guest sees a broken request and the caller that error.
@@ -63,7 +114,7 @@ impl Guest {
         let body: ClientBody = BodyExt::boxed(SyncBody(Mutex::new(StreamBody::new(Box::pin(frames)))));
         let request = self
             .request(Method::POST, path, user)
-            .header(http::header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(body)
             .map_err(|_| bad_path())?;
         let answer = self.exchange(request);
@@ -106,6 +157,7 @@ impl Guest {
     /// Sends a request of any length and waits for the head of its answer; an error answer becomes an error.
     async fn exchange(&self, request: Request<ClientBody>) -> Result<Response<Incoming>, GuestError> {
         let upload = *request.method() == Method::POST;
+        let head_only = *request.method() == Method::HEAD;
         let client = self.streaming();
         let work = async {
             let answer = client.request(request);
@@ -124,8 +176,12 @@ impl Guest {
         };
         let response = self.alive(work).await?;
         let status = response.status();
-        if status.is_success() {
+        if status.is_success() || matches!(status, StatusCode::NOT_MODIFIED | StatusCode::RANGE_NOT_SATISFIABLE) {
             return Ok(response);
+        }
+        if head_only {
+            // An answer to HEAD has no text, also when it is a refusal, and nobody will be shown one.
+            return Err(refusal(status, "the file cannot be read by this user"));
         }
         let bytes = self.alive(collect(response.into_body())).await.unwrap_or_default();
         let text = serde_json::from_slice::<Answer>(&bytes).map(|answer| answer.message).unwrap_or_default();
@@ -137,7 +193,7 @@ impl FileStream {
     /// The next piece; None at the end. Not cancel-safe: drop the stream with the call.
     pub async fn next(&mut self) -> Result<Option<Bytes>, GuestError> {
         loop {
-            let body = &mut self.body;
+            let Some(body) = &mut self.body else { return Ok(None) };
             let work = async {
                 timeout(SILENCE_MAX, body.frame())
                     .await
@@ -161,6 +217,21 @@ impl FileStream {
                 return Ok(Some(piece));
             }
         }
+    }
+}
+
+fn head(response: &Response<Incoming>) -> FileHead {
+    let said = |name| {
+        let value = response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        value.filter(|value| value.len() <= HEADER_BYTES_MAX).unwrap_or_default().to_owned()
+    };
+    FileHead {
+        status: response.status().as_u16(),
+        size: said(header::CONTENT_LENGTH).parse().ok(),
+        content_range: said(header::CONTENT_RANGE),
+        etag: said(header::ETAG),
+        last_modified: said(header::LAST_MODIFIED),
+        has_ranges: said(header::ACCEPT_RANGES) == "bytes",
     }
 }
 

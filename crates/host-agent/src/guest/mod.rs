@@ -9,10 +9,13 @@
 mod activity;
 mod boot;
 mod connector;
+mod entries;
 mod faults;
 mod files;
+mod input;
 mod processes;
 mod rehearsal;
+mod tags;
 mod usage;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,9 +31,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use connector::{Connector, Dial};
+pub use entries::{Entry, EntryKind};
 pub use faults::GuestError;
-pub use files::FileStream;
-pub use processes::{Command, ExecEvent, ExecStream, Kill, Process, Select};
+pub use files::{FileHead, FileStream, FileWanted};
+pub use input::Input;
+pub use processes::{Command, ExecEvent, ExecStream, Kill, Process, Select, Size};
 pub use rehearsal::rehearse;
 pub use usage::InUse;
 
@@ -61,6 +66,7 @@ pub struct Guest {
     access_token: HeaderValue,
     streams: Arc<Semaphore>,
     usage: Arc<usage::Usage>,
+    tags: Arc<tags::Tags>,
     closed: CancellationToken,
 }
 
@@ -83,6 +89,7 @@ impl Guest {
             access_token,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             usage: usage::Usage::new(Instant::now()),
+            tags: Arc::default(),
             closed: CancellationToken::new(),
         }
     }
@@ -94,6 +101,11 @@ impl Guest {
     /// A call for a user is under way as long as what this gives is kept. The host's own calls are none.
     pub fn in_use(&self) -> InUse {
         self.usage.begin()
+    }
+
+    /// A call for a user has just done something, and does not keep it in use for as long as it is under way.
+    pub fn touch(&self) {
+        drop(self.in_use());
     }
 
     /// When a call for a user was last under way: `now` while one is, the start of the incarnation before the first.

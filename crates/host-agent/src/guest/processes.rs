@@ -1,4 +1,4 @@
-//! Processes in the guest: start with its stream, list, signal.
+//! Processes in the guest: start and connect with their streams, list, signal.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use api::guest::process::__buffa::oneof::process_event::{Event, data_event::Output};
 use api::guest::process::__buffa::oneof::process_selector::Selector;
-use api::guest::process::__buffa::view::StartResponseView;
+use api::guest::process::__buffa::view::{ConnectResponseView, StartResponseView};
 use api::guest::process::{
-    ListRequest, ProcessClient, ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest, StartResponse,
+    ConnectRequest, ListRequest, PTY, ProcessClient, ProcessConfig, ProcessEvent, ProcessSelector, SendSignalRequest,
+    Signal, StartRequest, pty,
 };
 use base64::Engine as _;
 use bytes::Bytes;
-use connectrpc::ErrorCode;
-use connectrpc::client::{CallOptions, ServerStream};
+use connectrpc::client::{CallOptions, ServerStream, ServiceTransport};
+use connectrpc::{ConnectError, ErrorCode};
+use hyper::body::Incoming;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::faults::printable;
-use super::{Guest, GuestError};
+use super::{Guest, GuestError, HttpClient};
 
 /// envd is asked to send something at least this often, so that silence means something.
 const KEEPALIVE_SECONDS: &str = "30";
@@ -42,15 +44,42 @@ pub struct Command {
     pub timeout: Duration,
     /// Empty: none.
     pub tag: String,
+    /// None: pipes.
+    pub terminal: Option<Size>,
+    /// Its input is a pipe that is open, instead of being at its end.
+    pub stdin: bool,
+}
+
+/// Of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    pub cols: u32,
+    pub rows: u32,
+}
+
+impl From<Size> for PTY {
+    fn from(size: Size) -> Self {
+        let size = pty::Size { cols: size.cols, rows: size.rows, ..Default::default() };
+        Self { size: size.into(), ..Default::default() }
+    }
 }
 
 /// One event of a running command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ExecEvent {
-    Start { pid: u32 },
+    /// `output_from`: how much the process has written before what follows, when the guest says it.
+    Start {
+        pid: u32,
+        output_from: Option<u64>,
+    },
     Stdout(Bytes),
     Stderr(Bytes),
-    End { exit_code: i32, exited: bool, status: String },
+    Pty(Bytes),
+    End {
+        exit_code: i32,
+        exited: bool,
+        status: String,
+    },
     Keepalive,
 }
 
@@ -70,6 +99,16 @@ pub enum Select {
     Tag(String),
 }
 
+impl From<Select> for ProcessSelector {
+    fn from(select: Select) -> Self {
+        let selector = match select {
+            Select::Pid(pid) => Selector::Pid(pid),
+            Select::Tag(tag) => Selector::Tag(tag),
+        };
+        Self { selector: Some(selector), ..Default::default() }
+    }
+}
+
 /// The signals that may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kill {
@@ -77,17 +116,27 @@ pub enum Kill {
     Kill,
 }
 
-/// The output of a command. Reading it is what takes more from the guest: a slow reader slows the command down and fills nothing.
+/// The output of a process. Reading it is what takes more from the guest: a slow reader slows the command down and fills nothing.
 pub struct ExecStream {
     guest: Arc<Guest>,
-    inner: ServerStream<hyper::body::Incoming, StartResponseView<'static>>,
+    inner: Inner,
+    /// Where its output begins, until that was told.
+    output_from: Option<u64>,
     end: Option<Instant>,
     ended: bool,
+}
+
+/// What two calls of the protocol answer: the same events in messages of two types.
+enum Inner {
+    Started(ServerStream<Incoming, StartResponseView<'static>>),
+    Connected(ServerStream<Incoming, ConnectResponseView<'static>>),
 }
 
 impl Guest {
     /// Starts a command. The process lives on when the stream is dropped.
     pub async fn start(self: &Arc<Self>, command: Command) -> Result<ExecStream, GuestError> {
+        // Held until the process is in the guest's own list.
+        let _tag = self.claim_tag(&command.tag).await?;
         let mut options = CallOptions::default().with_header("keepalive-ping-interval", KEEPALIVE_SECONDS);
         if !command.user.is_empty() {
             options = options.with_header("authorization", basic(&command.user));
@@ -108,23 +157,51 @@ impl Guest {
                 ..Default::default()
             }
             .into(),
+            pty: command.terminal.map(PTY::from).into(),
             tag: Some(command.tag).filter(|tag| !tag.is_empty()),
-            stdin: Some(false),
+            stdin: Some(command.stdin),
             ..Default::default()
         };
-        let client = ProcessClient::new(self.transport(self.streaming()), self.config());
+        let client = self.process_streams();
         let work = async {
             match timeout(SILENCE_MAX, client.start_with_options(request, options)).await {
                 Ok(answer) => Ok(answer?),
                 Err(_) => Err(GuestError::Fault("no answer to a start".to_owned())),
             }
         };
+        let inner = Inner::Started(self.alive(work).await?);
+        Ok(ExecStream { guest: self.clone(), inner, output_from: Some(0), end, ended: false })
+    }
+
+    /// What is kept of a process's output from `output_from` on, and what comes. A process that ended a short while ago is known, too.
+    pub async fn connect(self: &Arc<Self>, select: Select, output_from: u64) -> Result<ExecStream, GuestError> {
+        let options = CallOptions::default()
+            .with_header("keepalive-ping-interval", KEEPALIVE_SECONDS)
+            .with_header(api::guest::OUTPUT_FROM_HEADER, output_from.to_string());
+        let request = ConnectRequest { process: ProcessSelector::from(select).into(), ..Default::default() };
+        let client = self.process_streams();
+        let work = async {
+            match timeout(SILENCE_MAX, client.connect_with_options(request, options)).await {
+                Ok(answer) => Ok(answer?),
+                Err(_) => Err(GuestError::Fault("no answer to a connect".to_owned())),
+            }
+        };
         let inner = self.alive(work).await?;
-        Ok(ExecStream { guest: self.clone(), inner, end, ended: false })
+        let said = inner.headers().get(api::guest::OUTPUT_FROM_HEADER);
+        let output_from = said.and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(ExecStream { guest: self.clone(), inner: Inner::Connected(inner), output_from, end: None, ended: false })
+    }
+
+    fn process_streams(&self) -> ProcessClient<ServiceTransport<HttpClient>> {
+        ProcessClient::new(self.transport(self.streaming()), self.config())
+    }
+
+    pub(super) fn process_calls(&self) -> ProcessClient<ServiceTransport<HttpClient>> {
+        ProcessClient::new(self.transport(self.unary()), self.unary_config())
     }
 
     pub async fn processes(&self) -> Result<Vec<Process>, GuestError> {
-        let client = ProcessClient::new(self.transport(self.unary()), self.unary_config());
+        let client = self.process_calls();
         let answer = self.alive(async { Ok(client.list(ListRequest::default()).await?) }).await?;
         let list = answer.into_owned().processes;
         if list.len() > PROCESSES_MAX {
@@ -142,20 +219,13 @@ impl Guest {
     }
 
     pub async fn signal(&self, select: Select, kill: Kill) -> Result<(), GuestError> {
-        let selector = match select {
-            Select::Pid(pid) => Selector::Pid(pid),
-            Select::Tag(tag) => Selector::Tag(tag),
-        };
         let signal = match kill {
             Kill::Term => Signal::SIGNAL_SIGTERM,
             Kill::Kill => Signal::SIGNAL_SIGKILL,
         };
-        let request = SendSignalRequest {
-            process: ProcessSelector { selector: Some(selector), ..Default::default() }.into(),
-            signal: signal.into(),
-            ..Default::default()
-        };
-        let client = ProcessClient::new(self.transport(self.unary()), self.unary_config());
+        let process = ProcessSelector::from(select).into();
+        let request = SendSignalRequest { process, signal: signal.into(), ..Default::default() };
+        let client = self.process_calls();
         self.alive(async { Ok(client.send_signal(request).await?) }).await?;
         Ok(())
     }
@@ -186,20 +256,22 @@ impl ExecStream {
                 // The protocol ends a stream cleanly only after `end`.
                 return Err(GuestError::Fault("output that ends without an exit status".to_owned()));
             };
-            if let Some(event) = self.event(message.to_owned_message())? {
+            if let Some(event) = self.event(message) {
                 return Ok(Some(event));
             }
         }
     }
 
-    fn event(&mut self, message: StartResponse) -> Result<Option<ExecEvent>, GuestError> {
-        let event = message.event.into_option().and_then(|event| event.event);
-        Ok(match event {
-            Some(Event::Start(start)) => Some(ExecEvent::Start { pid: start.pid }),
+    fn event(&mut self, event: ProcessEvent) -> Option<ExecEvent> {
+        match event.event {
+            Some(Event::Start(start)) => {
+                Some(ExecEvent::Start { pid: start.pid, output_from: self.output_from.take() })
+            }
             Some(Event::Data(data)) => match data.output {
                 Some(Output::Stdout(bytes)) if !bytes.is_empty() => Some(ExecEvent::Stdout(bytes.into())),
                 Some(Output::Stderr(bytes)) if !bytes.is_empty() => Some(ExecEvent::Stderr(bytes.into())),
-                // Without a terminal there is no terminal output; empty pieces say nothing.
+                Some(Output::Pty(bytes)) if !bytes.is_empty() => Some(ExecEvent::Pty(bytes.into())),
+                // Empty pieces say nothing.
                 _ => None,
             },
             Some(Event::End(end)) => {
@@ -208,11 +280,22 @@ impl ExecStream {
             }
             Some(Event::Keepalive(_)) => Some(ExecEvent::Keepalive),
             None => None,
-        })
+        }
+    }
+}
+
+impl Inner {
+    /// None when the guest has ended the stream; an event without contents is nothing that this host knows.
+    async fn message(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
+        let event = match self {
+            Self::Started(stream) => stream.message().await?.map(|message| message.to_owned_message().event),
+            Self::Connected(stream) => stream.message().await?.map(|message| message.to_owned_message().event),
+        };
+        Ok(event.map(|event| event.into_option().unwrap_or_default()))
     }
 }
 
 /// The user in the form that envd reads.
-fn basic(user: &str) -> String {
+pub(super) fn basic(user: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:")))
 }

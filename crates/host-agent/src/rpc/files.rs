@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::host::__buffa::oneof::read_file_response::Part as ReadPart;
 use api::host::__buffa::oneof::write_file_request::Part as WritePart;
-use api::host::{CHUNK_BYTES, FileHead, ReadFileResponse, WriteFileRequest, WriteFileResponse};
+use api::host::{CHUNK_BYTES, FileHead, ReadFileRequest, ReadFileResponse, WriteFileRequest, WriteFileResponse};
 use bytes::Bytes;
 use connectrpc::{ConnectError, InboundStream};
 use futures::{Stream, StreamExt as _, stream};
@@ -14,21 +14,32 @@ use tokio::time::timeout;
 
 use super::errors;
 use super::streams::Permit;
-use crate::guest::{FileStream, Guest};
+use crate::guest::{FileStream, FileWanted, Guest};
 
 /// Silence of the control plane in the middle of an upload.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 const PATH_BYTES_MAX: usize = 4096;
+/// A list of tags is the longest of them; what a client sends in all is bounded before.
+const HEADER_BYTES_MAX: usize = 8 * 1024;
 
 pub async fn read(
     guest: Arc<Guest>,
     permit: Permit,
-    path: &str,
-    user: &str,
+    request: ReadFileRequest,
 ) -> Result<impl Stream<Item = Result<ReadFileResponse, ConnectError>> + Send + 'static, ConnectError> {
-    check(path, user)?;
-    let file = guest.read_file(path, user).await.map_err(errors::guest)?;
-    let head = ReadPart::from(FileHead { size: file.size, ..Default::default() });
+    check(&request.path, &request.user)?;
+    let wanted = wanted(&request)?;
+    let file = guest.read_file(&request.path, &request.user, &wanted).await.map_err(errors::guest)?;
+    let head = file.head.clone();
+    let head = ReadPart::from(FileHead {
+        size: head.size,
+        status: head.status.into(),
+        content_range: head.content_range,
+        etag: head.etag,
+        last_modified: head.last_modified,
+        has_ranges: head.has_ranges,
+        ..Default::default()
+    });
     let first = ReadFileResponse { part: Some(head), ..Default::default() };
     let rest = stream::unfold(Some((file, Bytes::new(), permit)), |state| async move {
         let (mut file, mut piece, permit) = state?;
@@ -44,6 +55,20 @@ pub async fn read(
         Some((Ok(message), Some((file, piece, permit))))
     });
     Ok(stream::once(async { Ok(first) }).chain(rest))
+}
+
+fn wanted(request: &ReadFileRequest) -> Result<FileWanted, ConnectError> {
+    let headers = [&request.range, &request.if_range, &request.if_none_match, &request.if_modified_since];
+    if headers.iter().any(|value| value.len() > HEADER_BYTES_MAX || value.contains(|c: char| c.is_control())) {
+        return Err(ConnectError::invalid_argument("a condition of the request is too long or cannot be sent"));
+    }
+    Ok(FileWanted {
+        range: request.range.clone(),
+        if_range: request.if_range.clone(),
+        if_none_match: request.if_none_match.clone(),
+        if_modified_since: request.if_modified_since.clone(),
+        head_only: request.head_only,
+    })
 }
 
 async fn next(file: &mut FileStream) -> Result<Option<Bytes>, ConnectError> {
@@ -91,7 +116,7 @@ async fn receive(requests: &mut InboundStream<WriteFileRequest>) -> Result<Optio
     }
 }
 
-fn check(path: &str, user: &str) -> Result<(), ConnectError> {
+pub fn check(path: &str, user: &str) -> Result<(), ConnectError> {
     if path.is_empty()
         || path.len() > PATH_BYTES_MAX
         || path.contains('\0')

@@ -4,10 +4,13 @@
 //! State changes are tasks of their own (`sandbox`), so a dropped call changes nothing.
 
 mod answers;
+mod entries;
 mod errors;
 mod exec;
 mod files;
+mod gauges;
 mod host;
+mod processes;
 pub mod serve;
 mod streams;
 
@@ -15,12 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::host::{
-    EnsureKilledRequest, EnsureKilledResponse, EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest,
-    EnsureRunningResponse, EnsureSnapshotRequest, EnsureSnapshotResponse, ExecRequest, ExecResponse, GetConsoleRequest,
-    GetConsoleResponse, GetHostRequest, GetHostResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService,
-    ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest, ListSandboxesResponse, ReadFileRequest,
-    ReadFileResponse, RemoveSnapshotRequest, RemoveSnapshotResponse, SandboxState, SignalProcessRequest,
-    SignalProcessResponse, WriteFileRequest, WriteFileResponse,
+    CloseStdinRequest, CloseStdinResponse, ConnectProcessRequest, EnsureKilledRequest, EnsureKilledResponse,
+    EnsurePausedRequest, EnsurePausedResponse, EnsureRunningRequest, EnsureRunningResponse, EnsureSnapshotRequest,
+    EnsureSnapshotResponse, ExecRequest, ExecResponse, GetConsoleRequest, GetConsoleResponse, GetHostRequest,
+    GetHostResponse, GetMetricsRequest, GetMetricsResponse, GetSandboxRequest, GetSandboxResponse, HostAgentService,
+    ListFilesRequest, ListFilesResponse, ListProcessesRequest, ListProcessesResponse, ListSandboxesRequest,
+    ListSandboxesResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest, MoveFileResponse,
+    ReadFileRequest, ReadFileResponse, RemoveFileRequest, RemoveFileResponse, RemoveSnapshotRequest,
+    RemoveSnapshotResponse, ResizeTerminalRequest, ResizeTerminalResponse, SandboxState, SendInputRequest,
+    SendInputResponse, SignalProcessRequest, SignalProcessResponse, StartProcessResponse, StatFileRequest,
+    StatFileResponse, WriteFileRequest, WriteFileResponse,
 };
 use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
@@ -95,6 +102,13 @@ impl Service {
     fn streaming(&self, id: &str) -> Result<(Arc<Guest>, Permit), ConnectError> {
         let guest = self.guest(id)?;
         let permit = self.streams.admit(&guest)?;
+        Ok((guest, permit))
+    }
+
+    /// As [`Self::streaming`], for a stream that is use only while something comes by it.
+    fn listening(&self, id: &str) -> Result<(Arc<Guest>, Permit), ConnectError> {
+        let guest = self.guest(id)?;
+        let permit = self.streams.admit_listener(&guest)?;
         Ok((guest, permit))
     }
 }
@@ -222,8 +236,67 @@ impl HostAgentService for Service {
         request: ServiceRequest<'_, ExecRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ExecResponse> + Send + use<>>> {
         let request = request.to_owned_message();
-        let (guest, permit) = self.streaming(&request.sandbox_id)?;
+        let (guest, permit) = match request.terminal.is_set() {
+            false => self.streaming(&request.sandbox_id)?,
+            true => self.listening(&request.sandbox_id)?,
+        };
         Ok(Response::stream(exec::exec(guest, permit, request).await?))
+    }
+
+    async fn start_process<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ExecRequest>,
+    ) -> ServiceResult<impl Encodable<StartProcessResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let (guest, _permit) = self.streaming(&request.sandbox_id)?;
+        Response::ok(exec::start(&guest, request).await?)
+    }
+
+    async fn connect_process(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ConnectProcessRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ExecResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        let (guest, permit) = self.listening(&request.sandbox_id)?;
+        Ok(Response::stream(exec::connect(guest, permit, request).await?))
+    }
+
+    async fn send_input<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, SendInputRequest>,
+    ) -> ServiceResult<impl Encodable<SendInputResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let guest = self.guest(&request.sandbox_id)?;
+        let _in_use = guest.in_use();
+        processes::send_input(&guest, request).await?;
+        Response::ok(SendInputResponse::default())
+    }
+
+    async fn close_stdin<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, CloseStdinRequest>,
+    ) -> ServiceResult<impl Encodable<CloseStdinResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let guest = self.guest(&request.sandbox_id)?;
+        let _in_use = guest.in_use();
+        processes::close_stdin(&guest, request).await?;
+        Response::ok(CloseStdinResponse::default())
+    }
+
+    async fn resize_terminal<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ResizeTerminalRequest>,
+    ) -> ServiceResult<impl Encodable<ResizeTerminalResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let guest = self.guest(&request.sandbox_id)?;
+        let _in_use = guest.in_use();
+        processes::resize(&guest, request).await?;
+        Response::ok(ResizeTerminalResponse::default())
     }
 
     async fn list_processes<'a>(
@@ -233,7 +306,7 @@ impl HostAgentService for Service {
     ) -> ServiceResult<impl Encodable<ListProcessesResponse> + Send + use<'a>> {
         let guest = self.guest(request.sandbox_id)?;
         let _in_use = guest.in_use();
-        Response::ok(exec::list(&guest).await?)
+        Response::ok(processes::list(&guest).await?)
     }
 
     async fn signal_process<'a>(
@@ -244,7 +317,7 @@ impl HostAgentService for Service {
         let request = request.to_owned_message();
         let guest = self.guest(&request.sandbox_id)?;
         let _in_use = guest.in_use();
-        exec::signal(&guest, request).await?;
+        processes::signal(&guest, request).await?;
         Response::ok(SignalProcessResponse::default())
     }
 
@@ -253,8 +326,9 @@ impl HostAgentService for Service {
         _: RequestContext,
         request: ServiceRequest<'_, ReadFileRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ReadFileResponse> + Send + use<>>> {
-        let (guest, permit) = self.streaming(request.sandbox_id)?;
-        Ok(Response::stream(files::read(guest, permit, request.path, request.user).await?))
+        let request = request.to_owned_message();
+        let (guest, permit) = self.streaming(&request.sandbox_id)?;
+        Ok(Response::stream(files::read(guest, permit, request).await?))
     }
 
     async fn write_file<'a>(
@@ -263,6 +337,64 @@ impl HostAgentService for Service {
         requests: InboundStream<WriteFileRequest>,
     ) -> ServiceResult<impl Encodable<WriteFileResponse> + Send + use<'a>> {
         Response::ok(files::write(|id| self.streaming(id), requests).await?)
+    }
+
+    async fn list_files<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, ListFilesRequest>,
+    ) -> ServiceResult<impl Encodable<ListFilesResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::list(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn stat_file<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, StatFileRequest>,
+    ) -> ServiceResult<impl Encodable<StatFileResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::stat(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn make_directory<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, MakeDirectoryRequest>,
+    ) -> ServiceResult<impl Encodable<MakeDirectoryResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::make(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn move_file<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, MoveFileRequest>,
+    ) -> ServiceResult<impl Encodable<MoveFileResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::rename(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn remove_file<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, RemoveFileRequest>,
+    ) -> ServiceResult<impl Encodable<RemoveFileResponse> + Send + use<'a>> {
+        let (guest, _permit) = self.streaming(request.sandbox_id)?;
+        Response::ok(entries::remove(&guest, request.to_owned_message()).await?)
+    }
+
+    async fn get_metrics<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, GetMetricsRequest>,
+    ) -> ServiceResult<impl Encodable<GetMetricsResponse> + Send + use<'a>> {
+        let id = self.id(request.sandbox_id)?;
+        let Some(published) = self.agent.sandboxes.get(&id).await.map_err(errors::wish)? else {
+            self.ready()?;
+            return Err(errors::unknown_sandbox());
+        };
+        Response::ok(gauges::points(&self.agent.gauges, &published.view, request.range_sec).await?)
     }
 
     async fn get_console<'a>(

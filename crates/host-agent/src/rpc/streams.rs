@@ -20,7 +20,7 @@ pub struct Streams {
 pub struct Permit {
     _sandbox: OwnedSemaphorePermit,
     _host: OwnedSemaphorePermit,
-    _in_use: InUse,
+    _in_use: Option<InUse>,
 }
 
 impl Streams {
@@ -28,14 +28,20 @@ impl Streams {
         Self { host: Arc::new(Semaphore::new(HOST_MAX)) }
     }
 
+    /// The sandbox is in use as long as the stream is under way.
     pub fn admit(&self, guest: &Guest) -> Result<Permit, ConnectError> {
+        Ok(Permit { _in_use: Some(guest.in_use()), ..self.admit_listener(guest)? })
+    }
+
+    /// The sandbox is in use whenever something comes by the stream, which whoever relays it says.
+    pub fn admit_listener(&self, guest: &Guest) -> Result<Permit, ConnectError> {
         let refused = |whose| {
             let message = format!("as many commands and file transfers are under way as {whose} may have; try again");
             host::error(ErrorCode::ResourceExhausted, host::TOO_MANY_STREAMS, message)
         };
         let sandbox = guest.stream_permit().ok_or_else(|| refused("the sandbox"))?;
         let host = self.host.clone().try_acquire_owned().map_err(|_| refused("its host"))?;
-        Ok(Permit { _sandbox: sandbox, _host: host, _in_use: guest.in_use() })
+        Ok(Permit { _sandbox: sandbox, _host: host, _in_use: None })
     }
 }
 

@@ -323,6 +323,7 @@ fn show(mind: &Mind, body: &Body, settled: bool) -> Published {
         kept: body.kept(),
         host_ip: body.host_ip(),
         envd_version: body.envd_version(),
+        vcpus: mind.wish.spec.vcpus,
         process: body.process(),
         settled: settled && !mind.restart,
     };

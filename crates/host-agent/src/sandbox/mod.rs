@@ -580,6 +580,7 @@ fn buried(tombstone: &Tombstone) -> Published {
         steps: Vec::new(),
         host_ip: String::new(),
         envd_version: String::new(),
+        vcpus: 0,
         process: None,
         kept: None,
         settled: true,

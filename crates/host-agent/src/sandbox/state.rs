@@ -277,6 +277,8 @@ pub struct View {
     /// The address by which the host reaches the guest; empty when there is none.
     pub host_ip: String,
     pub envd_version: String,
+    /// 0 when nobody said.
+    pub vcpus: u8,
     /// Its VMM's process; none while there is none.
     pub process: Option<microvm::ProcessRecord>,
     /// The last accepted wish has come to its end, good or bad.

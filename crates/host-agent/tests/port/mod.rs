@@ -10,6 +10,7 @@ use api::v1::hosts::HostFacts;
 use chrono::{TimeDelta, Utc};
 use host_agent::agent::Agent;
 use host_agent::credentials::{Credentials, HostToken, KeyPem};
+use host_agent::gauges::Gauges;
 use host_agent::heartbeat::Link;
 use host_agent::idleness::Idleness;
 use host_agent::rpc::{Service, serve};
@@ -76,6 +77,7 @@ impl Port {
         let (link, standing) = watch::channel(Link::Attached);
         let agent = Arc::new(Agent {
             idleness: Idleness::new(sandboxes.context().changed.clone()),
+            gauges: Gauges::new(dir.path()),
             sandboxes,
             credentials: watch::channel(credentials).1,
             link: standing,

@@ -69,11 +69,11 @@ pub struct Arguments {
 const LONG: &str = "\
 Keys: Ctrl-] and then d detaches (the shell goes on, and --attach comes back to it), k kills the shell, Ctrl-] sends one Ctrl-], ? says this.
 
-A connection that breaks is opened again for five minutes, and the shell goes on where it was. The exit code is the shell's; 0 after a detach; 125
-when the command line itself failed.
+A connection that breaks is opened again for five minutes, and the shell goes on where it was. The exit code is the shell's; 0 after a \
+detach; 125 when the command line itself failed.
 
-Where standard input is no terminal, what comes from it is typed into the shell, and its end is typed as Ctrl-D. For scripts `wrenn sandbox exec`
-is the better choice: it has no terminal in between.";
+Where standard input is no terminal, what comes from it is typed into the shell, and its end is typed as Ctrl-D. For scripts \
+`wrenn sandbox exec` is the better choice: it has no terminal in between.";
 
 pub async fn run(arguments: Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     if format == Format::Json {

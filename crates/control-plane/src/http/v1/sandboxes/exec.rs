@@ -1,50 +1,64 @@
-//! `POST /v1/sandboxes/{id}/exec`: runs a command to its end and answers with what it wrote.
+//! `POST /v1/sandboxes/{id}/exec`: runs a command to its end and answers with what it wrote; or, in the background, answers when it runs.
 
 use std::time::{Duration, Instant};
 
 use api::host::__buffa::oneof::exec_response::Event;
-use api::host::{ExecRequest, ExecResponse};
+use api::host::ExecRequest;
 use api::v1::errors::ErrorBody;
-use api::v1::exec::{Exec, ExecOutcome};
+use api::v1::exec::{Exec, ExecOutcome, ExecStarted};
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use connectrpc::ConnectError;
-use futures::stream::BoxStream;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use connectrpc::client::CallOptions;
+use futures::TryStreamExt as _;
+use http::StatusCode;
 use model::ids::SandboxId;
 
+use super::streams;
 use crate::agents::{Agent, AgentError};
 use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::{Id, Json};
 use crate::http::errors::ApiError;
+use crate::http::socket::Events;
 
 /// Of each stream; what comes after it is read and thrown away, so that the command does not block.
 const OUTPUT_BYTES_MAX: usize = 10 * 1024 * 1024;
 const TIMEOUT_DEFAULT_SEC: i64 = 30;
+/// Of a command that somebody waits for.
 const TIMEOUT_MAX_SEC: i64 = 3600;
+/// Of one in the background: the host counts it in milliseconds of 32 bits.
+const TIMEOUT_BACKGROUND_MAX_SEC: i64 = 30 * 24 * 3600;
+/// For a process to be started: in a sandbox under load that takes seconds.
+const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// The host ends the command at its time; this much later we stop waiting for the host.
 const GRACE: Duration = Duration::from_secs(10);
 const ARGS_MAX: usize = 1024;
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
-pub type Events = BoxStream<'static, Result<ExecResponse, ConnectError>>;
-
 #[utoipa::path(post, path = "/{id}/exec", tag = "sandboxes", params(("id" = String, Path)), request_body = Exec,
-    responses((status = 200, body = ExecOutcome), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
-        (status = 504, body = ErrorBody)))]
+    responses((status = 200, body = ExecOutcome), (status = 202, body = ExecStarted, description = "of a command in the background"),
+        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "also: a process with that tag runs"), (status = 429, body = ErrorBody),
+        (status = 502, body = ErrorBody), (status = 503, body = ErrorBody), (status = 504, body = ErrorBody)))]
 pub async fn exec(
     State(app): State<App>,
     caller: Caller,
     Id(id): Id<SandboxId>,
     Json(body): Json<Exec>,
-) -> Result<axum::Json<ExecOutcome>, ApiError> {
+) -> Result<Response, ApiError> {
+    let cmd = body.cmd.clone();
+    if body.background {
+        let tag = body.tag.clone().unwrap_or_else(|| format!("proc-{:08x}", rand::random::<u32>()));
+        let pid = start(&app, &caller, &id, Exec { tag: Some(tag.clone()), ..body }).await?;
+        let started = ExecStarted { sandbox_id: id.to_string(), cmd, pid, tag };
+        return Ok((StatusCode::ACCEPTED, axum::Json(started)).into_response());
+    }
     let timeout_sec = match body.timeout_sec.unwrap_or(0) {
         0 => TIMEOUT_DEFAULT_SEC,
         given => given,
     };
-    let cmd = body.cmd.clone();
     let request = request(&id, body, timeout_sec)?;
     let limit = Duration::from_millis(request.timeout_ms.into()) + GRACE;
     let agent = super::awake(&app, &caller, &id).await?;
@@ -52,7 +66,18 @@ pub async fn exec(
     let collected = tokio::time::timeout(limit, collect(&agent, request)).await;
     let output = collected.map_err(|_| ApiError::deadline_exceeded("the command did not end in time"))??;
     let duration_ms = i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX);
-    Ok(axum::Json(output.outcome(id.to_string(), cmd, duration_ms)))
+    Ok(axum::Json(output.outcome(id.to_string(), cmd, duration_ms)).into_response())
+}
+
+/// Its pid. In a task of its own: a client that leaves is not to leave it open whether the process runs.
+async fn start(app: &App, caller: &Caller, id: &SandboxId, body: Exec) -> Result<u32, ApiError> {
+    let timeout_sec = body.timeout_sec.unwrap_or(0);
+    let request = request(id, body, timeout_sec)?;
+    let agent = super::awake(app, caller, id).await?;
+    let options = CallOptions::default().with_timeout(START_TIME_MAX);
+    let started = app.tracker.spawn(async move { agent.start_process_with_options(request, options).await });
+    let started = started.await.map_err(|_| ApiError::internal())?;
+    Ok(started.map_err(AgentError::from)?.into_owned().pid)
 }
 
 /// The call of the host; `timeout_sec` 0 is no limit.
@@ -60,8 +85,9 @@ pub fn request(id: &SandboxId, body: Exec, timeout_sec: i64) -> Result<ExecReque
     if body.cmd.is_empty() {
         return Err(ApiError::invalid("cmd", "is empty"));
     }
-    if !(0..=TIMEOUT_MAX_SEC).contains(&timeout_sec) {
-        return Err(ApiError::invalid("timeout_sec", format!("must be from 0 to {TIMEOUT_MAX_SEC}")));
+    let timeout_max_sec = if body.background { TIMEOUT_BACKGROUND_MAX_SEC } else { TIMEOUT_MAX_SEC };
+    if !(0..=timeout_max_sec).contains(&timeout_sec) {
+        return Err(ApiError::invalid("timeout_sec", format!("must be from 0 to {timeout_max_sec}")));
     }
     let bytes = body.cmd.len() + body.args.iter().map(String::len).sum::<usize>();
     if body.args.len() > ARGS_MAX || bytes > TEXT_BYTES_MAX {
@@ -81,17 +107,13 @@ pub fn request(id: &SandboxId, body: Exec, timeout_sec: i64) -> Result<ExecReque
         cwd: body.cwd.unwrap_or_default(),
         user: body.user.unwrap_or_default(),
         timeout_ms: u32::try_from(timeout_sec * 1000).expect("the range fits"),
+        tag: body.tag.map(streams::tag).transpose()?.unwrap_or_default(),
         ..Default::default()
     })
 }
 
-/// What the host tells of a command. Dropping it does not end the command.
 pub async fn events(agent: &Agent, request: ExecRequest) -> Result<Events, AgentError> {
-    let stream = agent.exec(request).await?;
-    let events = stream::try_unfold(stream, |mut stream| async move {
-        Ok(stream.message().await?.map(|message| (message.to_owned_message(), stream)))
-    });
-    Ok(events.boxed())
+    Ok(streams::events(agent.exec(request).await?))
 }
 
 #[derive(Default)]
@@ -110,9 +132,11 @@ async fn collect(agent: &Agent, request: ExecRequest) -> Result<Output, ApiError
             Some(Event::Stdout(bytes)) => output.truncated |= keep(&mut output.stdout, &bytes),
             Some(Event::Stderr(bytes)) => output.truncated |= keep(&mut output.stderr, &bytes),
             Some(Event::End(end)) => {
-                output.exit_code = if end.exited { end.exit_code } else { -1 };
+                output.exit_code = streams::exit_code(&end);
                 return Ok(output);
             }
+            // Only terminals have it.
+            Some(Event::Pty(_)) => {}
             Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
         }
     }

@@ -147,7 +147,8 @@ fn parse(text: &str) -> Result<ListQuery, ApiError> {
             "created_before" => query.which.created_before = Some(instant(&name, &value)?),
             other => {
                 let Some(label) = other.strip_prefix(LABEL_PREFIX) else { continue };
-                metadata_filter(label, &value)?;
+                // The platform's own names are not asked for here: they are no labels.
+                metadata_pair(label, Some(&value))?;
                 let was = query.which.metadata.insert(label.to_owned(), value.into_owned());
                 if was.is_some() || query.which.metadata.len() > METADATA_MAX {
                     let reason = format!("may be asked for {METADATA_MAX} names, each once");
@@ -163,11 +164,6 @@ fn parse(text: &str) -> Result<ListQuery, ApiError> {
         return Err(ApiError::invalid("created_after", "must be before created_before"));
     }
     Ok(query)
-}
-
-/// The platform's own names are not asked for here: they are no labels.
-fn metadata_filter(name: &str, value: &str) -> Result<(), ApiError> {
-    metadata_pair(name, Some(value))
 }
 
 fn statuses(text: &str, into: &mut Vec<Status>) -> Result<(), ApiError> {

@@ -4,20 +4,27 @@ mod console;
 pub(super) mod create;
 mod exec;
 mod exec_stream;
-mod files_read;
-mod files_write;
+mod files;
 mod fork;
 mod get;
 mod kill;
 mod list;
+mod metrics;
+mod output;
 mod pause;
 mod ping;
+mod process_stream;
 mod processes;
+mod pty;
 mod relabel;
 mod resume;
 mod signal;
+mod stats;
+mod streams;
+mod terminal;
 mod timeline;
 mod timeout;
+mod usage;
 pub(in crate::http) mod view;
 
 use std::time::Duration;
@@ -55,11 +62,13 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(exec_stream::exec_stream))
         .routes(routes!(processes::processes))
         .routes(routes!(signal::signal))
+        .routes(routes!(process_stream::process_stream))
+        .routes(routes!(pty::pty))
         .routes(routes!(console::console))
-        .routes(routes!(files_read::read))
-        .routes(routes!(files_read::stream_read))
-        .routes(routes!(files_write::write))
-        .routes(routes!(files_write::stream_write))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(stats::stats))
+        .routes(routes!(usage::usage))
+        .merge(files::router())
 }
 
 impl From<NotAwake> for ApiError {

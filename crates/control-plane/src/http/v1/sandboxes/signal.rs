@@ -9,13 +9,12 @@ use model::ids::SandboxId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::streams::Selected;
 use crate::agents::{AgentError, ask};
 use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::{Id, Query};
 use crate::http::errors::ApiError;
-
-const TAG_BYTES_MAX: usize = 128;
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -34,13 +33,9 @@ pub async fn signal(
     path: RawPathParams,
     Query(query): Query<Signal>,
 ) -> Result<StatusCode, ApiError> {
-    let selector = path.iter().find(|(name, _)| *name == "selector").map(|(_, value)| value).unwrap_or_default();
-    let selector = match selector.parse::<u32>() {
-        Ok(pid) => Selector::Pid(pid),
-        Err(_) if selector.is_empty() || selector.len() > TAG_BYTES_MAX => {
-            return Err(ApiError::invalid("selector", "must be a pid or a tag"));
-        }
-        Err(_) => Selector::Tag(selector.to_owned()),
+    let selector = match Selected::of(&path)? {
+        Selected::Pid(pid) => Selector::Pid(pid),
+        Selected::Tag(tag) => Selector::Tag(tag),
     };
     let signal = query.signal.unwrap_or_else(|| "SIGKILL".to_owned());
     if !["SIGKILL", "SIGTERM"].contains(&signal.as_str()) {

@@ -1,5 +1,5 @@
-//! `POST /v1/sandboxes/{id}/files/write` and `.../files/stream/write`: a multipart body with `path` and then `file` becomes a file in the
-//! sandbox, whole or not at all: an upload that breaks off leaves what was there before.
+//! `POST /v1/sandboxes/{id}/files/write` and `.../files/stream/write`: a multipart body with `path` and then `file` (and perhaps `user` between them)
+//! becomes a file in the sandbox, whole or not at all: an upload that breaks off leaves what was there before.
 
 use std::time::Duration;
 
@@ -8,13 +8,15 @@ use api::host::{CHUNK_BYTES, WriteFileEnd, WriteFileHead, WriteFileRequest};
 use api::v1::errors::ErrorBody;
 use axum::extract::multipart::{Field, Multipart, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
 use http::StatusCode;
 use model::ids::SandboxId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::ToSchema;
 
-use super::files_read::check_path;
+use super::{check_path, user};
 use crate::agents::{Agent, AgentError};
 use crate::app::App;
 use crate::http::access::Caller;
@@ -24,25 +26,29 @@ use crate::http::errors::ApiError;
 /// Of the form that published clients use for small files.
 const SMALL_BYTES_MAX: u64 = 100 * 1024 * 1024;
 /// Silence of the client in the middle of an upload.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// After its last byte, for the guest to write and name the file.
 const FINISH_TIME_MAX: Duration = Duration::from_secs(120);
 /// Pieces on their way; the client waits for the guest.
 const PIECES_MAX: usize = 4;
-const PATH_FIELD_BYTES_MAX: usize = 8 * 1024;
+const TEXT_FIELD_BYTES_MAX: usize = 8 * 1024;
 
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "describes the form for the OpenAPI document")]
 pub struct Upload {
-    /// Absolute, or relative to the home of the default user; comes before `file`.
+    /// Absolute, or relative to the home of the user; comes before `file`.
     path: String,
+    /// The sandbox's default user when absent; comes before `file`.
+    user: Option<String>,
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
 
 #[utoipa::path(post, path = "/{id}/files/write", tag = "files", params(("id" = String, Path)),
     request_body(content = Upload, content_type = "multipart/form-data"),
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 413, body = ErrorBody), (status = 507, body = ErrorBody)))]
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 408, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 415, body = ErrorBody), (status = 503, body = ErrorBody), (status = 507, body = ErrorBody)))]
 pub async fn write(
     State(app): State<App>,
     caller: Caller,
@@ -60,7 +66,9 @@ pub async fn write(
 
 #[utoipa::path(post, path = "/{id}/files/stream/write", tag = "files", params(("id" = String, Path)),
     request_body(content = Upload, content_type = "multipart/form-data"),
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 507, body = ErrorBody)))]
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 408, body = ErrorBody), (status = 409, body = ErrorBody), (status = 415, body = ErrorBody),
+        (status = 503, body = ErrorBody), (status = 507, body = ErrorBody)))]
 pub async fn stream_write(
     State(app): State<App>,
     caller: Caller,
@@ -80,19 +88,28 @@ async fn upload(
     if is_encoded(request.headers()) {
         return Err(ApiError::unsupported_media_type("multipart/form-data"));
     }
-    let agent = super::awake(app, caller, id).await?;
+    let agent = super::super::awake(app, caller, id).await?;
     DefaultBodyLimit::disable().apply(&mut request);
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| match error {
         MultipartRejection::InvalidBoundary(_) => ApiError::unsupported_media_type("multipart/form-data"),
         _ => ApiError::invalid("", "the body is not multipart/form-data"),
     })?;
-    let mut path = None;
+    let (mut path, mut named) = (None, None);
     while let Some(mut field) = within(form.next_field()).await? {
         match field.name() {
-            Some("path") => path = Some(path_of(&mut field).await?),
+            Some("path") => {
+                let text = text_of(&mut field, "path").await?;
+                check_path("path", &text)?;
+                path = Some(text);
+            }
+            Some("user") => named = Some(text_of(&mut field, "user").await?),
             Some("file") => {
                 let path = path.ok_or_else(|| ApiError::invalid("path", "is missing; it must come before the file"))?;
-                return relay(&agent, id, path, field, bytes_max).await.map(|()| StatusCode::NO_CONTENT);
+                let target = Target { sandbox: id.clone(), path, user: user(named)? };
+                let pieces = stream::try_unfold(field, |mut field| async move {
+                    Ok(within(field.chunk()).await?.map(|piece| (piece, field)))
+                });
+                return relay(&agent, target, pieces, bytes_max).await.map(|()| StatusCode::NO_CONTENT);
             }
             // Fields that we do not know are left alone, as everywhere.
             _ => while within(field.chunk()).await?.is_some() {},
@@ -101,32 +118,38 @@ async fn upload(
     Err(ApiError::invalid(if path.is_some() { "file" } else { "path" }, "is missing"))
 }
 
-async fn path_of(field: &mut Field<'_>) -> Result<String, ApiError> {
+async fn text_of(field: &mut Field<'_>, name: &str) -> Result<String, ApiError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = within(field.chunk()).await? {
-        if bytes.len() + chunk.len() > PATH_FIELD_BYTES_MAX {
-            return Err(ApiError::invalid("path", "must have 1 to 4096 bytes and no NUL"));
+        if bytes.len() + chunk.len() > TEXT_FIELD_BYTES_MAX {
+            return Err(ApiError::invalid(name, "is too long"));
         }
         bytes.extend_from_slice(&chunk);
     }
-    let path = String::from_utf8(bytes).map_err(|_| ApiError::invalid("path", "is not UTF-8"))?;
-    check_path(&path)?;
-    Ok(path)
+    String::from_utf8(bytes).map_err(|_| ApiError::invalid(name, "is not UTF-8"))
+}
+
+/// Which file.
+pub struct Target {
+    pub sandbox: SandboxId,
+    pub path: String,
+    pub user: String,
 }
 
 /// Sends the file to the host as it comes. Only the end mark makes it a file: whatever breaks off before leaves nothing.
-async fn relay(
+pub async fn relay(
     agent: &Agent,
-    id: &SandboxId,
-    path: String,
-    mut field: Field<'_>,
+    target: Target,
+    source: impl Stream<Item = Result<Bytes, ApiError>>,
     bytes_max: u64,
 ) -> Result<(), ApiError> {
+    let mut source = std::pin::pin!(source);
     let (pieces, receiver) = mpsc::channel(PIECES_MAX);
     let call = agent.write_file(ReceiverStream::new(receiver));
     let mut call = std::pin::pin!(call);
     let feed = async {
-        let head = WriteFileHead { sandbox_id: id.to_string(), path, ..Default::default() };
+        let Target { sandbox, path, user } = target;
+        let head = WriteFileHead { sandbox_id: sandbox.to_string(), path, user, ..Default::default() };
         let mut next = Some(Part::from(head));
         let mut size = 0u64;
         loop {
@@ -136,7 +159,7 @@ async fn relay(
                 // The call has ended; it says why.
                 return Ok(());
             }
-            let Some(chunk) = within(field.chunk()).await? else { break };
+            let Some(chunk) = source.next().await.transpose()? else { break };
             size = size.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
             if size > bytes_max {
                 return Err(ApiError::too_large(bytes_max));

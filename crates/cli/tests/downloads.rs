@@ -90,7 +90,8 @@ async fn content(State(world): State<Shared>, method: Method, headers: HeaderMap
     let etag = format!("\"v{}\"", world.version);
     let size = world.content.len();
     let is_same = text("if-range") == etag;
-    let from: Option<usize> = text("range").strip_prefix("bytes=").and_then(|range| range.split('-').next()?.parse().ok());
+    let from: Option<usize> =
+        text("range").strip_prefix("bytes=").and_then(|range| range.split('-').next()?.parse().ok());
     let (status, from) = match from {
         Some(from) if is_same && from < size => (StatusCode::PARTIAL_CONTENT, from),
         _ => (StatusCode::OK, 0),
