@@ -21,6 +21,9 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// A control plane that is being restarted is back within seconds. Only calls that may be repeated are.
 const TRIES: u32 = 5;
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
+/// Who sends too much is told for how long to wait: seconds, unless it is about guessed passwords.
+const RATE_WAIT_MAX: Duration = Duration::from_secs(10);
+const RATE_TRIES: u32 = 4;
 
 #[derive(Clone)]
 pub enum Credential {
@@ -138,7 +141,7 @@ impl Client {
 
     /// A deletion that says what it is sure of; not repeated, because who asked is gone after it. Answered with no body (204).
     pub async fn delete_with<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
-        let sent = self.request(Method::DELETE, url).timeout(CALL_MAX).json(body).send().await;
+        let sent = self.patient(self.request(Method::DELETE, url).timeout(CALL_MAX).json(body)).await;
         self.checked(sent.map_err(|error| self.broken(&error))?).await.map(drop)
     }
 
@@ -167,14 +170,14 @@ impl Client {
 
     /// A call that makes a new thing each time: it is not repeated.
     pub async fn post_once<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
-        let sent = self.request(Method::POST, url).timeout(CALL_MAX).json(body).send().await;
+        let sent = self.patient(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await;
         let answer = self.checked(sent.map_err(|error| self.broken(&error))?).await?;
         self.read(answer).await
     }
 
     /// As `post_once`, answered with no body (204).
     pub async fn post_once_for_nothing<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
-        let sent = self.request(Method::POST, url).timeout(CALL_MAX).json(body).send().await;
+        let sent = self.patient(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await;
         self.checked(sent.map_err(|error| self.broken(&error))?).await.map(drop)
     }
 
@@ -206,7 +209,7 @@ impl Client {
         let mut pause = PAUSE_FIRST;
         for attempt in 1.. {
             let this = request.try_clone().expect("bodies of calls are in memory");
-            match this.send().await {
+            match self.patient(this).await {
                 Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE && attempt < TRIES => {
                     let error = self.refusal(answer).await;
                     // Only this one says "the platform is not itself just now"; the other 503s are answers.
@@ -224,6 +227,19 @@ impl Client {
             pause *= 2;
         }
         unreachable!("the loop ends by its return")
+    }
+
+    /// Sends a request, and again when there were too many: then nothing was done, so that every call may be repeated.
+    async fn patient(&self, request: RequestBuilder) -> Result<Response, reqwest::Error> {
+        for _ in 1..RATE_TRIES {
+            let Some(this) = request.try_clone() else { break };
+            let answer = this.send().await?;
+            match rate_wait(&answer) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Ok(answer),
+            }
+        }
+        request.send().await
     }
 
     /// An answer that is a success, or the server's error.
@@ -267,6 +283,13 @@ impl Client {
             format!("the connection to {base} broke: {}", root_cause(error))
         })
     }
+}
+
+/// For how long the server asks to wait, where that is bearable. A quota has no such time.
+fn rate_wait(answer: &Response) -> Option<Duration> {
+    let seconds = answer.headers().get(reqwest::header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    let wait = Duration::from_secs(seconds);
+    (answer.status() == StatusCode::TOO_MANY_REQUESTS && wait <= RATE_WAIT_MAX).then_some(wait)
 }
 
 /// The address in `<ADDRESS>; rel="next"`.

@@ -22,6 +22,12 @@ const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+  wrenn events --sandbox SANDBOX                     what happened to it, as far as it is kept (seven days)
+  wrenn events -f --kind capsule.create,capsule.destroy
+  wrenn events -f --since 4711                       what came after that event, and then what comes
+
+A stream that is cut off is opened again after the last event that was heard. With -f and --json each event is a document of its own, on a line.")]
 pub struct Arguments {
     /// Go on with what happens, until Ctrl-C.
     #[arg(long, short)]

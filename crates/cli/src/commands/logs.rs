@@ -28,6 +28,9 @@ const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const KNOWN: usize = 512;
 
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Of a process that runs a sandbox keeps the last 256 KiB of output, of one that has ended 64 KiB for half a minute. With -f the exit code is that of \
+the process. Without a process, and with -f, the console is looked at every second.")]
 pub struct Arguments {
     /// The sandbox.
     id: String,

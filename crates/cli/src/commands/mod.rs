@@ -37,11 +37,27 @@ use crate::credentials::Options;
 use crate::failure::Failure;
 use crate::output::Format;
 
+const LONG: &str = "\
+A first sandbox, where a platform runs (`wrenn up` starts one on this machine):
+
+  id=$(wrenn sandbox create)
+  wrenn sandbox exec $id -- uname -a
+  wrenn shell $id
+  wrenn files put ./notes.txt $id:notes.txt
+  wrenn sandbox kill $id
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 125 when `run`, `exec` or `shell` failed by themselves, whose other codes are those of what \
+ran in the sandbox; 129, 130, 143 ended by a signal.
+
+Settings come from options, the environment (WRENN_API_URL, WRENN_API_KEY, ...), a file .env in the working directory, the session of `wrenn \
+login`, and what `wrenn up` left in its directory, in this order.";
+
 #[derive(Parser)]
 #[command(
     name = "wrenn",
     version,
     about = "Sandboxes for code you do not trust, on your own machines",
+    after_long_help = LONG,
     propagate_version = true
 )]
 pub struct Arguments {
@@ -72,7 +88,7 @@ enum Command {
     /// What a process in a sandbox has said, or what a sandbox's console shows; with -f also what comes.
     Logs(logs::Arguments),
     /// The files of sandboxes: list, fetch, put, remove.
-    #[command(subcommand, visible_alias = "file")]
+    #[command(subcommand, visible_alias = "file", after_long_help = files::LONG)]
     Files(files::Command),
     /// Keep what sandboxes are, under names that others can begin with.
     #[command(subcommand, visible_alias = "template")]

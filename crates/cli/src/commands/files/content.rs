@@ -128,9 +128,9 @@ impl Content<'_> {
                     Err(failure) => failure,
                     Ok(_) => Failure::new(format!("{} answered {status} to a question for a file", client.base())),
                 };
-                // The platform is not itself just now.
+                // The platform is not itself just now, or was asked too much.
                 return Err(match status {
-                    StatusCode::SERVICE_UNAVAILABLE => Broken::Connection(failure),
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Broken::Connection(failure),
                     _ => Stopped::Failed(failure).into(),
                 });
             }

@@ -12,6 +12,13 @@ use crate::failure::{EXIT_OURS, Failure};
 use crate::output::{Format, print_line, show};
 
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+  wrenn sandbox exec SANDBOX -- make -j2
+  wrenn sandbox exec SANDBOX --user root -- sh -c 'id; pwd'
+  tag=$(wrenn sandbox exec SANDBOX --background -- ./server); wrenn logs -f SANDBOX $tag
+
+Output comes byte for byte, as it is written. The exit code is the command's; 137 when a signal ended it; 125 when this program failed. The \
+command has no standard input. Ctrl-C ends this program and not the command: `wrenn sandbox ps` and `wrenn sandbox signal` find it.")]
 pub struct Arguments {
     id: String,
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
