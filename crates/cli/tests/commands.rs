@@ -161,7 +161,8 @@ async fn events(
             format!(": word\n\n{}{}{}", event(4, "connected"), event(5, "capsule.create"), event(6, "capsule.pause"))
         }
         Some("6") => format!("{}{}", event(6, "connected"), event(7, "capsule.resume")),
-        other => panic!("{other:?}"),
+        // Nothing happens any more.
+        Some(_) => std::future::pending().await,
     };
     ([("content-type", "text/event-stream")], text).into_response()
 }
