@@ -13,4 +13,5 @@ pub mod jailed;
 pub mod objects;
 pub mod platform;
 pub mod standbys;
+pub mod terminal;
 pub mod wait;

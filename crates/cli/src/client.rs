@@ -21,6 +21,9 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// A control plane that is being restarted is back within seconds. Only calls that may be repeated are.
 const TRIES: u32 = 5;
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
+/// Who sends too much is told for how long to wait: seconds, unless it is about guessed passwords.
+const RATE_WAIT_MAX: Duration = Duration::from_secs(10);
+const RATE_TRIES: u32 = 4;
 
 #[derive(Clone)]
 pub enum Credential {
@@ -112,6 +115,16 @@ impl Client {
         self.read(self.repeated(self.request(Method::GET, url).timeout(CALL_MAX)).await?).await
     }
 
+    /// A part of a list, and where the next one is (`Link`).
+    pub async fn get_page<T: DeserializeOwned>(&self, url: Url) -> Result<(T, Option<Url>), Failure> {
+        let answer = self.repeated(self.request(Method::GET, url.clone()).timeout(CALL_MAX)).await?;
+        let link = answer.headers().get(reqwest::header::LINK).and_then(|link| link.to_str().ok());
+        let next = link.and_then(next_of).and_then(|next| url.join(next).ok());
+        // The credentials are for this list, and for nowhere else.
+        let next = next.filter(|next| next.origin() == url.origin() && next.path() == url.path() && *next != url);
+        Ok((self.read(answer).await?, next))
+    }
+
     pub async fn get_text(&self, url: Url) -> Result<String, Failure> {
         let answer = self.repeated(self.request(Method::GET, url).timeout(CALL_MAX)).await?;
         answer.text().await.map_err(|error| self.broken(&error))
@@ -128,7 +141,7 @@ impl Client {
 
     /// A deletion that says what it is sure of; not repeated, because who asked is gone after it. Answered with no body (204).
     pub async fn delete_with<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
-        let sent = self.request(Method::DELETE, url).timeout(CALL_MAX).json(body).send().await;
+        let sent = self.patient(self.request(Method::DELETE, url).timeout(CALL_MAX).json(body)).await;
         self.checked(sent.map_err(|error| self.broken(&error))?).await.map(drop)
     }
 
@@ -157,14 +170,25 @@ impl Client {
 
     /// A call that makes a new thing each time: it is not repeated.
     pub async fn post_once<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
-        let sent = self.request(Method::POST, url).timeout(CALL_MAX).json(body).send().await;
+        let sent = self.patient(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await;
         let answer = self.checked(sent.map_err(|error| self.broken(&error))?).await?;
         self.read(answer).await
+    }
+
+    /// As `post_once`, answered with no body (204).
+    pub async fn post_once_for_nothing<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
+        let sent = self.patient(self.request(Method::POST, url).timeout(CALL_MAX).json(body)).await;
+        self.checked(sent.map_err(|error| self.broken(&error))?).await.map(drop)
     }
 
     /// A change to what `body` says, answered with none (204).
     pub async fn patch<B: Serialize>(&self, url: Url, body: &B) -> Result<(), Failure> {
         self.repeated(self.request(Method::PATCH, url).timeout(CALL_MAX).json(body)).await.map(drop)
+    }
+
+    /// As `patch`, answered with what it has become.
+    pub async fn patch_for<B: Serialize, T: DeserializeOwned>(&self, url: Url, body: &B) -> Result<T, Failure> {
+        self.read(self.repeated(self.request(Method::PATCH, url).timeout(CALL_MAX).json(body)).await?).await
     }
 
     /// A call that needs no body, may be repeated, and is answered with none (204).
@@ -185,7 +209,7 @@ impl Client {
         let mut pause = PAUSE_FIRST;
         for attempt in 1.. {
             let this = request.try_clone().expect("bodies of calls are in memory");
-            match this.send().await {
+            match self.patient(this).await {
                 Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE && attempt < TRIES => {
                     let error = self.refusal(answer).await;
                     // Only this one says "the platform is not itself just now"; the other 503s are answers.
@@ -203,6 +227,19 @@ impl Client {
             pause *= 2;
         }
         unreachable!("the loop ends by its return")
+    }
+
+    /// Sends a request, and again when there were too many: then nothing was done, so that every call may be repeated.
+    async fn patient(&self, request: RequestBuilder) -> Result<Response, reqwest::Error> {
+        for _ in 1..RATE_TRIES {
+            let Some(this) = request.try_clone() else { break };
+            let answer = this.send().await?;
+            match rate_wait(&answer) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Ok(answer),
+            }
+        }
+        request.send().await
     }
 
     /// An answer that is a success, or the server's error.
@@ -248,6 +285,19 @@ impl Client {
     }
 }
 
+/// For how long the server asks to wait, where that is bearable. A quota has no such time.
+fn rate_wait(answer: &Response) -> Option<Duration> {
+    let seconds = answer.headers().get(reqwest::header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    let wait = Duration::from_secs(seconds);
+    (answer.status() == StatusCode::TOO_MANY_REQUESTS && wait <= RATE_WAIT_MAX).then_some(wait)
+}
+
+/// The address in `<ADDRESS>; rel="next"`.
+fn next_of(link: &str) -> Option<&str> {
+    let (address, rel) = link.trim().strip_prefix('<')?.split_once('>')?;
+    rel.split(';').any(|part| matches!(part.trim(), "rel=\"next\"" | "rel=next")).then_some(address)
+}
+
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -259,6 +309,14 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_part_of_a_list_is_named_by_its_link() {
+        assert_eq!(next_of("<?limit=2&cursor=x>; rel=\"next\""), Some("?limit=2&cursor=x"));
+        for other in ["", "<?limit=2>", "<?limit=2>; rel=\"prev\"", "?limit=2; rel=\"next\""] {
+            assert_eq!(next_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn segments_are_escaped_and_a_path_of_the_base_is_kept() {

@@ -8,9 +8,15 @@ mod commands;
 mod credentials;
 mod failure;
 mod output;
+mod password;
+mod place;
 mod platform;
+mod printable;
 mod session;
 mod signals;
+mod sse;
+mod terminal;
+mod websocket;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{DefaultBodyLimit, Multipart, Path, State};
+use axum::extract::{DefaultBodyLimit, Multipart, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -29,6 +29,8 @@ struct World {
     calls: Vec<String>,
     /// The first so many calls get no answer: the connection is refused by a 503 of a platform that is starting.
     unavailable: usize,
+    /// The first so many lists are too many.
+    too_many: usize,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -51,6 +53,8 @@ impl Server {
             .route("/v1/sandboxes/{id}/exec/stream", get(exec))
             .route("/v1/sandboxes/{id}/files/stream/write", post(write))
             .route("/v1/sandboxes/{id}/files/stream/read", post(read))
+            .route("/v1/events/all/stream", get(events))
+            .route("/v1/sandboxes/{id}/processes/{selector}/stream", get(said))
             .route("/v1/hosts", post(add_host).get(hosts))
             .route("/v1/hosts/silence", get(|| async { refusal(403, "forbidden", "only administrators may do this") }))
             .route("/v1/admin/teams/{id}/byoc", put(byoc))
@@ -119,9 +123,68 @@ async fn create(State(world): State<Shared>, headers: HeaderMap, Json(body): Jso
     (StatusCode::ACCEPTED, Json(sandbox(ID, status))).into_response()
 }
 
-async fn list(State(world): State<Shared>) -> Response {
-    let world = world.lock().unwrap();
-    Json(world.sandboxes.iter().map(|(id, status)| sandbox(id, status)).collect::<Vec<_>>()).into_response()
+/// As the server: a part of the list, and where the next one is.
+async fn list(State(world): State<Shared>, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let mut world = world.lock().unwrap();
+    world.calls.push(format!("LIST {query:?}"));
+    if world.too_many > 0 {
+        world.too_many -= 1;
+        let refusal = refusal(429, "rate_limited", "too many requests");
+        return ([("retry-after", "1")], refusal).into_response();
+    }
+    let limit: usize = query["limit"].parse().unwrap();
+    let from = query.get("cursor").map_or(0, |cursor| cursor.parse().unwrap());
+    let all: Vec<_> = world.sandboxes.iter().map(|(id, status)| sandbox(id, status)).collect();
+    let page: Vec<_> = all.iter().skip(from).take(limit).cloned().collect();
+    let next = from + page.len();
+    match next < all.len() {
+        true => ([("link", format!("<?limit={limit}&cursor={next}>; rel=\"next\""))], Json(page)).into_response(),
+        false => Json(page).into_response(),
+    }
+}
+
+/// Two events, and the stream is cut; whoever comes back after the second is told of a third.
+async fn events(
+    State(world): State<Shared>,
+    headers: HeaderMap,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
+    let last = headers.get("last-event-id").map(|id| id.to_str().unwrap().to_owned());
+    world.lock().unwrap().calls.push(format!("EVENTS {last:?} {query:?}"));
+    let event = |id: u32, kind: &str| {
+        let data = json!({"id": id.to_string(), "event": kind, "resource": {"id": ID, "type": "capsule"}, "sandbox": null,
+                          "metadata": {"reason": "a\u{1b}[2J"}, "timestamp": "2026-01-01T00:00:00Z"});
+        format!("event: {kind}\ndata: {data}\nid: {id}\n\n")
+    };
+    let text = match last.as_deref() {
+        None => {
+            format!(": word\n\n{}{}{}", event(4, "connected"), event(5, "capsule.create"), event(6, "capsule.pause"))
+        }
+        Some("6") => format!("{}{}", event(6, "connected"), event(7, "capsule.resume")),
+        // Nothing happens any more.
+        Some(_) => std::future::pending().await,
+    };
+    ([("content-type", "text/event-stream")], text).into_response()
+}
+
+/// The output of a process: eight bytes, of which the last four come over another connection.
+async fn said(
+    State(world): State<Shared>,
+    Query(query): Query<BTreeMap<String, String>>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    world.lock().unwrap().calls.push(format!("SAID {query:?}"));
+    assert_eq!(query["encoding"], "base64");
+    let from: usize = query.get("from").map_or(0, |from| from.parse().unwrap());
+    upgrade.on_upgrade(move |mut socket| async move {
+        let frame = |value: Value| Message::text(value.to_string());
+        let _ = socket.send(frame(json!({"type": "start", "pid": 7, "output_from": from}))).await;
+        let _ =
+            socket.send(frame(json!({"type": "stdout", "data": STANDARD.encode(&b"onetwo!\n"[from..from + 4])}))).await;
+        if from > 0 {
+            let _ = socket.send(frame(json!({"type": "exit", "exit_code": 4}))).await;
+        }
+    })
 }
 
 async fn one(State(world): State<Shared>, Path(id): Path<String>) -> Response {
@@ -435,4 +498,69 @@ fn a_platform_that_is_starting_is_waited_for_and_one_that_is_not_there_is_told()
     let mut command = server.command(&["sandbox", "list", "--dir"]);
     let output = command.arg(scratch.path()).env_remove("WRENN_API_URL").output().unwrap();
     assert!(text(&output.stderr).contains("wrenn up"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn long_lists_come_in_parts_and_who_asks_too_much_waits() {
+    let server = Server::start();
+    for number in 0..2500 {
+        server.world.lock().unwrap().sandboxes.insert(format!("sb{number:022}"), "running");
+    }
+    server.world.lock().unwrap().too_many = 1;
+    let listed = server.wrenn(&["sandbox", "list", "--quiet"]);
+    assert_eq!(text(&listed.stdout).lines().count(), 2500, "{}", text(&listed.stderr));
+    let calls = std::mem::take(&mut server.world.lock().unwrap().calls);
+    assert_eq!(calls.len(), 4, "{calls:?}");
+    let filtered = server.wrenn(&[
+        "sandbox",
+        "list",
+        "--limit",
+        "3",
+        "--status",
+        "running,paused",
+        "--metadata",
+        "app=a b",
+        "--template",
+        "x",
+        "--json",
+    ]);
+    let found: Value = serde_json::from_slice(&filtered.stdout).unwrap();
+    assert_eq!(found.as_array().unwrap().len(), 3);
+    let calls = std::mem::take(&mut server.world.lock().unwrap().calls);
+    let wanted = r#"LIST {"limit": "3", "metadata.app": "a b", "status": "running,paused", "template": "x"}"#;
+    assert_eq!(calls, [wanted]);
+    // Patience has an end.
+    server.world.lock().unwrap().too_many = 100;
+    let refused = server.wrenn(&["sandbox", "list"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("rate_limited"));
+}
+
+#[test]
+fn what_is_followed_goes_on_after_what_was_heard_last() {
+    let server = Server::with_sandbox();
+    let mut following = server
+        .command(&["events", "-f", "--kind", "capsule.create,capsule.pause"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    let (first, second, third) = (next(), next(), next());
+    following.kill().unwrap();
+    following.wait().unwrap();
+    assert!(first.starts_with("5 ") && first.contains("capsule.create"), "{first}");
+    assert!(second.starts_with("6 ") && third.starts_with("7 "), "{second} {third}");
+    assert!(third.contains("reason=a\\u{1b}[2J") && !third.contains('\u{1b}'), "{third}");
+    let calls = server.world.lock().unwrap().calls.clone();
+    assert_eq!(calls[0], r#"EVENTS None {"kinds": "capsule.create,capsule.pause"}"#);
+    assert!(calls[1].starts_with(r#"EVENTS Some("6")"#), "{calls:?}");
+
+    // The output of a process likewise.
+    let logs = server.wrenn(&["logs", "-f", ID, "7"]);
+    assert_eq!((text(&logs.stdout), logs.status.code()), ("onetwo!\n".to_owned(), Some(4)), "{}", text(&logs.stderr));
+    let calls = server.world.lock().unwrap().calls.clone();
+    assert_eq!(calls.last().unwrap(), r#"SAID {"encoding": "base64", "from": "4"}"#);
+    // A console is shown without what would steer the terminal.
+    assert_eq!(text(&server.wrenn(&["logs", ID]).stdout), "boot\n[2Jdone\n");
 }

@@ -1,16 +1,16 @@
 //! `wrenn login` and `wrenn logout`: a session for the commands of a person, kept for this user of the machine.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use api::v1::accounts::{LogIn, LoggedIn};
-use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use serde_json::json;
+use url::Url;
 
 use crate::client::{Client, Credential};
 use crate::credentials::{Options, checked_header};
-use crate::failure::{Doing as _, Failure};
+use crate::failure::Failure;
 use crate::output::{Format, show};
+use crate::password::given_or_asked_for;
 use crate::session::Session;
 
 #[derive(clap::Args)]
@@ -27,10 +27,7 @@ pub struct Arguments {
 
 pub async fn login(arguments: Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let url = options.api_url()?;
-    let password = match arguments.password.filter(|password| !password.is_empty()) {
-        Some(password) => password,
-        None => asked_for()?,
-    };
+    let password = given_or_asked_for(arguments.password, "Password")?;
     let client = Client::new(url.clone(), Credential::None)?;
     let body = LogIn { email: arguments.email, password, cookie: false };
     let mut logged_in: LoggedIn = client.post(client.url(&["v1", "auth", "login"]), &body).await?;
@@ -38,6 +35,11 @@ pub async fn login(arguments: Arguments, options: &Options, format: Format) -> R
         let client = Client::new(url.clone(), Credential::Bearer(token_of(&logged_in)?))?;
         logged_in = client.post(client.url(&["v1", "auth", "switch-team"]), &json!({ "team_id": team_id })).await?;
     }
+    keep(&url, logged_in, format)
+}
+
+/// Writes the session down, for the commands that come after.
+pub fn keep(url: &Url, logged_in: LoggedIn, format: Format) -> Result<ExitCode, Failure> {
     let session = Session {
         api_url: url.as_str().trim_end_matches('/').to_owned(),
         token: token_of(&logged_in)?,
@@ -73,29 +75,4 @@ pub async fn logout(options: &Options, format: Format) -> Result<ExitCode, Failu
 fn token_of(logged_in: &LoggedIn) -> Result<String, Failure> {
     let token = logged_in.token.clone().ok_or_else(|| Failure::new("the control plane answered without a token"))?;
     checked_header(token, "the token of the control plane")
-}
-
-/// One line, not shown while it is typed.
-fn asked_for() -> Result<String, Failure> {
-    let stdin = std::io::stdin();
-    let mut line = String::new();
-    let before = if stdin.is_terminal() {
-        eprint!("Password: ");
-        let _ = std::io::stderr().flush();
-        let before = tcgetattr(&stdin).doing(|| "ask the terminal how it is set".to_owned())?;
-        let mut silent = before.clone();
-        silent.local_flags.remove(LocalFlags::ECHO);
-        tcsetattr(&stdin, SetArg::TCSAFLUSH, &silent).doing(|| "silence the terminal".to_owned())?;
-        Some(before)
-    } else {
-        None
-    };
-    let read = stdin.lock().read_line(&mut line);
-    if let Some(before) = before {
-        tcsetattr(&stdin, SetArg::TCSAFLUSH, &before).doing(|| "set the terminal as it was".to_owned())?;
-        eprintln!();
-    }
-    read.doing(|| "read the password".to_owned())?;
-    let password = line.trim_end_matches(['\r', '\n']).to_owned();
-    if password.is_empty() { Err(Failure::usage("no password: give WRENN_PASSWORD, or type it")) } else { Ok(password) }
 }

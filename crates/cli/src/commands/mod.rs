@@ -3,21 +3,30 @@
 mod account;
 pub mod admin;
 mod audit;
+mod channel;
+mod completion;
 mod control_plane;
+#[cfg(test)]
+mod coverage;
 mod demo;
 mod doctor;
 mod down;
+mod events;
 mod exec_stream;
+mod files;
 mod fleet;
 mod host;
 mod key;
 mod login;
+mod logs;
 mod quota;
 mod run;
 mod sandbox;
+mod shell;
 mod snapshot;
 mod team;
 mod up;
+mod usage;
 mod version;
 
 use std::process::ExitCode;
@@ -28,11 +37,27 @@ use crate::credentials::Options;
 use crate::failure::Failure;
 use crate::output::Format;
 
+const LONG: &str = "\
+A first sandbox, where a platform runs (`wrenn up` starts one on this machine):
+
+  id=$(wrenn sandbox create)
+  wrenn sandbox exec $id -- uname -a
+  wrenn shell $id
+  wrenn files put ./notes.txt $id:notes.txt
+  wrenn sandbox kill $id
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 125 when `run`, `exec` or `shell` failed by themselves, whose other codes are those of what \
+ran in the sandbox; 129, 130, 143 ended by a signal.
+
+Settings come from options, the environment (WRENN_API_URL, WRENN_API_KEY, ...), a file .env in the working directory, the session of `wrenn \
+login`, and what `wrenn up` left in its directory, in this order.";
+
 #[derive(Parser)]
 #[command(
     name = "wrenn",
     version,
     about = "Sandboxes for code you do not trust, on your own machines",
+    after_long_help = LONG,
     propagate_version = true
 )]
 pub struct Arguments {
@@ -54,12 +79,27 @@ enum Command {
     Demo(demo::Arguments),
     /// Run one command in a sandbox of its own, and kill the sandbox afterwards.
     Run(run::Arguments),
+    /// A terminal in a sandbox: bash, or another program.
+    #[command(visible_alias = "sh")]
+    Shell(shell::Arguments),
     /// Create, use and kill sandboxes.
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::Command),
+    /// What a process in a sandbox has said, or what a sandbox's console shows; with -f also what comes.
+    Logs(logs::Arguments),
+    /// The files of sandboxes: list, fetch, put, remove.
+    #[command(subcommand, visible_alias = "file", after_long_help = files::LONG)]
+    Files(files::Command),
     /// Keep what sandboxes are, under names that others can begin with.
     #[command(subcommand, visible_alias = "template")]
     Snapshot(snapshot::Command),
+    /// What happened to the team's sandboxes, snapshots and hosts; with -f also what happens.
+    Events(events::Arguments),
+    /// What the team's sandboxes have used, by days.
+    Usage(usage::Arguments),
+    /// Where the team is told of what happens: webhooks and chats.
+    #[command(subcommand)]
+    Channel(channel::Command),
     /// The control plane as a service of this machine.
     #[command(subcommand)]
     ControlPlane(control_plane::Command),
@@ -70,7 +110,7 @@ enum Command {
     Login(login::Arguments),
     /// End the session of `wrenn login`.
     Logout,
-    /// The person who is logged in.
+    /// The person who is logged in, and how one becomes one.
     #[command(subcommand)]
     Account(account::Command),
     /// API keys.
@@ -84,9 +124,11 @@ enum Command {
     Team(team::Command),
     /// Who did what in the team, or on the platform.
     Audit(audit::Arguments),
-    /// For administrators of the platform on this machine.
+    /// For administrators of the platform: its people and teams, and a token on its machine.
     #[command(subcommand)]
     Admin(admin::Command),
+    /// A script by which a shell completes commands and options.
+    Completion(completion::Arguments),
     /// The versions of this program and of the control plane it talks to.
     Version(version::Arguments),
 }
@@ -106,7 +148,14 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Doctor(arguments) => doctor::run(&arguments, &options, format).await,
         Command::Demo(arguments) => demo::run(arguments, &options, format).await,
         Command::Run(arguments) => run::run(arguments, &options, format).await,
+        Command::Shell(arguments) => shell::run(arguments, &options, format).await,
         Command::Sandbox(command) => sandbox::run(command, &options, format).await,
+        Command::Logs(arguments) => logs::run(&arguments, &options, format).await,
+        Command::Events(arguments) => events::run(&arguments, &options, format).await,
+        Command::Usage(arguments) => usage::run(&arguments, &options, format).await,
+        Command::Channel(command) => channel::run(command, &options, format).await,
+        Command::Completion(arguments) => completion::run(&arguments),
+        Command::Files(command) => files::run(command, &options, format).await,
         Command::Snapshot(command) => snapshot::run(command, &options, format).await,
         Command::ControlPlane(command) => control_plane::run(command, &options, format).await,
         Command::Host(command) => host::run(command, &options, format).await,
@@ -117,7 +166,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Audit(arguments) => audit::run(&arguments, &options, format).await,
         Command::Key(command) => key::run(command, &options, format).await,
         Command::Quota(command) => quota::run(command, &options, format).await,
-        Command::Admin(command) => admin::run(&command, &options, format).await,
+        Command::Admin(command) => admin::run(command, &options, format).await,
         Command::Version(arguments) => version::run(&arguments, &options, format).await,
     }
 }

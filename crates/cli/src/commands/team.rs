@@ -2,19 +2,25 @@
 
 use std::process::ExitCode;
 
-use api::v1::teams::{AddMember, ChangeRole, Invitation, Invite, Member, SetByoc, Team, TeamName};
+use api::v1::accounts::SwitchTeam;
+use api::v1::teams::{AddMember, ChangeRole, Invitation, Invite, Member, SetByoc, Team, TeamName, TeamWithMembers};
 use serde_json::{Value, json};
 
+use super::login::keep;
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
-use crate::output::{Format, age, show, table};
+use crate::output::{Format, age, facts, show, table};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// List the teams you are in.
     #[command(visible_alias = "ls")]
     List,
+    /// One team, with who is in it.
+    Get { team: String },
+    /// Act for another team from now on.
+    Switch { team: String },
     /// Make a team, whose owner you are.
     Create { name: String },
     /// Give a team another name.
@@ -68,6 +74,15 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
                 table(&["ID", "NAME", "ROLE", "HOSTS", "AGE"], teams.iter().map(row).collect())
             })?;
         }
+        Command::Get { team } => {
+            let found: TeamWithMembers = client.get(of(&team, &[])).await?;
+            show(format, &found, described)?;
+        }
+        Command::Switch { team } => {
+            let body = SwitchTeam { team_id: team };
+            let logged_in = client.post_once(client.url(&["v1", "auth", "switch-team"]), &body).await?;
+            return keep(client.base(), logged_in, format);
+        }
         Command::Create { name } => {
             let team: Team = client.post_once(client.url(&["v1", "teams"]), &TeamName { name }).await?;
             show(format, &team, |team| team.id.clone())?;
@@ -82,12 +97,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         }
         Command::Members { team } => {
             let members: Vec<Member> = client.get(of(&team, &["members"])).await?;
-            show(format, &members, |members| {
-                let row = |member: &Member| {
-                    vec![member.user_id.clone(), member.email.clone(), member.name.clone(), member.role.clone()]
-                };
-                table(&["USER", "EMAIL", "NAME", "ROLE"], members.iter().map(row).collect())
-            })?;
+            show(format, &members, |members| table_of(members))?;
         }
         Command::Add { team, email } => {
             let member: Member = client.post_once(of(&team, &["members"]), &AddMember { email }).await?;
@@ -142,6 +152,24 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn described(found: &TeamWithMembers) -> String {
+    let TeamWithMembers { team, members } = found;
+    let of_team = facts(&[
+        ("id", team.id.clone()),
+        ("name", team.name.clone()),
+        ("you are", team.role.clone()),
+        ("hosts", if team.is_byoc { "its own" } else { "the platform's" }.to_owned()),
+        ("age", age(team.created_at)),
+    ]);
+    format!("{of_team}\n\n{}", table_of(members))
+}
+
+fn table_of(members: &[Member]) -> String {
+    let row =
+        |member: &Member| vec![member.user_id.clone(), member.email.clone(), member.name.clone(), member.role.clone()];
+    table(&["USER", "EMAIL", "NAME", "ROLE"], members.iter().map(row).collect())
 }
 
 fn done(format: Format, id: &str, what: &str) -> Result<(), Failure> {

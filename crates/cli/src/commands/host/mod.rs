@@ -32,6 +32,8 @@ pub enum Command {
     Token { id: String },
     #[command(visible_alias = "ls")]
     List,
+    /// One host.
+    Get { id: String },
     /// Take nothing new onto a host. What is on it goes on; the answer says what is left.
     Drain { id: String },
     /// Take new sandboxes onto it again.
@@ -104,6 +106,10 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
                 )
             })?;
             warn_of_silence(&client, format).await;
+        }
+        Command::Get { id } => {
+            let host: Value = client.get(client.url(&["v1", "hosts", &id])).await?;
+            show(format, &host, inspected)?;
         }
         Command::Drain { id } => turn(&client, format, &id, "drain").await?,
         Command::Undrain { id } => turn(&client, format, &id, "undrain").await?,

@@ -21,6 +21,7 @@ use crate::client::{Client, SILENCE_MAX};
 use crate::credentials::Options;
 use crate::failure::{Doing as _, Failure};
 use crate::output::{Format, bytes_bar, show};
+use crate::place::{InSandbox, Place};
 
 const CHUNK: usize = 64 << 10;
 
@@ -30,13 +31,6 @@ pub struct Arguments {
     from: String,
     /// A local path, ID:PATH, or `-`.
     to: String,
-}
-
-#[derive(Debug, PartialEq)]
-enum Place {
-    Local(PathBuf),
-    Standard,
-    Sandbox { id: String, path: String },
 }
 
 pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
@@ -49,21 +43,21 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
 
 async fn copied(arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let client = Client::of_user(options)?;
-    match (place(&arguments.from)?, place(&arguments.to)?) {
-        (Place::Sandbox { id, path }, Place::Local(to)) => {
+    match (Place::parse(&arguments.from)?, Place::parse(&arguments.to)?) {
+        (Place::Sandbox(InSandbox { id, path }), Place::Local(to)) => {
             let bytes = download(&client, &id, &path, &to, format).await?;
             show(format, &json!({ "from": arguments.from, "to": to, "bytes": bytes }), |_| String::new())?;
         }
         // Standard output is the file's: there is no room for a document.
-        (Place::Sandbox { id, path }, Place::Standard) => {
+        (Place::Sandbox(InSandbox { id, path }), Place::Standard) => {
             let bar = bytes_bar(format, None);
             receive(&client, &id, &path, &mut tokio::io::stdout(), &bar).await?;
         }
-        (Place::Local(from), Place::Sandbox { id, path }) => {
+        (Place::Local(from), Place::Sandbox(InSandbox { id, path })) => {
             let bytes = upload(&client, &from, &id, &path, format).await?;
             show(format, &json!({ "from": from, "to": arguments.to, "bytes": bytes }), |_| String::new())?;
         }
-        (Place::Standard, Place::Sandbox { id, path }) => {
+        (Place::Standard, Place::Sandbox(InSandbox { id, path })) => {
             let name = file_name(&path)?;
             let path = if path.ends_with('/') {
                 return Err(Failure::usage("standard input has no name: give the file's whole path"));
@@ -78,27 +72,6 @@ async fn copied(arguments: &Arguments, options: &Options, format: Format) -> Res
         _ => return Err(Failure::usage("one side must be ID:PATH in a sandbox, the other a local path or -")),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// `ID:PATH` is known by the id's form, so that local files may have colons in their names.
-fn place(text: &str) -> Result<Place, Failure> {
-    if text == "-" {
-        return Ok(Place::Standard);
-    }
-    if let Some((id, path)) = text.split_once(':')
-        && id.len() == 24
-        && id.starts_with("sb")
-        && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    {
-        if path.is_empty() {
-            return Err(Failure::usage(format!("{text:?} names no file: give {id}:/path/in/the/sandbox")));
-        }
-        return Ok(Place::Sandbox { id: id.to_owned(), path: path.to_owned() });
-    }
-    if text.is_empty() {
-        return Err(Failure::usage("an empty path names no file"));
-    }
-    Ok(Place::Local(text.into()))
 }
 
 fn file_name(path: &str) -> Result<String, Failure> {
@@ -254,19 +227,4 @@ async fn receive(
         .map_err(|_| Failure::new("the reader of standard output takes nothing"))?
         .doing(|| "write what was read".to_owned())?;
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sandbox_is_told_from_a_local_file_with_a_colon() {
-        let id = "sb0123456789abcdefghij12";
-        assert_eq!(place(&format!("{id}:/a:b")).unwrap(), Place::Sandbox { id: id.into(), path: "/a:b".into() });
-        assert_eq!(place("a:b").unwrap(), Place::Local("a:b".into()));
-        assert_eq!(place("-").unwrap(), Place::Standard);
-        assert!(place(&format!("{id}:")).is_err());
-        assert!(place("").is_err());
-    }
 }

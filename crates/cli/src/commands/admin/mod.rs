@@ -1,5 +1,8 @@
-//! `wrenn admin token`: an administrator's JWT, made by this machine's `wrenn-cp` from the platform's own secret. Whoever can read that
+//! `wrenn admin`: what administrators of the platform do beside hosts and quotas; and `token`, an administrator's JWT, made by this machine's `wrenn-cp` from the platform's own secret. Whoever can read that
 //! secret on this machine is an administrator anyway.
+
+mod team;
+mod user;
 
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -16,16 +19,24 @@ const TOKEN_MAX: Duration = Duration::from_secs(30);
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Print an administrator's JWT, valid for a day.
+    /// Print an administrator's JWT, valid for a day. On the machine of the platform.
     Token,
+    /// The people of the platform.
+    #[command(subcommand)]
+    User(user::Command),
+    /// All teams of the platform.
+    #[command(subcommand)]
+    Team(team::Command),
 }
 
-pub async fn run(command: &Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+pub async fn run(command: Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     match command {
         Command::Token => {
             let token = token(options).await?;
             show(format, &json!({ "token": token }), |_| token.clone())?;
         }
+        Command::User(command) => return user::run(command, options, format).await,
+        Command::Team(command) => return team::run(command, options, format).await,
     }
     Ok(ExitCode::SUCCESS)
 }
