@@ -29,6 +29,9 @@ async fn every_answer_is_one_that_the_document_has() {
     let dir = tempfile::tempdir().unwrap();
     let document = replica.http.get(format!("{}/openapi.json", replica.url)).send().await.unwrap();
     let mut document: Value = document.json().await.unwrap();
+    let yaml = replica.http.get(format!("{}/openapi.yaml", replica.url)).send().await.unwrap();
+    assert_eq!(yaml.headers()["content-type"], "application/yaml");
+    assert_eq!(serde_json::from_str::<Value>(&yaml.text().await.unwrap()).unwrap(), document);
     // What nobody may be answered, although the document must say what it would look like.
     for operation in document["paths"]
         .as_object_mut()

@@ -525,7 +525,8 @@ async fn processes_are_left_to_run_and_heard_later() {
     client.send_input(send(Input::Stdin(b"and more\n".to_vec()))).await.unwrap();
     let no_terminal = client.send_input(send(Input::Pty(b"x".to_vec()))).await.unwrap_err();
     assert_eq!(no_terminal.code, ErrorCode::FailedPrecondition);
-    let close = || CloseStdinRequest { sandbox_id: id(1).to_string(), process: selector("job").into(), ..Default::default() };
+    let close =
+        || CloseStdinRequest { sandbox_id: id(1).to_string(), process: selector("job").into(), ..Default::default() };
     client.close_stdin(close()).await.unwrap();
     let whole = b"one\ngot a line\nand more\n";
     assert_eq!(hearing.await.unwrap().unwrap(), (Some(0), whole.to_vec(), 4));

@@ -48,12 +48,13 @@ use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, Snap
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 119] = [
+pub const TABLE: [(&str, &str, Policy); 120] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
     ("GET", "/health/live", Open),
     ("GET", "/openapi.json", Open),
+    ("GET", "/openapi.yaml", Open),
     ("GET", "/docs", Open),
     ("GET", "/docs/", Open),
     ("GET", "/docs/{*rest}", Open),

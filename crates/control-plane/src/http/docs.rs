@@ -2,6 +2,9 @@
 
 use axum::Router;
 use axum::response::Redirect;
+use axum::routing::get;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{
@@ -211,7 +214,10 @@ const SUMMARIES: [(&str, &str, &str); 34] = [
 ];
 
 pub fn router(document: Document) -> Router<App> {
-    SwaggerUi::new("/docs").url("/openapi.json", document).into()
+    // JSON is YAML, and this is where published tools look.
+    let text = Bytes::from(document.to_json().expect("the document is JSON"));
+    let yaml = move || std::future::ready(([(CONTENT_TYPE, "application/yaml")], text.clone()));
+    Router::from(SwaggerUi::new("/docs").url("/openapi.json", document)).route("/openapi.yaml", get(yaml))
 }
 
 /// Until there is a dashboard.
