@@ -372,16 +372,16 @@ fn shell(script: &str, tag: &str) -> ExecRequest {
     }
 }
 
-fn selector(tag: &str) -> buffa::MessageField<ProcessSelector> {
+fn selector(tag: &str) -> ProcessSelector {
     use api::host::__buffa::oneof::process_selector::Selector;
-    Some(ProcessSelector { selector: Some(Selector::Tag(tag.to_owned())), ..Default::default() }).into()
+    ProcessSelector { selector: Some(Selector::Tag(tag.to_owned())), ..Default::default() }
 }
 
 /// Where the output of a process begins, what it is (of a terminal, too), and the exit code.
 async fn heard(client: &Client, tag: &str, output_from: u64) -> Result<(Option<u64>, Vec<u8>, i32), ConnectError> {
     let request = ConnectProcessRequest {
         sandbox_id: id(1).to_string(),
-        process: selector(tag),
+        process: selector(tag).into(),
         output_from,
         ..Default::default()
     };
@@ -420,7 +420,7 @@ async fn processes_are_left_to_run_and_heard_later() {
     let from_two = tokio::spawn(async move { heard(&other, "job", 2).await });
     let send = |input| SendInputRequest {
         sandbox_id: id(1).to_string(),
-        process: selector("job"),
+        process: selector("job").into(),
         input: Some(input),
         ..Default::default()
     };
@@ -428,7 +428,8 @@ async fn processes_are_left_to_run_and_heard_later() {
     client.send_input(send(Input::Stdin(b"and more\n".to_vec()))).await.unwrap();
     let no_terminal = client.send_input(send(Input::Pty(b"x".to_vec()))).await.unwrap_err();
     assert_eq!(no_terminal.code, ErrorCode::FailedPrecondition);
-    let close = || CloseStdinRequest { sandbox_id: id(1).to_string(), process: selector("job"), ..Default::default() };
+    let close =
+        || CloseStdinRequest { sandbox_id: id(1).to_string(), process: selector("job").into(), ..Default::default() };
     client.close_stdin(close()).await.unwrap();
     let whole = b"one\ngot a line\nand more\n";
     assert_eq!(hearing.await.unwrap().unwrap(), (Some(0), whole.to_vec(), 4));
@@ -457,7 +458,7 @@ async fn processes_are_left_to_run_and_heard_later() {
     .await;
     let resize = |size| ResizeTerminalRequest {
         sandbox_id: id(1).to_string(),
-        process: selector("terminal"),
+        process: selector("terminal").into(),
         size,
         ..Default::default()
     };
@@ -468,7 +469,7 @@ async fn processes_are_left_to_run_and_heard_later() {
     client.resize_terminal(resize(size(120, 40))).await.unwrap();
     let enter = SendInputRequest {
         sandbox_id: id(1).to_string(),
-        process: selector("terminal"),
+        process: selector("terminal").into(),
         input: Some(Input::Pty(b"\n".to_vec())),
         ..Default::default()
     };
