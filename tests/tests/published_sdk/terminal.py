@@ -68,8 +68,8 @@ with capsule.pty_connect(tag) as again:
     again.kill()
     right("killed", rest(again)[1] == -1)
 
-# Killed by leaving, as `with` does.
-with capsule.pty(cmd="/bin/sleep", args=["4711"]) as term:
+# Killed in the same breath as it is left, as a session that is a context of its own does.
+with capsule.pty(cmd="/bin/sleep", args=["4711"]) as term, term:
     for event in term:
         if event.type == "started":
             break
