@@ -199,7 +199,9 @@ with capsule.pty() as idle:
     while b"still-2" not in said:
         event = next(idle)
         kinds.add(event.type)
-        said += event.data if event.type == PtyEventType.output else b""
+        # What came in the other generation's frames while nobody read is without its data, and comes again.
+        said += (event.data or b"") if event.type == PtyEventType.output else b""
+    right("what was said while nobody read", b"$ " in said.split(b"echo")[0], said)
     right("terminal after a ping", PtyEventType.ping in kinds, kinds)
 
 capsule.pause(wait=True)

@@ -13,9 +13,9 @@
 //! - `?frames=binary` or `?frames=json` says what the client takes, whatever it sends.
 //! - Who sends `input` gets `output` from then on; who sends binary frames gets binary frames.
 //! - A client that is on httpx, as both SDKs are, gets a `ping` at once. The second generation answers `pong` as soon as it reads, and gets
-//!   binary frames. Output waits for that, or for something that is typed; after two seconds without either the client reads and does not
-//!   answer, as the first generation does, and gets JSON. (One of the second that does not read for so long, and has typed nothing, misses
-//!   what is said until it reads: nothing on the wire could tell.)
+//!   binary frames. Output waits for that, or for something that is typed; after five seconds without either the client reads and does not
+//!   answer, as the first generation does, and gets JSON. One of the second that does not read for so long, and has typed nothing, is sent
+//!   what was said meanwhile once more, in binary, as soon as it answers.
 //! - Everybody else gets binary frames.
 
 use std::collections::BTreeMap;

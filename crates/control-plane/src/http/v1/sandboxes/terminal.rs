@@ -31,7 +31,9 @@ pub const FRAMES: &str = "start, connect, input, resize, kill, pong";
 /// As published clients expect it.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// For a client to answer the first ping, before it is taken for one that does not.
-const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
+const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Of what went in JSON to a client that may turn out to take binary frames: the last so many bytes are said again then.
+const UNSURE_BYTES_MAX: usize = 64 * 1024;
 /// envd waits half a minute for a program to read its input, and says so.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(40);
 /// Of what is typed: what waits, beside the call that is under way, before the client is not heard. A message more may come.
@@ -109,6 +111,8 @@ pub struct Terminal {
     waiting: VecDeque<Todo>,
     call: Option<Call>,
     kill: Option<Call>,
+    /// What went in JSON because nothing was known of the client.
+    unsure: Vec<u8>,
 }
 
 enum Todo {
@@ -121,7 +125,8 @@ type Call = JoinHandle<Result<(), AgentError>>;
 
 impl Terminal {
     pub fn new(place: Place, frames: Frames, greeting: Greeting) -> Self {
-        Self { place, frames, greeting, pid: None, waiting: VecDeque::new(), call: None, kill: None }
+        let (waiting, unsure) = (VecDeque::new(), Vec::new());
+        Self { place, frames, greeting, pid: None, waiting, call: None, kill: None, unsure }
     }
 
     pub async fn relay(mut self, session: &mut Session, mut events: Events) -> Result<(), Over> {
@@ -170,6 +175,7 @@ impl Terminal {
                 }
                 Turn::Bytes(bytes) => {
                     self.frames.typed(Format::Binary);
+                    self.say_again(session)?;
                     self.typed(bytes);
                     continue;
                 }
@@ -203,11 +209,25 @@ impl Terminal {
         Ok(())
     }
 
-    fn show(&self, session: &mut Session, bytes: Vec<u8>) -> Result<(), Over> {
+    fn show(&mut self, session: &mut Session, bytes: Vec<u8>) -> Result<(), Over> {
+        if self.frames == Frames::Assumed(Format::Json) {
+            self.unsure.extend_from_slice(&bytes);
+            let beyond = self.unsure.len().saturating_sub(UNSURE_BYTES_MAX);
+            self.unsure.drain(..beyond);
+        }
         match self.frames.format() {
             Some(Format::Json) => session.say(&PtyServerFrame::Output { data: STANDARD.encode(bytes) }),
             Some(Format::Binary) | None => session.put(Message::Binary(bytes.into())),
         }
+    }
+
+    /// It is known now what the client takes: what it has not seen in JSON comes in binary.
+    fn say_again(&mut self, session: &mut Session) -> Result<(), Over> {
+        let unsure = std::mem::take(&mut self.unsure);
+        if self.frames.format() == Some(Format::Binary) && !unsure.is_empty() {
+            return session.put(Message::Binary(unsure.into()));
+        }
+        Ok(())
     }
 
     fn hear(&mut self, session: &mut Session, frame: PtyClientFrame) -> Result<(), Over> {
@@ -215,6 +235,7 @@ impl Terminal {
             PtyClientFrame::Input { data } => match STANDARD.decode(data) {
                 Ok(bytes) => {
                     self.frames.typed(Format::Json);
+                    self.unsure.clear();
                     self.typed(bytes.into());
                 }
                 Err(_) => session.complain(&ApiError::invalid("data", "must be base64"))?,
@@ -224,7 +245,10 @@ impl Terminal {
                 Err(error) => session.complain(&error)?,
             },
             PtyClientFrame::Kill => self.kill(),
-            PtyClientFrame::Pong => self.frames.ponged(),
+            PtyClientFrame::Pong => {
+                self.frames.ponged();
+                self.say_again(session)?;
+            }
             PtyClientFrame::Start { .. } | PtyClientFrame::Connect { .. } => {
                 session.complain(&ApiError::wrong_state("this connection has its terminal already", "started"))?;
             }
