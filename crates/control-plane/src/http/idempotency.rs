@@ -34,7 +34,9 @@ fn given(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut given = headers.get_all("idempotency-key").iter();
     let Some(value) = given.next() else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
-    if text.is_empty() || text.len() > KEY_BYTES_MAX || given.next().is_some() {
+    // A tab passes as text of a header.
+    let is_printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if text.is_empty() || text.len() > KEY_BYTES_MAX || !is_printable || given.next().is_some() {
         let reason = "must be given once, with 1 to 255 printable ASCII characters";
         return Err(ApiError::invalid("Idempotency-Key", reason));
     }
