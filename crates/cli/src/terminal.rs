@@ -13,6 +13,10 @@ use crate::failure::{Doing as _, Failure};
 const PLAIN: &str =
     "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
 
+/// What full-screen programs begin and end with: another screen, beside the one with the lines before.
+const OTHER_SCREEN: &[u8] = b"\x1b[?1049h";
+const OWN_SCREEN: &[u8] = b"\x1b[?1049l";
+
 /// How the terminal was before it became raw. Outside of the guard, because a panic restores it too.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 static HOOK: Once = Once::new();
@@ -45,10 +49,12 @@ impl Raw {
     }
 
     /// Takes back what a program in the sandbox that goes on may have left on.
-    pub fn make_plain(&self) {
+    pub fn make_plain(&self, screen: &Screen) {
         let mut out = std::io::stdout();
         if out.is_terminal() {
-            let _ = out.write_all(PLAIN.as_bytes()).and_then(|()| out.flush());
+            // Said on the own screen, it would move the cursor.
+            let back = if screen.is_other { OWN_SCREEN } else { b"" };
+            let _ = out.write_all(back).and_then(|()| out.write_all(PLAIN.as_bytes())).and_then(|()| out.flush());
         }
     }
 }
@@ -56,6 +62,26 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         restore();
+    }
+}
+
+/// On which screen the terminal is, by what was shown on it.
+#[derive(Debug, Default)]
+pub struct Screen {
+    is_other: bool,
+    /// The last few bytes: a word may come in two pieces.
+    tail: Vec<u8>,
+}
+
+impl Screen {
+    pub fn shown(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        let last = self.tail.windows(OTHER_SCREEN.len()).rev().find(|word| [OTHER_SCREEN, OWN_SCREEN].contains(word));
+        if let Some(word) = last {
+            self.is_other = word == OTHER_SCREEN;
+        }
+        let kept = self.tail.len().saturating_sub(OTHER_SCREEN.len() - 1);
+        self.tail.drain(..kept);
     }
 }
 
@@ -71,4 +97,25 @@ pub fn size() -> (u16, u16) {
     let sizes = [tcgetwinsize(std::io::stdin()), tcgetwinsize(std::io::stdout()), tcgetwinsize(std::io::stderr())];
     let said = sizes.into_iter().flatten().find(|size| size.ws_col > 0 && size.ws_row > 0);
     said.map_or((80, 24), |size| (size.ws_col, size.ws_row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screen_is_known_however_it_is_told() {
+        let mut screen = Screen::default();
+        for (bytes, is_other) in [
+            ("text\x1b[?10", false),
+            ("49h more", true),
+            ("", true),
+            ("\x1b[?1049l", false),
+            ("\x1b[?1049h\x1b[?1049l", false),
+            ("\x1b[?1049l\x1b[?1049h", true),
+        ] {
+            screen.shown(bytes.as_bytes());
+            assert_eq!(screen.is_other, is_other, "{bytes:?}");
+        }
+    }
 }

@@ -549,8 +549,8 @@ fn what_is_followed_goes_on_after_what_was_heard_last() {
     let (first, second, third) = (next(), next(), next());
     following.kill().unwrap();
     following.wait().unwrap();
-    assert!(first.starts_with("5 ") && first.contains("capsule.create"), "{first}");
-    assert!(second.starts_with("6 ") && third.starts_with("7 "), "{second} {third}");
+    assert!(first.starts_with("    5 ") && first.contains("capsule.create"), "{first}");
+    assert!(second.starts_with("    6 ") && third.starts_with("    7 "), "{second} {third}");
     assert!(third.contains("reason=a\\u{1b}[2J") && !third.contains('\u{1b}'), "{third}");
     let calls = server.world.lock().unwrap().calls.clone();
     assert_eq!(calls[0], r#"EVENTS None {"kinds": "capsule.create,capsule.pause"}"#);

@@ -56,7 +56,10 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
     }
     let events = kept(arguments, &client).await?;
     show(format, &events, |events| {
-        table(&["ID", "AT", "EVENT", "OUTCOME", "OF", "BY", "MORE"], events.iter().map(row).collect())
+        table(
+            &["ID", "AT", "EVENT", "OUTCOME", "OF", "BY", "MORE"],
+            events.iter().map(|event| row(event).to_vec()).collect(),
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -147,7 +150,11 @@ fn told(message: &Message, format: Format) -> Result<(), Failure> {
             Ok(())
         }
         (_, Format::Json) => print_line(&serde_json::to_string(&event).expect("an event is JSON")),
-        (_, Format::Human) => print_line(row(&event).join("  ").trim_end()),
+        (_, Format::Human) => {
+            let [id, at, kind, outcome, of, by, more] = row(&event);
+            // Wide enough for what is usual: nobody knows how wide the lines to come are.
+            print_line(format!("{id:>5}  {at}  {kind:24}  {outcome:7}  {of:24}  {by}  {more}").trim_end())
+        }
     }
 }
 
@@ -164,7 +171,7 @@ impl Arguments {
     }
 }
 
-fn row(event: &Event) -> Vec<String> {
+fn row(event: &Event) -> [String; 7] {
     let by = event.actor.as_ref().map(|actor| {
         let name = actor.name.as_deref().filter(|name| !name.is_empty());
         name.or(actor.id.as_deref().filter(|id| !id.is_empty())).unwrap_or(&actor.kind)
@@ -177,7 +184,7 @@ fn row(event: &Event) -> Vec<String> {
     let rest = event.metadata.iter().filter(|(name, _)| !matches!(name.as_str(), "from" | "to"));
     more.extend(rest.map(|(name, value)| format!("{name}={value}")));
     more.extend(event.error.clone());
-    vec![
+    [
         event.id.clone().unwrap_or_default(),
         event.timestamp.format("%Y-%m-%d %H:%M:%S").to_string(),
         event.event.clone(),

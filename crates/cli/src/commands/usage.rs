@@ -41,7 +41,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
             .collect();
         let sum = |of: fn(&api::v1::metrics::UsagePoint) -> f64| usage.points.iter().map(of).sum::<f64>();
         rows.push(row("all", sum(|point| point.cpu_minutes), sum(|point| point.ram_mb_minutes)));
-        table(&["DAY", "VCPU HOURS", "GIB HOURS"], rows)
+        table(&["DAY", "VCPU HOURS", "MEMORY GIB HOURS"], rows)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,9 +24,9 @@ use crate::output::Format;
 pub const LONG: &str = "\
 Places in a sandbox are written SANDBOX:PATH. A path is absolute, or relative to the home of the user, as `~/x` is too.
 
-  wrenn files ls SANDBOX:/srv --depth 2
-  wrenn files get SANDBOX:/srv/data.tar .
-  wrenn files put -r ./site SANDBOX:/srv/site
+  wrenn files ls SANDBOX:/etc --depth 2
+  wrenn files get SANDBOX:data.tar .
+  wrenn files put -r ./site SANDBOX:site
   tar c . | wrenn files put - SANDBOX:/tmp/all.tar
 
 Names that come out of a sandbox are shown with escapes: a\\u{1b}[2J is a name with a control character in it.";

@@ -29,7 +29,7 @@ const PAUSE_FIRST: Duration = Duration::from_millis(500);
 pub struct Arguments {
     /// A file, a directory (with -r), or `-` for standard input.
     from: String,
-    /// SANDBOX:PATH; into it when it is a directory or ends with `/`.
+    /// SANDBOX:PATH; into it when it is a directory or ends with `/`. SANDBOX: is the home in it.
     to: String,
     /// A directory with all that is in it; symbolic links and devices are left out.
     #[arg(long, short)]
@@ -48,7 +48,7 @@ pub async fn run(arguments: &Arguments, options: &Options, format: Format) -> Re
 async fn sent(arguments: &Arguments, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let client = Client::of_user(options)?;
     let remote = Remote { client: &client, user: arguments.who.user.as_deref() };
-    let to = InSandbox::parse(&arguments.to)?;
+    let to = InSandbox::or_home(&arguments.to)?;
     // Asked first: a server that refuses in the middle of a body can often not be heard.
     let found = remote.find(&to).await?;
     let is_into = to.path.ends_with('/') || found.as_ref().is_some_and(is_directory);

@@ -128,11 +128,11 @@ impl<'a> Shell<'a> {
     async fn run(mut self) -> Result<ExitCode, Failure> {
         let ended = self.to_its_end().await;
         if let (Some(raw), Ok(Ended::Detached | Ended::Signal(_)) | Err(_)) = (&self.raw, &ended) {
-            raw.make_plain();
+            raw.make_plain(&self.showing.screen);
         }
         // The terminal is itself again before anything is said.
         drop(self.raw.take());
-        Ok(match ended? {
+        Ok(match ended.map_err(|failure| self.with_way_back(failure))? {
             Ended::Exited(code) => exit_code(code),
             Ended::Detached => {
                 eprintln!("{}", self.how_to_attach("wrenn: detached"));
@@ -187,12 +187,12 @@ impl<'a> Shell<'a> {
         }
         let Lost::Closed { code, reason } = lost else { return None };
         match code {
-            4409 => Some(Failure::new(self.how_to_attach(&format!(
+            4409 => Some(Failure::new(format!(
                 "sandbox {id} does not run any more ({reason}); resumed, it goes on where it stood"
-            )))),
+            ))),
             // Protocol, messages, limits; rights; gone.
             1002 | 1003 | 1007..=1010 | 4400..=4499 => {
-                Some(Failure::new(self.how_to_attach(&format!("the connection was closed: {code} {reason}"))))
+                Some(Failure::new(format!("the connection was closed: {code} {reason}")))
             }
             _ => None,
         }
@@ -230,11 +230,18 @@ impl<'a> Shell<'a> {
                 }
             };
             if Instant::now() > deadline {
-                let said = format!("no connection for {} s: {}", AWAY_MAX.as_secs(), failure.message());
-                return Err(Failure::new(self.how_to_attach(&said)));
+                return Err(Failure::new(format!("no connection for {} s: {}", AWAY_MAX.as_secs(), failure.message())));
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// A shell that was there is there, unless it is said that it is not.
+    fn with_way_back(&self, failure: Failure) -> Failure {
+        if self.showing.tag.is_none() || failure.code() == Some("not_found") {
+            return failure;
+        }
+        Failure::new(self.how_to_attach(&failure.message()))
     }
 
     fn how_to_attach(&self, said: &str) -> String {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::keys::{HELP, Keys, Typed};
 use crate::commands::exec_stream::refused;
 use crate::failure::{Doing as _, Failure};
-use crate::terminal;
+use crate::terminal::{self, Screen};
 use crate::websocket::{Heard, Hearing, Lost, PING_EVERY, Saying, Socket};
 
 /// What ends the input of a terminal.
@@ -58,6 +58,7 @@ pub struct Showing {
     pub tag: Option<String>,
     /// How many bytes the shell had shown where this one stands; none: not known yet.
     pub position: Option<u64>,
+    pub screen: Screen,
 }
 
 impl Typing {
@@ -139,7 +140,7 @@ impl Typing {
 
 impl Showing {
     pub fn new(tag: Option<String>, is_raw: bool) -> Self {
-        Self { stdout: tokio::io::stdout(), is_raw, tag, position: None }
+        Self { stdout: tokio::io::stdout(), is_raw, tag, position: None, screen: Screen::default() }
     }
 
     pub fn notice(&self, text: &str) {
@@ -197,6 +198,7 @@ impl Showing {
         if let Some(position) = &mut self.position {
             *position += bytes.len() as u64;
         }
+        self.screen.shown(bytes);
         let written = async {
             self.stdout.write_all(bytes).await?;
             self.stdout.flush().await
