@@ -1,6 +1,7 @@
 //! `wrenn shell` in a real terminal against a server that speaks the API and has no sandboxes: keys, sizes, what happens when the connection
 //! breaks, and that the terminal is always left as it was. Real shells are under test in `tests/` of the repository.
 
+#[allow(dead_code)] // These tests use a part of it.
 #[path = "../../../tests/src/terminal.rs"]
 mod terminal;
 

@@ -16,7 +16,7 @@ const MS_MAX: f64 = 100.0;
 const HEARD_MAX: Duration = Duration::from_secs(10);
 
 pub async fn fan_out(bench: &Bench) -> Result<Judged> {
-    let (sender, mut heard) = mpsc::unbounded_channel();
+    let (sender, mut heard) = mpsc::channel(2 * LISTENERS);
     let mut listeners = Vec::new();
     for _ in 0..LISTENERS {
         let answer = bench.http.get(format!("{}/v1/events/stream", bench.url)).send().await?;
@@ -24,7 +24,7 @@ pub async fn fan_out(bench: &Bench) -> Result<Judged> {
         let (sender, mut pieces) = (sender.clone(), answer.bytes_stream());
         listeners.push(tokio::spawn(async move {
             while let Some(Ok(piece)) = pieces.next().await {
-                if piece.windows(6).any(|part| part == b"bench-") && sender.send(Instant::now()).is_err() {
+                if piece.windows(6).any(|part| part == b"bench-") && sender.send(Instant::now()).await.is_err() {
                     return;
                 }
             }

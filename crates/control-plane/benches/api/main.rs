@@ -26,7 +26,6 @@ mod host;
 #[allow(dead_code)]
 #[path = "../../tests/faults/place.rs"]
 mod place;
-#[allow(dead_code)]
 #[path = "../../../host-agent/tests/stage/mod.rs"]
 mod stage;
 
