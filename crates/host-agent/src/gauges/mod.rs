@@ -83,7 +83,6 @@ impl Gauges {
     pub async fn watch(self: Arc<Self>, sandboxes: Arc<Sandboxes>, stop: CancellationToken) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut is_swept = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -100,18 +99,13 @@ impl Gauges {
                 }
             }
             let gauges = self.clone();
-            let sweeps = is_complete && !is_swept;
             blocking(move || {
                 gauges.look(&running);
                 if is_complete {
                     gauges.forget_but(&all);
                 }
-                if sweeps {
-                    gauges.sweep(&all);
-                }
             })
             .await;
-            is_swept |= sweeps;
         }
         let gauges = self.clone();
         blocking(move || gauges.write(|_| true)).await;
@@ -176,23 +170,14 @@ impl Gauges {
         }
     }
 
-    /// Blocks.
+    /// Those of sandboxes that have ended go, also of such as have not run since this agent's start. Blocks.
     fn forget_but(&self, all: &HashSet<SandboxId>) {
-        let gone: Vec<SandboxId> = self.lock().keys().filter(|id| !all.contains(*id)).cloned().collect();
-        for id in gone {
-            self.lock().remove(&id);
-            if let Err(error) = durable::remove(&self.file(&id)) {
-                warn!("the metrics of a sandbox that has ended stay: {error}");
-            }
-        }
-    }
-
-    /// Files of sandboxes that ended while no agent looked. Blocks.
-    fn sweep(&self, all: &HashSet<SandboxId>) {
+        self.lock().retain(|id, _| all.contains(id));
         for entry in std::fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            let is_known =
-                entry.file_name().to_str().and_then(|name| name.parse().ok()).is_some_and(|id| all.contains(&id));
-            if !is_known && let Err(error) = durable::remove(&entry.path()) {
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<SandboxId>().ok());
+            if !id.is_some_and(|id| all.contains(&id))
+                && let Err(error) = durable::remove(&entry.path())
+            {
                 warn!("the metrics of a sandbox that has ended stay: {error}");
             }
         }
@@ -290,12 +275,13 @@ mod tests {
 
         let all = HashSet::from([id.clone()]);
         other.forget_but(&all);
-        other.sweep(&all);
         assert!(other.file(&id).exists());
         other.forget_but(&HashSet::new());
         assert!(!other.file(&id).exists() && other.points(&id, 86_400, false).await.is_empty());
+        // Also where this agent has never looked at it.
+        std::fs::write(other.file(&id), "x").unwrap();
         std::fs::write(other.directory.join("stray.tmp"), "x").unwrap();
-        other.sweep(&all);
+        other.forget_but(&HashSet::new());
         assert_eq!(std::fs::read_dir(&other.directory).unwrap().count(), 0);
         Gauges::remove_all(dir.path()).unwrap();
         Gauges::remove_all(dir.path()).unwrap();
