@@ -63,6 +63,8 @@ impl Terminal {
         String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned()
     }
 
+    /// What was shown so far is waited for no more.
+    #[allow(dead_code, reason = "also a part of the tests of the command line alone, which do not need it")]
     pub fn forget(&self) {
         self.shown.lock().unwrap().clear();
     }

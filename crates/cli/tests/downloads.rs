@@ -105,8 +105,13 @@ async fn content(State(world): State<Shared>, method: Method, headers: HeaderMap
         _ if method == Method::HEAD => Body::empty(),
         Some(limit) if limit < rest.len() => {
             let piece: Result<Bytes, std::io::Error> = Ok(rest[..limit].to_vec().into());
-            let broken = Err(std::io::Error::other("the cable"));
-            Body::from_stream(futures::stream::iter([piece, broken]))
+            // What goes before the break is under way by then: else it would be thrown away with the connection.
+            let broken = async {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                Err(std::io::Error::other("the cable"))
+            };
+            let broken = futures::stream::once(broken);
+            Body::from_stream(futures::StreamExt::chain(futures::stream::iter([piece]), broken))
         }
         _ => rest.into(),
     };
@@ -179,6 +184,8 @@ fn names_of_the_guest_lead_nowhere_and_steer_nothing() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no name of a file"));
     server.world.lock().unwrap().entries = json!([entry("fine", "file", 1), entry("li\u{1b}[2Jnk", "symlink", 1)]);
+    // What was begun is a directory to put it into.
+    std::fs::remove_dir(&to).unwrap();
     let got = server.wrenn(&arguments);
     assert!(got.status.success(), "{got:?}");
     assert_eq!(std::fs::read(to.join("fine")).unwrap(), b"x");
