@@ -102,8 +102,7 @@ impl Rings {
     /// None for what is not whole: a file that was not on the disk yet when the power went.
     pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes.strip_prefix(FORMAT)?;
-        let mut rings = Self::default();
-        rings.fine = take_ring(&mut rest, FINE.1)?;
+        let mut rings = Self { fine: take_ring(&mut rest, FINE.1)?, ..Self::default() };
         rings.middle.points = take_ring(&mut rest, MIDDLE.1 + 1)?;
         rings.coarse.points = take_ring(&mut rest, COARSE.1 + 1)?;
         rest.is_empty().then_some(rings)
