@@ -129,7 +129,7 @@ impl<'a> Output<'a> {
 
     async fn shown(mut self, is_followed: bool) -> Result<ExitCode, Failure> {
         let end = tokio::select! {
-            end = self.to_its_end(is_followed) => end?,
+            end = self.until_its_end(is_followed) => end?,
             _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(130)),
         };
         if self.format == Format::Json && !is_followed {
@@ -148,7 +148,7 @@ impl<'a> Output<'a> {
         })
     }
 
-    async fn to_its_end(&mut self, is_followed: bool) -> Result<End, Failure> {
+    async fn until_its_end(&mut self, is_followed: bool) -> Result<End, Failure> {
         let mut tries = 0;
         loop {
             let before = self.position;

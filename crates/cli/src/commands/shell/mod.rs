@@ -126,7 +126,7 @@ impl<'a> Shell<'a> {
     }
 
     async fn run(mut self) -> Result<ExitCode, Failure> {
-        let ended = self.to_its_end().await;
+        let ended = self.until_its_end().await;
         if let (Some(raw), Ok(Ended::Detached | Ended::Signal(_)) | Err(_)) = (&self.raw, &ended) {
             raw.make_plain(&self.showing.screen);
         }
@@ -145,7 +145,7 @@ impl<'a> Shell<'a> {
         })
     }
 
-    async fn to_its_end(&mut self) -> Result<Ended, Failure> {
+    async fn until_its_end(&mut self) -> Result<Ended, Failure> {
         let opened = open(self.client, &self.id, &self.first_frame()).await;
         let mut socket = Box::new(opened.map_err(NotOpened::failure)?);
         loop {
