@@ -8,10 +8,9 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use crate::failure::{Doing as _, Failure};
 
-/// What a full-screen program of the sandbox may have left on, taken back: alternate screen, hidden cursor, reports of the mouse and of the
-/// focus, bracketed paste, application keys, colours.
-const PLAIN: &str =
-    "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
+/// What a program of the sandbox may have left on, taken back: hidden cursor, reports of the mouse and of the focus, bracketed paste,
+/// application keys, colours.
+const PLAIN: &str = "\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
 
 /// What full-screen programs begin and end with: another screen, beside the one with the lines before.
 const OTHER_SCREEN: &[u8] = b"\x1b[?1049h";
