@@ -145,7 +145,7 @@ async fn files_are_listed_made_moved_and_removed() {
         (409, "conflict".to_owned())
     );
 
-    for path in ["/", "//", "/srv/..", "~", ".", "/root", "/root/../root"] {
+    for path in ["/", "//", "/srv/..", "~", ".", "/root", "/srv/../root"] {
         assert_eq!(files.refused("remove", json!({"path": path})).await, (400, "invalid_request".to_owned()), "{path}");
     }
     assert_eq!(files.refused("remove", json!({"path": ""})).await.0, 400);
