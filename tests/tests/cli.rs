@@ -236,7 +236,7 @@ async fn what_happens_is_followed() {
     assert_eq!(text(&platform.wrenn(&["sandbox", "list", "-q", "--limit", "1", "--metadata", "stage=test"])), id);
 
     // A process that goes on by itself.
-    let script = "i=0; while [ $i -lt 100 ]; do i=$((i + 1)); echo line-$i; sleep 0.2; done; exit 9";
+    let script = "i=0; while [ $i -lt 1000 ]; do i=$((i + 1)); echo line-$i; sleep 0.2; done; exit 9";
     let tag = text(&platform.wrenn(&["sandbox", "exec", &id, "-b", "--tag", "counts", "--", "sh", "-c", script]));
     assert_eq!(tag, "counts");
     assert_eq!(

@@ -68,10 +68,14 @@ impl Socket {
         }
     }
 
+    /// What is shown meanwhile is left out.
     async fn frame(&mut self) -> Value {
-        match self.got().await {
-            Got::Frame(frame) => frame,
-            other => panic!("not a frame: {other:?}"),
+        loop {
+            match self.got().await {
+                Got::Frame(frame) => return frame,
+                Got::Bytes(_) => {}
+                closed => panic!("not a frame: {closed:?}"),
+            }
         }
     }
 

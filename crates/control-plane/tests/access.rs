@@ -300,7 +300,9 @@ async fn another_teams_things_do_not_exist() {
                     .header("upgrade", "websocket")
                     .header("sec-websocket-version", "13")
                     .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-                _ => request.json(&json!({"cmd": "true", "path": "/tmp/x"})),
+                _ => request.json(
+                    &json!({"cmd": "true", "path": "/tmp/x", "from": "/tmp/x", "to": "/tmp/y", "metadata": {"a": "b"}}),
+                ),
             }
         };
         let theirs = replica.send(Who::Key(&foreign), ask(sandbox.as_str())).await;

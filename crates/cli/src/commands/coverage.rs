@@ -23,6 +23,7 @@ const COVERED: &[(&str, &str, By)] = &[
     ("GET", "/health/ready", Nobody("a load balancer's")),
     ("GET", "/health/live", Nobody("a supervisor's")),
     ("GET", "/openapi.json", Nobody("a document for programs that make clients")),
+    ("GET", "/openapi.yaml", Nobody("a document for programs that make clients")),
     ("GET", "/docs", Nobody("pages")),
     ("GET", "/docs/", Nobody("pages")),
     ("GET", "/docs/{*rest}", Nobody("pages")),
