@@ -54,7 +54,8 @@ async fn a_terminal_in_a_sandbox() {
     shell.wait_for("interrupted=130", SOON);
 
     // The control plane dies and is back: the shell is the same one.
-    shell.type_in("kept=$((20 + 3))\r");
+    shell.type_in("kept=$((20 + 3)); echo st$((1))ored\r");
+    shell.wait_for("st1ored", SOON);
     shell.forget();
     platform.kill_9("wrenn-cp");
     shell.wait_for("connected again", SOON);
