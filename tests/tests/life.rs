@@ -53,7 +53,7 @@ async fn a_sandbox_lives_and_leaves_nothing_behind() {
     // Files: what was written is what is read, binary too; a missing one is 404.
     let content: Vec<u8> = (0..300_000u32).flat_map(|n| n.to_le_bytes()).collect();
     let form = reqwest::multipart::Form::new()
-        .text("path", "/root/some/where/data.bin")
+        .text("path", "/home/wrenn-user/some/where/data.bin")
         .part("file", reqwest::multipart::Part::bytes(content.clone()).file_name("data.bin"));
     let url = format!("{}/v1/sandboxes/{id}/files", platform.api);
     let answer = platform
@@ -66,7 +66,7 @@ async fn a_sandbox_lives_and_leaves_nothing_behind() {
         .unwrap();
     assert_eq!(answer.status(), 204, "{}", answer.text().await.unwrap());
     let read = platform.http.post(format!("{url}/read")).header("X-API-Key", &platform.api_key);
-    let answer = read.json(&json!({"path": "/root/some/where/data.bin"})).send().await.unwrap();
+    let answer = read.json(&json!({"path": "/home/wrenn-user/some/where/data.bin"})).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(answer.bytes().await.unwrap() == content.as_slice(), "the file changed on its way");
     let (status, missing) =

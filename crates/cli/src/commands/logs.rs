@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
+use tokio::time::Instant;
 
 use super::exec_stream::{frame, refused, write};
 use super::run::exit_code;
@@ -21,6 +22,8 @@ use crate::websocket::{Lost, NotOpened, Socket};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is kept comes at once; when nothing has come for so long, it was all.
 const QUIET: Duration = Duration::from_millis(700);
+/// What is kept comes at once, and the stream does not say where it ends.
+const SHOWN_MAX: Duration = Duration::from_secs(2);
 /// A replica that ends is replaced within seconds.
 const TRIES: u32 = 8;
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -177,11 +180,13 @@ impl<'a> Output<'a> {
             Err(NotOpened::Away(failure)) => return Ok(Err(failure)),
         };
         let mut has_begun = false;
+        // A process that is never quiet must not be followed by who did not ask for it.
+        let mut shown_by = Instant::now() + SHOWN_MAX;
         loop {
             let heard = if is_followed || !has_begun {
                 socket.next().await
             } else {
-                match tokio::time::timeout(QUIET, socket.next()).await {
+                match tokio::time::timeout_at(shown_by.min(Instant::now() + QUIET), socket.next()).await {
                     Ok(heard) => heard,
                     Err(_) => {
                         socket.close().await;
@@ -205,6 +210,7 @@ impl<'a> Output<'a> {
                     }
                     self.position = output_from;
                     has_begun = true;
+                    shown_by = Instant::now() + SHOWN_MAX;
                 }
                 ExecServerFrame::Stdout { data } => self.take(0, &data, is_followed).await?,
                 ExecServerFrame::Stderr { data } => self.take(1, &data, is_followed).await?,
