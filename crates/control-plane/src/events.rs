@@ -8,7 +8,6 @@
 //! for the commit of the one before, and there is one for each change of a sandbox. A look at nothing costs a tenth of a millisecond.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +38,8 @@ const ROUNDS_MAX: usize = 20;
 const BEHIND_MAX: usize = 1024;
 /// On one replica; below the connections that it takes, so that calls get through as well.
 const LISTENERS_MAX: usize = 4096;
+/// Of them, of one team: who listens a thousand times, and takes nothing, keeps nobody else from listening.
+const LISTENERS_OF_TEAM_MAX: usize = LISTENERS_MAX / 4;
 /// Listeners that wait to be let in.
 const ASKS_MAX: usize = 256;
 const ASK_TIME_MAX: Duration = Duration::from_secs(5);
@@ -150,11 +151,17 @@ pub struct Listening {
 }
 
 /// A listener's place, given back when it leaves.
-pub struct Place(Arc<Feed>);
+pub struct Place(Arc<Feed>, TeamId);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.listeners.fetch_sub(1, Ordering::Relaxed);
+        let mut listeners = self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = listeners.get(&self.1).map_or(0, |taken| taken - 1);
+        if left == 0 {
+            listeners.remove(&self.1);
+        } else {
+            listeners.insert(self.1, left);
+        }
     }
 }
 
@@ -171,22 +178,30 @@ pub struct Feed {
     asks: mpsc::Sender<Ask>,
     /// Until the reader takes it.
     asked: Mutex<Option<mpsc::Receiver<Ask>>>,
-    listeners: AtomicUsize,
+    /// How many each team has.
+    listeners: Mutex<HashMap<TeamId, usize>>,
 }
 
 impl Feed {
     pub fn new() -> Arc<Self> {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        Arc::new(Self { asks, asked: Mutex::new(Some(asked)), listeners: AtomicUsize::new(0) })
+        Arc::new(Self { asks, asked: Mutex::new(Some(asked)), listeners: Mutex::default() })
+    }
+
+    fn place(self: &Arc<Self>, team: TeamId) -> Option<Place> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = listeners.values().sum::<usize>() >= LISTENERS_MAX
+            || listeners.get(&team).is_some_and(|taken| *taken >= LISTENERS_OF_TEAM_MAX);
+        if is_full {
+            return None;
+        }
+        *listeners.entry(team).or_default() += 1;
+        Some(Place(self.clone(), team))
     }
 
     /// From here on nothing of the team is missed.
     pub async fn listen(self: &Arc<Self>, team: TeamId) -> Result<Listening, NoPlace> {
-        if self.listeners.fetch_add(1, Ordering::Relaxed) >= LISTENERS_MAX {
-            self.listeners.fetch_sub(1, Ordering::Relaxed);
-            return Err(NoPlace);
-        }
-        let place = Place(self.clone());
+        let place = self.place(team).ok_or(NoPlace)?;
         let (answer, answered) = oneshot::channel();
         let let_in = async {
             self.asks.send(Ask { team, answer }).await.map_err(|_| NoPlace)?;
@@ -288,6 +303,19 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_team_takes_a_part_of_the_places_and_gives_it_back() {
+        let feed = Feed::new();
+        let team = |number: u128| TeamId(uuid::Uuid::from_u128(number));
+        let taken: Vec<Place> = (0..LISTENERS_OF_TEAM_MAX).map(|_| feed.place(team(1)).unwrap()).collect();
+        assert!(feed.place(team(1)).is_none() && feed.place(team(2)).is_some());
+        drop(taken);
+        assert!(feed.listeners.lock().unwrap().is_empty());
+        let all: Vec<Place> = (0..LISTENERS_MAX).map(|n| feed.place(team(n as u128 % 8)).unwrap()).collect();
+        assert!(feed.place(team(9)).is_none());
+        drop(all);
+    }
 
     #[test]
     fn messages_have_the_published_form() {

@@ -248,4 +248,11 @@ async fn a_test_tells_once_and_reaches_nothing_of_the_operators() {
     said.dedup();
     assert_eq!(said.len(), 1, "the answer tells one from another: {said:?}");
     assert_eq!(receiver.told.lock().unwrap().len(), 2);
+    // And nobody is flooded by it.
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        answers.push(test(&url).await.status.as_u16());
+    }
+    assert!(answers.contains(&200) && answers.ends_with(&[429]), "{answers:?}");
+    assert!(receiver.told.lock().unwrap().len() < 20);
 }
