@@ -29,8 +29,14 @@ pub async fn idle(bench: &Bench) -> Result<Judged> {
             let (mut socket, _) = tokio_tungstenite::connect_async(request).await.context("open a terminal")?;
             let start = json!({"type": "start", "cmd": "/bin/cat"});
             socket.send(Message::text(start.to_string())).await.context("start a terminal")?;
-            let started = tokio::time::timeout(START_MAX, socket.next()).await.context("a terminal does not start")?;
-            let Some(Ok(Message::Text(text))) = started else { bail!("a terminal says {started:?}") };
+            let text = loop {
+                let said = tokio::time::timeout(START_MAX, socket.next()).await.context("a terminal does not start")?;
+                match said {
+                    Some(Ok(Message::Text(text))) => break text,
+                    Some(Ok(Message::Ping(_))) => {}
+                    other => bail!("a terminal says {other:?}"),
+                }
+            };
             let frame: Value = serde_json::from_str(&text).context("read a frame")?;
             if frame["type"] != "started" {
                 bail!("a terminal says {frame}");

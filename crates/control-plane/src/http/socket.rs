@@ -42,6 +42,8 @@ pub type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// What is read of one: what is only a little too large is read to its end, so that the client hears why it is closed.
 const MESSAGE_BYTES_READ: usize = 2 * MESSAGE_BYTES_MAX;
+/// Held by each connection for as long as it lives, idle or not; the library's own is sixteen times that.
+const BUFFER_BYTES: usize = 8 * 1024;
 const SEND_TIME_MAX: Duration = Duration::from_secs(60);
 /// For the first frame of a client.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
@@ -137,7 +139,8 @@ pub fn open(
     counted: fn() -> Counted,
     conversation: impl Conversation,
 ) -> Response {
-    upgrade.max_message_size(MESSAGE_BYTES_READ).max_frame_size(MESSAGE_BYTES_READ).on_upgrade(move |socket| async move {
+    let upgrade = upgrade.max_message_size(MESSAGE_BYTES_READ).max_frame_size(MESSAGE_BYTES_READ);
+    upgrade.read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES).on_upgrade(move |socket| async move {
         let _counted = counted();
         let rights = CancellationToken::new();
         let session = Session::new(socket, app.stop.clone(), rights.clone());

@@ -114,7 +114,7 @@ impl Client {
 
     pub async fn create_once(&self, key: &str, wait_sec: u32) -> Result<Answer, NoAnswer> {
         let request = self.request(Method::POST, &format!("/v1/sandboxes?wait_sec={wait_sec}"));
-        let body = json!({"memory_mb": 128, "disk_size_mb": 1024});
+        let body = json!({"template": "minimal", "memory_mb": 128, "disk_size_mb": 1024});
         Self::send(request.header("Idempotency-Key", key).json(&body)).await
     }
 
