@@ -55,6 +55,8 @@ pub struct Shared {
     pub outbox: Outbox,
     /// Of channels.
     pub notifications: Outbox,
+    /// Of templates that are to be made.
+    pub builds: Outbox,
     /// For addresses that users give.
     pub guarded: Guarded,
     /// State changes run here, never on a request's lifetime.

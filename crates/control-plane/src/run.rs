@@ -95,6 +95,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
         },
         outbox: Outbox::default(),
         notifications: Outbox::default(),
+        builds: Outbox::default(),
         guarded: Guarded::new(config.channel_networks.clone()),
         tracker: TaskTracker::new(),
         stop,

@@ -55,15 +55,14 @@ fn expected(policy: Policy, route: &str, kind: Kind, host: HostOf) -> Expected {
         (Policy::Team(_), Kind::NarrowKey) => forbidden,
         (Policy::Team(_), _) => Passes,
         (_, Kind::Key | Kind::OtherKey | Kind::NarrowKey) => forbidden,
-        (Policy::Person | Policy::NewHost(_), _) | (Policy::Administrator | Policy::Hosts(_), Kind::Administrator) => {
-            Passes
-        }
+        (Policy::Person | Policy::NewHost(_), _)
+        | (Policy::Administrator | Policy::Platform | Policy::Hosts(_), Kind::Administrator) => Passes,
         // Those that one sees: perhaps none.
         (Policy::Hosts(Role::Member), _) if !route.contains("{id}") => Passes,
         (Policy::Hosts(least), Kind::In(role)) if host == HostOf::Team && role >= least => Passes,
         (Policy::Hosts(_), Kind::In(_)) if host == HostOf::Team => forbidden,
         (Policy::Hosts(_), _) => Refused(404, "not_found"),
-        (Policy::Administrator, _) => forbidden,
+        (Policy::Administrator | Policy::Platform, _) => forbidden,
         (Policy::Member(least), Kind::In(role)) if role >= least => Passes,
         (Policy::Member(_), Kind::In(_)) => forbidden,
         (Policy::Member(_), Kind::Stranger | Kind::Administrator) => Refused(404, "not_found"),

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use control_plane::http::access::TABLE;
 use model::access::Role;
-use model::ids::{HostId, SandboxId, TeamId};
+use model::ids::{BuildId, HostId, SandboxId, TeamId};
 use rcgen::{CertificateParams, KeyPair};
 use replica::{Answer, Person, Replica, Team, Who};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Routes of whose calls no record is kept.
-const UNRECORDED: [(&str, &str, &str); 15] = [
+const UNRECORDED: [(&str, &str, &str); 22] = [
     ("POST", "/v1/channels/test", "nothing here changes; what was told is with who was told"),
     ("POST", "/v1/hosts/{id}/heartbeat", "what a host says of itself, every few seconds, is no act of anybody"),
     ("POST", "/v1/sandboxes/{id}/ping", "the sandbox stays what it is; only its idle time begins anew"),
@@ -32,6 +32,13 @@ const UNRECORDED: [(&str, &str, &str); 15] = [
     ("POST", "/v1/sandboxes/{id}/files/mkdir", IN_THE_SANDBOX),
     ("POST", "/v1/sandboxes/{id}/files/move", IN_THE_SANDBOX),
     ("POST", "/v1/sandboxes/{id}/files/remove", IN_THE_SANDBOX),
+    ("POST", "/v1/admin/capsules/{id}/exec", IN_THE_SANDBOX),
+    ("DELETE", "/v1/admin/capsules/{id}/processes/{selector}", IN_THE_SANDBOX),
+    ("POST", "/v1/admin/capsules/{id}/files/read", IN_THE_SANDBOX),
+    ("POST", "/v1/admin/capsules/{id}/files/write", IN_THE_SANDBOX),
+    ("POST", "/v1/admin/capsules/{id}/files/list", IN_THE_SANDBOX),
+    ("POST", "/v1/admin/capsules/{id}/files/mkdir", IN_THE_SANDBOX),
+    ("POST", "/v1/admin/capsules/{id}/files/remove", IN_THE_SANDBOX),
 ];
 const IN_THE_SANDBOX: &str = "what happens within a sandbox is its team's own, and nothing of the platform changes";
 
@@ -51,6 +58,7 @@ const STATE: &str = "
         union all select 'sandbox' || row(id, desired, revision, timeout_sec, metadata)::text from sandboxes
         union all select 'snapshot' || row(id, name, state = 'removing')::text from snapshots
         union all select 'quota' || row(team_id, vcpus, sandboxes)::text from team_quotas
+        union all select 'build' || row(id, state = 'cancelled')::text from builds
         union all select 'channel' || row(id, name, config, events)::text from channels
         union all select 'mail' || row(id)::text from outbox
         union all select 'idempotency' || row(scope, key)::text from idempotency) lines";
@@ -137,7 +145,10 @@ impl Scene {
             "auth" | "me" | "invitations" => self.of_people(method, route).await?,
             "teams" | "api-keys" => self.of_teams(method, route).await?,
             "channels" => self.of_channels(method, route).await?,
-            "admin" => self.of_administrators(method, route).await?,
+            "admin" if route.starts_with("/v1/admin/users") || route.starts_with("/v1/admin/teams") => {
+                self.of_administrators(method, route).await?
+            }
+            "admin" => self.of_platform(method, route).await?,
             "hosts" => self.of_hosts(method, route).await?,
             _ => self.of_sandboxes(method, route).await?,
         })
@@ -292,6 +303,46 @@ impl Scene {
         })
     }
 
+    /// The platform's own team's.
+    async fn of_platform(&self, method: &str, route: &str) -> Option<Act> {
+        let platform = self.replica.serving.app.store.platform_team().await.unwrap().unwrap();
+        let sandbox = self.sandbox(platform, "running").await;
+        let path = format!("{}?wait_sec=0", route.replace("{id}", sandbox.as_str()));
+        Some(match (method, route) {
+            // There is nothing of that name to begin with: nothing more comes of it.
+            ("POST", "/v1/admin/builds") => {
+                let body = json!({"name": "new", "base_template": "nothing", "recipe": ["RUN true"]});
+                self.by_admin(route, body, &["build.create"])
+            }
+            ("POST", "/v1/admin/builds/{id}/cancel") => {
+                let id = BuildId(uuid::Uuid::now_v7());
+                self.sql(&format!(
+                    "insert into builds (id, name, base_template, recipe, vcpus, memory_mib, disk_mib, skip_pre_post, state, total_steps,
+                         attempts, lease_until)
+                     values ('{}', 'old', 'minimal', '[]', 1, 512, 1024, true, 'running', 0, 1, now() + interval '1 h')",
+                    id.0
+                ))
+                .await;
+                self.by_admin(route.replace("{id}", &id.to_string()), json!({}), &["build.cancel"])
+            }
+            ("DELETE", "/v1/admin/templates/{id}") => {
+                self.sql(&format!(
+                    "insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user, state)
+                     values (gen_random_uuid(), '{}', 'old', '{sandbox}', '{}', 'minimal', 1, 512, 1024, '', 'ready')",
+                    platform.0, self.host.0
+                ))
+                .await;
+                self.by_admin("/v1/admin/templates/old", json!({}), &["snapshot.delete"])
+            }
+            ("POST", "/v1/admin/capsules") => self.by_admin(path, json!({"memory_mb": 512}), &["sandbox.create"]),
+            ("DELETE", "/v1/admin/capsules/{id}") => self.by_admin(path, json!({}), &["sandbox.kill"]),
+            ("POST", "/v1/admin/capsules/{id}/snapshot") => {
+                self.by_admin(path, json!({"name": "published"}), &["sandbox.snapshot"])
+            }
+            _ => return None,
+        })
+    }
+
     async fn of_hosts(&self, method: &str, route: &str) -> Option<Act> {
         let csr =
             || CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
@@ -389,7 +440,7 @@ impl Scene {
     /// What was written down since, with the request that it is of. What the platform notices by itself is nobody's act.
     async fn records(&self, since: &str) -> Vec<(String, String)> {
         let rows = self
-            .sql(&format!("select action, request_id from audit where id > {since} and action not like 'silence_brake.%' order by id"))
+            .sql(&format!("select action, request_id from audit where id > {since} and action not like 'silence_brake.%' and actor_id <> 'builds' order by id"))
             .await;
         let row = |line: &str| line.split_once('|').map(|(action, id)| (action.to_owned(), id.to_owned())).unwrap();
         rows.lines().map(row).collect()

@@ -2,17 +2,22 @@
 
 mod replica;
 
+use std::time::Duration;
+
 use control_plane::http::access::TABLE;
 use replica::{Replica, Who};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// Routes that take a JSON object, with a body that is right but for what does not exist.
-const JSON_ROUTES: [(&str, &str); 12] = [
+const JSON_ROUTES: [(&str, &str); 13] = [
     ("/v1/auth/login", "{\"email\":\"a\",\"password\":\"b\"}"),
     ("/v1/hosts", "{\"type\":\"regular\"}"),
     ("/v1/hosts/register", "{}"),
     ("/v1/sandboxes", "{}"),
+    ("/v1/admin/capsules", "{}"),
     ("/v1/sandboxes/sb0000000000000000000000/exec", "{\"cmd\":\"true\"}"),
     ("/v1/sandboxes/sb0000000000000000000000/files/read", "{\"path\":\"/x\"}"),
     ("/v1/sandboxes/sb0000000000000000000000/files/stream/read", "{\"path\":\"/x\"}"),
@@ -75,6 +80,34 @@ async fn what_is_not_one_json_object_is_refused_everywhere() {
             "{path}"
         );
         assert_ne!(send(good, Some("application/json; charset=utf-8"), None).await.status, 415, "{path}");
+    }
+}
+
+/// By hand, because clients of their own accord hide what became of a connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_still_sends_when_it_is_refused_hears_the_refusal_and_keeps_the_connection() {
+    const BODY_BYTES: usize = 8 << 20;
+    let replica = Replica::start().await;
+    let mut connection = TcpStream::connect(replica.url.trim_start_matches("http://")).await.unwrap();
+    let chunk = vec![b'x'; 64 << 10];
+    for (path, wanted) in [("/v1/sandboxes", "413 "), ("/v1/nowhere", "404 "), ("/v1/sandboxes", "413 ")] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\ncontent-type: application/json\r\ncontent-length: {BODY_BYTES}\r\n\r\n",
+            replica.key
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        // Long enough for the refusal to be on its way before most of the body is.
+        for number in 0..BODY_BYTES / chunk.len() {
+            if number % 32 == 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            connection.write_all(&chunk).await.unwrap();
+        }
+        let mut answer = vec![0; 64 << 10];
+        let length = connection.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {wanted}")), "{path}: {answer}");
+        assert!(!answer.contains("connection: close"), "{path}: {answer}");
     }
 }
 
@@ -164,6 +197,80 @@ async fn values_out_of_range_are_named_with_their_range() {
         let answer = replica.as_team(Method::POST, "/v1/api-keys", Some(json!({ "name": name }))).await;
         assert_eq!(answer.error(), (400, "invalid_request"), "{name:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_are_understood_before_anything_is_made() {
+    let replica = Replica::start().await;
+    let config = |name: &str, value: Value| {
+        let mut config = json!({"name": "x", "recipe": ["RUN true"]});
+        config[name] = value;
+        config
+    };
+    for (body, field) in [
+        (json!({}), "name"),
+        (json!({"name": "x"}), "recipe"),
+        (config("name", json!("a b")), "name"),
+        (config("name", json!("")), "name"),
+        (config("base_template", json!("../x")), "base_template"),
+        (config("recipe", json!([])), "recipe"),
+        (config("recipe", json!("RUN true")), "recipe"),
+        (config("recipe", json!(["RUN true", "EAT it"])), "recipe[1]"),
+        (config("recipe", json!(vec!["RUN true"; 257])), "recipe"),
+        (config("recipe", json!(["COPY a b"])), "archive"),
+        (config("recipe", json!(["COPY ../a b"])), "recipe[0]"),
+        (config("recipe", json!(["USER a;b"])), "recipe[0]"),
+        (config("healthcheck", json!("--retries=x true")), "healthcheck"),
+        (config("healthcheck", json!(7)), "healthcheck"),
+        (config("vcpus", json!(0)), "vcpus"),
+        (config("memory_mb", json!(513)), "memory_mb"),
+        (config("disk_size_mb", json!(1)), "disk_size_mb"),
+    ] {
+        let answer = replica.as_admin(Method::POST, "/v1/admin/builds", Some(body.clone())).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{body}");
+        assert!(answer.body.to_string().contains(field), "{field}: {}", answer.body);
+        let form = reqwest::multipart::Form::new().text("config", body.to_string());
+        let request = replica.http.post(format!("{}/v1/admin/builds", replica.url)).multipart(form);
+        let answer = replica.send(Who::Bearer(&replica.admin), request).await;
+        assert_eq!(answer.error(), (400, "invalid_request"), "{body} in a form");
+    }
+    let good = config("vcpus", json!(1)).to_string();
+    let part = |bytes: Vec<u8>| reqwest::multipart::Part::bytes(bytes).file_name("x");
+    let zip = [b"PK\x03\x04".as_slice(), &[0; 3_000_000]].concat();
+    let large = [b"\x1f\x8b".as_slice(), &vec![0; (100 << 20) + 1]].concat();
+    let forms = [
+        (vec![("archive", part(zip.clone()))], (400, "invalid_request")),
+        (vec![("config", part(b"{".to_vec()))], (400, "invalid_request")),
+        (vec![("config", part(good.clone().into())), ("config", part(good.clone().into()))], (400, "invalid_request")),
+        (
+            vec![("config", part(good.clone().into())), ("archive", part(b"#!/bin/sh".to_vec()))],
+            (400, "invalid_request"),
+        ),
+        (vec![("archive", part(zip.clone())), ("archive", part(zip.clone()))], (400, "invalid_request")),
+        (vec![("archive", part(zip)), ("config", part(b"{}".to_vec()))], (400, "invalid_request")),
+        (vec![("config", part(good.into())), ("archive", part(large))], (413, "too_large")),
+    ];
+    for (number, (fields, wanted)) in forms.into_iter().enumerate() {
+        let form = fields.into_iter().fold(reqwest::multipart::Form::new(), |form, (name, part)| form.part(name, part));
+        let request = replica.http.post(format!("{}/v1/admin/builds", replica.url)).multipart(form);
+        let answer = replica.send(Who::Bearer(&replica.admin), request).await;
+        assert_eq!(answer.error(), wanted, "form {number}: {}", answer.body);
+    }
+    let rows =
+        replica.database.sql("select (select count(*) from builds) + (select count(*) from build_archives)").await;
+    assert_eq!(rows.trim(), "0", "what was refused has left nothing");
+    // As many as may wait: nobody answers for the host, so none of them ends.
+    replica.host(65_536).await;
+    let mut statuses = Vec::new();
+    for number in 0..33 {
+        let body = json!({"name": format!("b{number}"), "recipe": ["RUN true"]});
+        statuses.push(replica.as_admin(Method::POST, "/v1/admin/builds", Some(body)).await);
+    }
+    assert!(statuses[..32].iter().all(|answer| answer.status == 201));
+    assert_eq!(statuses[32].error(), (429, "quota_exceeded"), "{}", statuses[32].body);
+    let reserved = json!({"name": "minimal", "recipe": ["RUN true"]});
+    let refused = replica.as_admin(Method::POST, "/v1/admin/builds", Some(reserved)).await;
+    assert_eq!(refused.error(), (409, "name_reserved"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

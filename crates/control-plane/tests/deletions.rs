@@ -21,7 +21,7 @@ use store::members::Added;
 use store::placement::Asked;
 use store::policy::{Policy, PolicyChange};
 use store::sandboxes::{Created, NewSandbox};
-use store::snapshots::{Child, ForkWish, SnapshotWish};
+use store::snapshots::{Child, ForkWish, NewSnapshot, SnapshotWish};
 use store::wishes::{ResumeOf, Turned};
 
 impl Replica {
@@ -119,7 +119,8 @@ async fn nothing_is_made_for_a_team_that_is_being_deleted() {
             let (store, actor) = (store.clone(), actor.clone());
             tasks.push(tokio::spawn(async move {
                 let name = "kept".parse().unwrap();
-                let wished = store.wish_snapshot(team, &running, &name, &lease, None, &actor).await.unwrap();
+                let new = NewSnapshot { team, of: &running, name: &name, is_published: false, built: None };
+                let wished = store.wish_snapshot(&new, &lease, None, &actor).await.unwrap();
                 matches!(wished, SnapshotWish::Opened(..))
             }));
         }

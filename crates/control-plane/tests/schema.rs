@@ -46,7 +46,7 @@ async fn every_answer_is_one_that_the_document_has() {
     std::fs::write(dir.path().join("openapi.json"), document.to_string()).unwrap();
     // Ids of things that exist, beside those that it thinks of: else all that it sees is 404.
     let config = format!(
-        "[[operations]]\ninclude-path-regex = \"^/v1/sandboxes/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
+        "[[operations]]\ninclude-path-regex = \"^/v1/(sandboxes|admin/capsules)/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
          [[operations]]\ninclude-path-regex = \"^/v1/hosts/\"\nparameters = {{ \"path.id\" = \"{host}\" }}\n"
     );
     std::fs::write(dir.path().join("schemathesis.toml"), config).unwrap();

@@ -137,6 +137,10 @@ uuid_id!(
     SnapshotId, "snap", "snapshot"
 );
 uuid_id!(
+    /// One making of a template of the platform, from its recipe to what became of it.
+    BuildId, "bld", "build"
+);
+uuid_id!(
     /// Where a team is told of what happens.
     ChannelId, "ch", "channel"
 );

@@ -11,6 +11,7 @@ mod attempts;
 pub mod audit;
 pub mod audit_log;
 pub mod beats;
+pub mod builds;
 pub mod channels;
 pub mod deletions;
 pub mod events;

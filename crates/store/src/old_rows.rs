@@ -25,6 +25,10 @@ const EVENTS_DAYS: i32 = 7;
 const STRETCHES_DAYS: i32 = 2;
 /// The longest range of usage is 92 days, and may end some days ago.
 const QUARTERS_DAYS: i32 = 100;
+/// How templates were made, for those who ask what is in them.
+const BUILDS_DAYS: i32 = 90;
+/// Files that were sent for a build that never was.
+const ARCHIVES_HOURS: i32 = 2;
 
 /// Of one statement: it holds its locks for milliseconds.
 const ROWS_MAX: i64 = 1000;
@@ -47,6 +51,8 @@ impl Store {
         until_none(end, || self.old_events()).await?;
         until_none(end, || self.old_stretches()).await?;
         until_none(end, || self.old_quarters()).await?;
+        until_none(end, || self.old_builds()).await?;
+        until_none(end, || self.old_archives()).await?;
         if let Ok(days @ 1..) = i32::try_from(audit_days) {
             until_none(end, || self.old_audit(days)).await?;
         }
@@ -177,6 +183,28 @@ impl Store {
             "delete from usage_quarters where (team_id, began_at) in
                  (select team_id, began_at from usage_quarters where began_at < now() - make_interval(days => $1) limit $2)",
             QUARTERS_DAYS,
+            ROWS_MAX
+        );
+        Ok(removed.execute(&self.pool).await?.rows_affected())
+    }
+
+    async fn old_builds(&self) -> Result<u64, StoreError> {
+        let removed = sqlx::query!(
+            "delete from builds where id in (select id from builds where completed_at < now() - make_interval(days => $1) limit $2)",
+            BUILDS_DAYS,
+            ROWS_MAX
+        );
+        Ok(removed.execute(&self.pool).await?.rows_affected())
+    }
+
+    /// Of builds that have ended, too.
+    async fn old_archives(&self) -> Result<u64, StoreError> {
+        let removed = sqlx::query!(
+            "delete from build_archives where (id, part) in
+                 (select a.id, a.part from build_archives a left join builds b on b.archive_id = a.id
+                  where b.state not in ('pending', 'running')
+                      or b.id is null and a.created_at < now() - make_interval(hours => $1) limit $2)",
+            ARCHIVES_HOURS,
             ROWS_MAX
         );
         Ok(removed.execute(&self.pool).await?.rows_affected())

@@ -313,7 +313,8 @@ impl Store {
             Some(id) => {
                 // Whoever deletes it waits until this sandbox is there to be seen.
                 let host = sqlx::query_scalar!(
-                    "select host_id from snapshots where id = $1 and team_id = $2 and state = 'ready' for share",
+                    "select host_id from snapshots where id = $1 and state = 'ready'
+                         and team_id in (select id from teams where id = $2 or is_platform) for share",
                     id.0,
                     new.team.0
                 )

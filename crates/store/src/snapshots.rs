@@ -1,7 +1,7 @@
 //! Snapshots: saved states of sandboxes that other sandboxes begin with. They lie on one host each.
 //!
 //! ```text
-//!  making -> ready -> removing -> (no row)        with a name: until it is deleted
+//!  making -> ready -> removing -> (no row)        with a name: until it is deleted, or, of the platform's, another takes its name
 //!                                                 without one, of a fork: until all its sandboxes have begun, or failed to
 //! ```
 
@@ -14,6 +14,7 @@ use model::shape::{Shape, TemplateName};
 use uuid::Uuid;
 
 use crate::audit::{self, Actor};
+use crate::builds::Taking;
 use crate::events;
 use crate::idempotency::{self, Claim};
 use crate::idleness;
@@ -22,7 +23,7 @@ use crate::placement::{self, Asked, Wanted};
 use crate::policy::PolicyChange;
 use crate::quotas::{self, Exceeded, Refused};
 use crate::sandboxes::{Birth, Placed, Sandbox, insert, locked};
-use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update, teams};
+use crate::{BATCH_MAX, HOST_SILENCE_MAX, Store, StoreError, Tx, Update, builds, teams, wishes};
 
 /// Of one answer of the list.
 const LIST_MAX: i64 = 10_000;
@@ -39,9 +40,32 @@ pub struct Snapshot {
     pub template: String,
     pub shape: Shape,
     pub default_user: String,
+    /// What begins with it has them.
+    pub envs: BTreeMap<String, String>,
     pub is_ready: bool,
+    /// Of the platform's team: all teams can begin with it.
+    pub is_platforms: bool,
     pub size_bytes: i64,
     pub created_at: DateTime<Utc>,
+}
+
+/// A snapshot that is to have a name.
+pub struct NewSnapshot<'a> {
+    pub team: TeamId,
+    pub of: &'a SandboxId,
+    pub name: &'a TemplateName,
+    /// A template of the platform: one that has its name gives way when it is there, and what it is of ends then.
+    pub is_published: bool,
+    /// It is what comes of a build.
+    pub built: Option<Built<'a>>,
+}
+
+/// What a build gives to its template, beside what is in the sandbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Built<'a> {
+    pub taking: Taking,
+    pub user: &'a str,
+    pub envs: &'a BTreeMap<String, String>,
 }
 
 /// What becomes of the wish for a snapshot with a name.
@@ -85,7 +109,10 @@ pub enum ForkWish {
 struct Row {
     id: Uuid,
     team_id: Uuid,
+    is_platform: bool,
     name: Option<String>,
+    becomes: Option<String>,
+    envs: serde_json::Value,
     sandbox_id: String,
     host_id: Uuid,
     host_epoch: i64,
@@ -120,9 +147,12 @@ impl TryFrom<Row> for Snapshot {
             },
             shape: Shape::new(row.vcpus.into(), row.memory_mib.into(), row.disk_mib.into())
                 .map_err(|_| damaged("shape"))?,
-            name: row.name,
+            name: row.becomes.or(row.name),
             template: row.template,
             default_user: row.default_user,
+            envs: serde_json::from_value(row.envs)
+                .map_err(|_| StoreError::Damaged { row: row.id.to_string(), column: "envs" })?,
+            is_platforms: row.is_platform,
             is_ready: row.state == "ready",
             size_bytes: row.size_bytes,
             created_at: row.created_at,
@@ -137,8 +167,8 @@ macro_rules! snapshots {
             Row,
             r#"select s.id, s.team_id, s.name, s.sandbox_id, s.host_id, h.epoch as host_epoch, case when h.state <> 'fenced' then h.address else '' end as host_address,
                    (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, h.team_id as host_team, s.template, s.vcpus, s.memory_mib,
-                   s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at
-               from snapshots s join hosts h on h.id = s.host_id "# + $rest,
+                   s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at, s.becomes, s.envs, t.is_platform
+               from snapshots s join hosts h on h.id = s.host_id join teams t on t.id = s.team_id "# + $rest,
             HOST_SILENCE_MAX.as_secs_f64()
             $(, $argument)*
         )
@@ -146,16 +176,16 @@ macro_rules! snapshots {
 }
 
 impl Store {
-    /// The wish for a snapshot of a sandbox that runs or is paused, under a name that its team has not given yet.
+    /// The wish for a snapshot of a sandbox that runs or is paused, under a name that its team has not given yet; one that is published may
+    /// take the name of another.
     pub async fn wish_snapshot(
         &self,
-        team: TeamId,
-        of: &SandboxId,
-        name: &TemplateName,
+        new: &NewSnapshot<'_>,
         lease: &Lease,
         key: Option<&idempotency::Key>,
         actor: &Actor,
     ) -> Result<SnapshotWish, StoreError> {
+        let NewSnapshot { team, of, name, is_published, built } = *new;
         let mut tx = self.begin().await?;
         let id = Uuid::now_v7();
         if let Some(key) = key {
@@ -177,7 +207,9 @@ impl Store {
             (other, _) => return Ok(SnapshotWish::Wrong(other)),
         };
         let standing = sqlx::query!(
-            r#"select exists (select 1 from hosts where $1 = any(templates) and (team_id is null or team_id = $3)) as "reserved!",
+            r#"select exists (select 1 from hosts where $1 = any(templates) and (team_id is null or team_id = $3))
+                   or exists (select 1 from snapshots s join teams t on t.id = s.team_id
+                       where t.is_platform and t.id <> $3 and s.name = $1 and s.state = 'ready') as "reserved!",
                    exists (select 1 from operations where sandbox_id = $2 and kind = 'snapshot' and phase = 'open') as "under_way!""#,
             name.as_str(),
             of.as_str(),
@@ -191,13 +223,32 @@ impl Store {
         if standing.under_way {
             return Ok(SnapshotWish::UnderWay);
         }
-        if !new_snapshot(&mut tx, id, &sandbox, placed, Some(name)).await? {
+        let named = if is_published { format!("{name}#{id}") } else { name.to_string() };
+        if !new_snapshot(&mut tx, id, &sandbox, placed, Some(&named)).await? {
             return Ok(SnapshotWish::NameTaken);
+        }
+        if is_published {
+            sqlx::query!("update snapshots set becomes = $2, ends_source = true where id = $1", id, name.as_str())
+                .execute(&mut *tx)
+                .await?;
+        }
+        if let Some(Built { taking, user, envs }) = built {
+            let envs = serde_json::json!(envs);
+            if !builds::becomes(&mut tx, taking, id, user, &envs).await? {
+                return Ok(SnapshotWish::Missing);
+            }
+            sqlx::query!("update snapshots set envs = $2, default_user = $3 where id = $1", id, envs, user)
+                .execute(&mut *tx)
+                .await?;
         }
         let (revision, cause) = (sandbox.revision, actor.into());
         let operation = operations::open(&mut tx, of, Kind::Snapshot, revision, Some(lease), Some(id), cause).await?;
         idleness::used(&mut tx, of).await?;
-        let facts = serde_json::json!({"name": name.as_str()});
+        let facts = if is_published {
+            serde_json::json!({"name": name.as_str(), "published": true})
+        } else {
+            serde_json::json!({"name": name.as_str()})
+        };
         audit::record(&mut tx, actor, "sandbox.snapshot", of.as_str(), facts).await?;
         tx.commit().await?;
         Ok(SnapshotWish::Opened(SnapshotId(id), operation))
@@ -287,19 +338,38 @@ impl Store {
         row.map(Snapshot::try_from).transpose()
     }
 
-    /// A team's, that sandboxes can begin with.
+    /// That a team's sandboxes can begin with: its own, and else the platform's, unless the team has hosts of its own.
     pub async fn snapshot_named(&self, team: TeamId, name: &TemplateName) -> Result<Option<Snapshot>, StoreError> {
-        let row = snapshots!("where s.team_id = $2 and s.name = $3 and s.state = 'ready'", team.0, name.as_str())
-            .fetch_optional(&self.pool)
-            .await?;
+        let row = snapshots!(
+            "where s.name = $3 and s.state = 'ready' and (s.team_id = $2
+                 or t.is_platform and not exists (select 1 from teams where id = $2 and is_byoc))
+             order by s.team_id = $2 desc limit 1",
+            team.0,
+            name.as_str()
+        )
+        .fetch_optional(&self.pool)
+        .await?;
         row.map(Snapshot::try_from).transpose()
     }
 
-    /// A team's that sandboxes can begin with, newest first.
+    /// That a team's sandboxes can begin with: its own and the platform's, newest first.
     pub async fn snapshots(&self, team: TeamId) -> Result<Vec<Snapshot>, StoreError> {
         let rows = snapshots!(
-            "where s.team_id = $2 and s.name is not null and s.state = 'ready' order by s.created_at desc, s.id limit $3",
+            "where s.name is not null and s.state = 'ready' and (s.team_id = $2
+                 or t.is_platform and not exists (select 1 from teams where id = $2 and is_byoc))
+             order by s.created_at desc, s.id limit $3",
             team.0,
+            LIST_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Snapshot::try_from).collect()
+    }
+
+    /// Of all teams, newest first.
+    pub async fn snapshots_of_all(&self) -> Result<Vec<Snapshot>, StoreError> {
+        let rows = snapshots!(
+            "where s.name is not null and s.state = 'ready' and t.deleted_at is null order by s.created_at desc, s.id limit $2",
             LIST_MAX
         )
         .fetch_all(&self.pool)
@@ -309,14 +379,49 @@ impl Store {
 
     /// The host has it, whole.
     pub async fn snapshot_is_ready(&self, id: SnapshotId, size_bytes: i64) -> Result<Update, StoreError> {
+        let mut tx = self.begin().await?;
+        // Whoever had the name gives way in the moment in which the new one is there, not before.
+        sqlx::query!(
+            "update snapshots o set state = 'removing', updated_at = now()
+             from snapshots n where n.id = $1 and n.state = 'making' and o.team_id = n.team_id and o.name = n.becomes
+                 and o.state <> 'removing'",
+            id.0
+        )
+        .execute(&mut *tx)
+        .await?;
         let updated = sqlx::query!(
-            "update snapshots set state = 'ready', size_bytes = $2, updated_at = now() where id = $1 and state = 'making'",
+            "update snapshots set state = 'ready', size_bytes = $2, name = coalesce(becomes, name), becomes = null, updated_at = now()
+             where id = $1 and state = 'making'",
             id.0,
             size_bytes
         )
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(Update::of(updated.rows_affected()))
+    }
+
+    /// It is there, and so the operation that was to make it has ended, and the build of which it is the outcome; what was there for it alone
+    /// ends, too.
+    pub async fn finish_snapshot(&self, operation: &Operation, steps: &[(String, f64)]) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let id = operation.snapshot.map(|id| id.0);
+        let ended = operations::end(&mut tx, operation.id, None, steps).await?;
+        builds::end_of_snapshot(&mut tx, id, None).await?;
+        let source = sqlx::query!(
+            "select b.id, b.revision from snapshots s join sandboxes b on b.id = s.sandbox_id
+             where s.id = $1 and s.ends_source and b.desired <> 'killed' and b.observed <> 'killed' for update of b",
+            id
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(source) = source {
+            let of = source.id.parse().map_err(|_| StoreError::Damaged { row: source.id.clone(), column: "id" })?;
+            wishes::end_of_source(&mut tx, &of, source.revision).await?;
+        }
+        tx.commit().await?;
+        operations::count(ended);
+        Ok(())
     }
 
     /// The snapshot that an operation was to make will not be made. Its name is free again.
@@ -329,6 +434,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         let ended = operations::end(&mut tx, operation.id, Some((code, message)), &[]).await?;
+        builds::end_of_snapshot(&mut tx, operation.snapshot.map(|id| id.0), Some(message)).await?;
         tx.commit().await?;
         operations::count(ended);
         Ok(())
@@ -397,7 +503,7 @@ async fn new_snapshot(
     id: Uuid,
     of: &Sandbox,
     host: HostId,
-    name: Option<&TemplateName>,
+    name: Option<&str>,
 ) -> Result<bool, StoreError> {
     let made = sqlx::query!(
         "insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user)
@@ -405,7 +511,7 @@ async fn new_snapshot(
          on conflict (team_id, name) where name is not null and state <> 'removing' do nothing",
         id,
         of.team.0,
-        name.map(TemplateName::as_str),
+        name,
         of.id.as_str(),
         host.0,
         of.template,

@@ -89,6 +89,12 @@ impl Store {
         Ok(row.map(Team::from))
     }
 
+    /// The platform's own, which its first start has made.
+    pub async fn platform_team(&self) -> Result<Option<TeamId>, StoreError> {
+        let id = sqlx::query_scalar!("select id from teams where is_platform").fetch_optional(&self.pool).await?;
+        Ok(id.map(TeamId))
+    }
+
     /// None when the person is not in the team, or there is none.
     pub async fn role_in(&self, team: TeamId, user: UserId) -> Result<Option<Role>, StoreError> {
         let found = sqlx::query_scalar!(

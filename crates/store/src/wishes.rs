@@ -301,6 +301,14 @@ pub(crate) async fn end_of_team(tx: &mut Tx, team: TeamId) -> Result<usize, Stor
     Ok(ids.len())
 }
 
+/// The wish that a sandbox end which was there for a snapshot alone, and which this transaction has locked.
+pub(crate) async fn end_of_source(tx: &mut Tx, id: &SandboxId, revision: i64) -> Result<(), StoreError> {
+    let reason = "published";
+    kill(tx, id, revision, None, reason, Cause { actor: None, reason: Some(reason) }).await?;
+    let facts = serde_json::json!({ "reason": reason });
+    audit::record(tx, &Actor::platform("snapshots"), "sandbox.kill", id.as_str(), facts).await
+}
+
 /// What is said of them, without what is not, as words.
 fn words_of(facts: &serde_json::Value) -> serde_json::Value {
     let said = facts.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());

@@ -15,7 +15,7 @@ use store::placement::Asked;
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
 use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting};
-use store::snapshots::{Child, ForkWish, SnapshotWish};
+use store::snapshots::{Child, ForkWish, NewSnapshot, SnapshotWish};
 use store::wishes::{ResumeOf, Timed, Turned};
 use testkit::postgres::Database;
 use uuid::Uuid;
@@ -247,7 +247,8 @@ async fn what_is_used_is_not_ended() {
             }
             "snapshot" => {
                 let name = "kept".parse().unwrap();
-                let wish = bench.store.wish_snapshot(bench.team, &id, &name, &bench.lease, None, &bench.actor).await;
+                let new = NewSnapshot { team: bench.team, of: &id, name: &name, is_published: false, built: None };
+                let wish = bench.store.wish_snapshot(&new, &bench.lease, None, &bench.actor).await;
                 assert!(matches!(wish.unwrap(), SnapshotWish::Opened(..)));
             }
             _ => {

@@ -15,7 +15,7 @@ use store::placement::{Asked, Dimension, Shortage};
 use store::policy::{Policy, PolicyChange};
 use store::presence::Replica;
 use store::sandboxes::{Created, NewSandbox, Report, Sandbox, Sighting, Which};
-use store::snapshots::{Child, ForkWish, SnapshotWish};
+use store::snapshots::{Child, ForkWish, NewSnapshot, SnapshotWish};
 use store::wishes::{KillWish, ResumeOf, Timed, Turned};
 use store::{Store, Update};
 use testkit::postgres::Database;
@@ -112,7 +112,8 @@ impl Bench {
 
     async fn snapshot(&self, of: &SandboxId, name: &str) -> SnapshotWish {
         let name = name.parse().unwrap();
-        self.store.wish_snapshot(self.team, of, &name, &self.lease, None, &Actor::platform("test")).await.unwrap()
+        let new = NewSnapshot { team: self.team, of, name: &name, is_published: false, built: None };
+        self.store.wish_snapshot(&new, &self.lease, None, &Actor::platform("test")).await.unwrap()
     }
 
     async fn fork(&self, of: &SandboxId, count: u128, key: Option<&Key>) -> ForkWish {

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod audit;
+pub mod builds;
 pub mod channels;
 pub mod errors;
 pub mod events;

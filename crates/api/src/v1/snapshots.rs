@@ -14,11 +14,40 @@ pub struct CreateSnapshot {
     pub name: Option<String>,
 }
 
+/// `POST /v1/admin/capsules/{id}/snapshot`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PublishSnapshot {
+    /// As of `CreateSnapshot`. A template of the platform that has it already gives way once the new one is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A template or snapshot, of whatever team, as administrators of the platform see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AnyTemplate {
+    pub name: String,
+    /// `base`: an image on the hosts. `snapshot`: with memory.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    #[serde(default)]
+    pub size_bytes: i64,
+    /// Whose it is: of what is offered to all teams, the platform's.
+    pub team_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<DateTime<Utc>>,
+    /// All teams can begin with it.
+    pub platform: bool,
+}
+
 /// What a sandbox can begin with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Template {
     pub name: String,
-    /// `base`: of the platform. `snapshot`: of the team, with memory.
+    /// `base`: an image. `snapshot`: with memory, of the team, or, where `platform` says so, of the platform.
     #[serde(rename = "type")]
     pub kind: String,
     /// Of a snapshot, whose shape is fixed.

@@ -1,7 +1,7 @@
 //! What hosts say is kept in the database and shown to people, and hosts of teams are strangers: words are cut to what such words need, and
 //! hold no control characters, which the database does not take either.
 
-use api::host::SandboxState;
+use api::host::{ExecEnd, SandboxState};
 
 /// Of a reason, a sentence for people.
 const SENTENCE_CHARS_MAX: usize = 500;
@@ -9,6 +9,11 @@ const SENTENCE_CHARS_MAX: usize = 500;
 const WORD_CHARS_MAX: usize = 128;
 /// Steps and versions of one sandbox: an agent knows about twenty.
 const ENTRIES_MAX: usize = 64;
+
+/// As a shell's clients know it.
+pub fn exit_code(end: &ExecEnd) -> i32 {
+    if end.exited { end.exit_code } else { -1 }
+}
 
 pub fn sentence(text: &str) -> String {
     cut(text, SENTENCE_CHARS_MAX)

@@ -31,6 +31,8 @@ pub enum Policy {
     Member(Role),
     /// An administrator of the platform.
     Administrator,
+    /// An administrator of the platform, for its own team's things.
+    Platform,
     /// The host that the path names, or the list of them: an administrator of the platform, or a person who has at least this role in the team
     /// whose host it is. To others there is no such host.
     Hosts(Role),
@@ -40,7 +42,7 @@ pub enum Policy {
     Host,
 }
 
-use Policy::{Administrator, Host, Hosts, Member, NewHost, Open, Person, Team};
+use Policy::{Administrator, Host, Hosts, Member, NewHost, Open, Person, Platform, Team};
 use Role::{Admin as AsAdmin, Member as AsMember, Owner as AsOwner};
 use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, SnapshotsRead, SnapshotsWrite};
 
@@ -48,7 +50,7 @@ use Scope::{ApiKeys, Channels, SandboxesRead, SandboxesUse, SandboxesWrite, Snap
 const LOOK_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Method, route, policy. `/v1/capsules` is `/v1/sandboxes` under its other name.
-pub const TABLE: [(&str, &str, Policy); 120] = [
+pub const TABLE: [(&str, &str, Policy); 143] = [
     ("GET", "/", Open),
     ("GET", "/health", Open),
     ("GET", "/health/ready", Open),
@@ -101,6 +103,29 @@ pub const TABLE: [(&str, &str, Policy); 120] = [
     ("PUT", "/v1/admin/users/{id}/active", Administrator),
     ("PUT", "/v1/admin/users/{id}/admin", Administrator),
     ("POST", "/v1/admin/users/{id}/link", Administrator),
+    ("GET", "/v1/admin/templates", Administrator),
+    ("DELETE", "/v1/admin/templates/{id}", Platform),
+    ("POST", "/v1/admin/builds", Platform),
+    ("GET", "/v1/admin/builds", Administrator),
+    ("GET", "/v1/admin/builds/{id}", Administrator),
+    ("POST", "/v1/admin/builds/{id}/cancel", Platform),
+    ("POST", "/v1/admin/capsules", Platform),
+    ("GET", "/v1/admin/capsules", Platform),
+    ("GET", "/v1/admin/capsules/{id}", Platform),
+    ("DELETE", "/v1/admin/capsules/{id}", Platform),
+    ("POST", "/v1/admin/capsules/{id}/snapshot", Platform),
+    ("POST", "/v1/admin/capsules/{id}/exec", Platform),
+    ("GET", "/v1/admin/capsules/{id}/exec/stream", Platform),
+    ("GET", "/v1/admin/capsules/{id}/processes", Platform),
+    ("DELETE", "/v1/admin/capsules/{id}/processes/{selector}", Platform),
+    ("GET", "/v1/admin/capsules/{id}/processes/{selector}/stream", Platform),
+    ("GET", "/v1/admin/capsules/{id}/pty", Platform),
+    ("GET", "/v1/admin/capsules/{id}/metrics", Platform),
+    ("POST", "/v1/admin/capsules/{id}/files/read", Platform),
+    ("POST", "/v1/admin/capsules/{id}/files/write", Platform),
+    ("POST", "/v1/admin/capsules/{id}/files/list", Platform),
+    ("POST", "/v1/admin/capsules/{id}/files/mkdir", Platform),
+    ("POST", "/v1/admin/capsules/{id}/files/remove", Platform),
     ("POST", "/v1/api-keys", Team(ApiKeys)),
     ("GET", "/v1/api-keys", Team(ApiKeys)),
     ("DELETE", "/v1/api-keys/{id}", Team(ApiKeys)),
@@ -374,6 +399,12 @@ pub async fn check(
             extensions.insert(admin);
             grant
         }
+        Platform => {
+            let (caller, grant) = in_time(asked.platform()).await?;
+            person = caller.user();
+            extensions.insert(caller);
+            grant
+        }
     };
     extensions.insert(grant.clone());
     if let Some(person) = person {
@@ -442,6 +473,20 @@ impl Asked<'_> {
         let request_id = self.request_id.clone();
         let caller = Caller { team, who, role: Some(role), scopes: Scope::ALL.to_vec(), acts_in: None, request_id };
         Ok((Admin(caller), grant))
+    }
+
+    /// What is done so is the platform's to know, not its team's.
+    async fn platform(&self) -> Result<(Caller, Grant), ApiError> {
+        let person = self.person().await?;
+        if !person.is_admin {
+            return Err(ApiError::forbidden("only administrators may do this"));
+        }
+        let team = self.app.store.platform_team().await?.ok_or_else(ApiError::no_team)?;
+        let grant = Grant::session(Platform, person.session, None);
+        let who = Who::User(person.user);
+        let request_id = self.request_id.clone();
+        let caller = Caller { team, who, role: None, scopes: Scope::ALL.to_vec(), acts_in: None, request_id };
+        Ok((caller, grant))
     }
 
     async fn hosts(&self, least: Role, named: Option<String>) -> Result<(HostsCaller, Grant), ApiError> {

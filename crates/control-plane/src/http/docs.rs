@@ -163,10 +163,13 @@ fn name(method: &str, path: &str) -> String {
 }
 
 /// Where a repeated call finds what the first one made.
-const REPEATABLE: [(&str, &str); 9] = [
+const REPEATABLE: [(&str, &str); 12] = [
     ("POST", "/v1/sandboxes"),
     ("POST", "/v1/sandboxes/{id}/fork"),
     ("POST", "/v1/snapshots"),
+    ("POST", "/v1/admin/builds"),
+    ("POST", "/v1/admin/capsules"),
+    ("POST", "/v1/admin/capsules/{id}/snapshot"),
     ("POST", "/v1/api-keys"),
     ("POST", "/v1/teams"),
     ("POST", "/v1/teams/{id}/members"),
@@ -176,7 +179,7 @@ const REPEATABLE: [(&str, &str); 9] = [
 ];
 
 /// In a line; of others it is made of their names.
-const SUMMARIES: [(&str, &str, &str); 34] = [
+const SUMMARIES: [(&str, &str, &str); 44] = [
     ("POST", "/v1/sandboxes", "Create a sandbox"),
     ("GET", "/v1/sandboxes", "List the team's sandboxes"),
     ("GET", "/v1/sandboxes/{id}", "Look at a sandbox"),
@@ -211,6 +214,16 @@ const SUMMARIES: [(&str, &str, &str); 34] = [
     ("POST", "/v1/teams/{id}/invitations", "Invite somebody"),
     ("POST", "/v1/hosts", "Make a record for a host"),
     ("GET", "/v1/audit-logs", "Read the team's audit"),
+    ("GET", "/v1/admin/templates", "List the templates and snapshots of all teams"),
+    ("DELETE", "/v1/admin/templates/{id}", "Delete a template of the platform"),
+    ("POST", "/v1/admin/builds", "Build a template of the platform"),
+    ("GET", "/v1/admin/builds", "List builds"),
+    ("GET", "/v1/admin/builds/{id}", "Look at a build"),
+    ("POST", "/v1/admin/builds/{id}/cancel", "Cancel a build"),
+    ("POST", "/v1/admin/capsules", "Create a sandbox of the platform's team"),
+    ("GET", "/v1/admin/capsules", "List the sandboxes of the platform's team"),
+    ("DELETE", "/v1/admin/capsules/{id}", "Kill a sandbox of the platform's team"),
+    ("POST", "/v1/admin/capsules/{id}/snapshot", "Make a sandbox a template of the platform"),
 ];
 
 pub fn router(document: Document) -> Router<App> {

@@ -333,6 +333,11 @@ impl ApiError {
         Self::new("quota_exceeded", message)
     }
 
+    pub fn too_many_builds(max: i64) -> Self {
+        let message = format!("{max} builds wait or run already; wait for one of them, or cancel one");
+        Self::new("quota_exceeded", message).with("limit", max)
+    }
+
     /// Of creates per minute some are free again soon, of the others none without somebody's doing.
     pub fn over_quota(exceeded: &Exceeded) -> Self {
         let Exceeded { quota, limit, used, asked } = *exceeded;

@@ -47,6 +47,8 @@ impl IdempotencyKey {
     /// The key in the scope of the caller and the route.
     pub fn scoped(&self, caller: &Caller, route: &str, args: &impl Serialize) -> Option<Key> {
         match caller.who {
+            // For the platform, not in the person's own team.
+            Who::User(id) if caller.acts_in.is_none() => self.of(&format!("{id} platform"), route, args),
             Who::User(id) => self.of_person(id, route, args),
             Who::Key(_) => self.of(&caller.team.to_string(), route, args),
         }

@@ -12,6 +12,7 @@ pub mod docs;
 mod edge;
 pub mod errors;
 mod fields;
+mod form;
 mod health;
 mod idempotency;
 pub mod limits;
@@ -19,6 +20,7 @@ mod paged;
 mod rights;
 pub mod serve;
 mod socket;
+mod unread;
 mod v1;
 
 use axum::Router;
@@ -76,6 +78,9 @@ fn documented() -> OpenApiRouter<App> {
         .nest("/v1/admin", v1::fleet::router())
         .nest("/v1/admin/teams", v1::teams::admin_router())
         .nest("/v1/admin/users", v1::users::router())
+        .nest("/v1/admin/templates", v1::templates::router())
+        .nest("/v1/admin/builds", v1::builds::router())
+        .nest("/v1/admin/capsules", v1::sandboxes::admin_router())
         .nest("/v1/api-keys", v1::api_keys::router())
         .nest("/v1/hosts", v1::hosts::router())
         .nest("/v1", v1::quotas::router())

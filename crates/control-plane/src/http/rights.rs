@@ -88,7 +88,7 @@ async fn holds(app: &App, grant: &Grant) -> Result<bool, StoreError> {
             Ok(standing.is_some_and(|standing| match grant.policy {
                 Policy::Team(_) => standing.role.is_some(),
                 Policy::Member(least) => standing.role.is_some_and(|role| role >= least),
-                Policy::Administrator => standing.is_admin,
+                Policy::Administrator | Policy::Platform => standing.is_admin,
                 Policy::Hosts(least) => standing.is_admin || standing.role.is_some_and(|role| role >= least),
                 _ => true,
             }))

@@ -15,6 +15,8 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use super::unread::ReadToEnd;
+
 const CONNECTIONS_MAX: usize = 8192;
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// hyper's own bounds lie above those of `edge`, which answers with a body that says why.
@@ -77,9 +79,11 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) 
         .keep_alive_timeout(PING_ANSWER_MAX)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HTTP2_HEADER_BYTES_MAX);
-    let service = TowerToHyperService::new(
-        router.map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new)),
-    );
+    let service = TowerToHyperService::new(router.map_request(|request: hyper::Request<Incoming>| {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::Body::new(ReadToEnd::new(body, &parts.headers));
+        hyper::Request::from_parts(parts, body)
+    }));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {

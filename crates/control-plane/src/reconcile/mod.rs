@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use crate::app::App;
 use crate::channels::deliver;
-use crate::{events, outbox};
+use crate::{builds, events, outbox};
 
 /// How long it takes at least until a fail-over of the database is followed.
 const PRIMARY_EVERY: Duration = Duration::from_secs(2);
@@ -30,6 +30,7 @@ const EXPIRED_EVERY: Duration = Duration::from_secs(1);
 const UNFULFILLED_EVERY: Duration = Duration::from_secs(10);
 const ABSENT_EVERY: Duration = Duration::from_secs(2);
 const UNWANTED_SNAPSHOTS_EVERY: Duration = Duration::from_secs(1);
+const ENDED_BUILDS_EVERY: Duration = Duration::from_secs(2);
 const OLD_ROWS_EVERY: Duration = Duration::from_secs(600);
 /// A quarter of a day is summed up so long after its end at the latest, but for what it takes to settle.
 const USAGE_EVERY: Duration = Duration::from_secs(300);
@@ -65,6 +66,8 @@ pub fn start(app: &App) {
     tracker.spawn(every(app.clone(), "forgotten_operations", FORGOTTEN_EVERY, driver::put_down_forgotten));
     tracker.spawn(outbox::deliver(app.clone()));
     tracker.spawn(deliver::deliver(app.clone()));
+    tracker.spawn(builds::work(app.clone()));
+    tracker.spawn(every(app.clone(), "ended_builds", ENDED_BUILDS_EVERY, builds::clean));
     tracker.spawn(every(app.clone(), "expired_sandboxes", EXPIRED_EVERY, expired_sandboxes::run));
     tracker.spawn(every(app.clone(), "unfulfilled", UNFULFILLED_EVERY, |app| async move {
         app.store.reopen_unfulfilled().await.map(drop)

@@ -41,7 +41,7 @@ pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreErr
     match ensure(app, id).await? {
         Taken::Ready(steps) => {
             point("cp.snapshot.ended").await;
-            app.store.finish_operation(operation, &steps).await
+            app.store.finish_snapshot(operation, &steps).await
         }
         Taken::Never { code, message } => app.store.fail_snapshot(operation, code, &message).await,
         Taken::Later if is_over => {

@@ -11,7 +11,7 @@ use control_plane::rate_settings::RateSettings;
 use control_plane::run::{self, Serving};
 use control_plane::tokens::Named;
 use model::access::{Role, Scope};
-use model::ids::{ApiKeyId, ChannelId, HostId, InvitationId, SandboxId, SessionId, TeamId, UserId};
+use model::ids::{ApiKeyId, BuildId, ChannelId, HostId, InvitationId, SandboxId, SessionId, TeamId, UserId};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::postgres::Database;
@@ -301,6 +301,9 @@ pub fn path(route: &str, slots: &Slots) -> String {
         Some("api-keys") => Replica::no_key(),
         Some("channels") => ChannelId(none).to_string(),
         Some("teams") => slots.team.to_string(),
+        Some("admin") if route.starts_with("/v1/admin/capsules") => slots.sandbox.clone(),
+        Some("admin") if route.starts_with("/v1/admin/templates") => "none".to_owned(),
+        Some("admin") if route.starts_with("/v1/admin/builds") => BuildId(none).to_string(),
         Some("admin") => UserId(none).to_string(),
         Some("me") => SessionId(none).to_string(),
         _ => slots.sandbox.clone(),
@@ -318,7 +321,7 @@ pub fn path(route: &str, slots: &Slots) -> String {
     }
     // Nobody answers for the host, and that is not what is waited for.
     let waits = ["", "/{id}", "/{id}/pause", "/{id}/resume", "/{id}/fork"];
-    match route.strip_prefix("/v1/sandboxes") {
+    match route.strip_prefix("/v1/sandboxes").or_else(|| route.strip_prefix("/v1/admin/capsules")) {
         Some(rest) if waits.contains(&rest) => format!("{path}?wait_sec=0"),
         _ => path,
     }

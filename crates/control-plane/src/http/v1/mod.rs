@@ -3,6 +3,7 @@
 pub mod api_keys;
 pub mod audit;
 pub mod auth;
+pub mod builds;
 pub mod channels;
 pub mod events;
 pub mod fleet;
@@ -15,6 +16,7 @@ pub mod quotas;
 pub mod sandboxes;
 pub mod snapshots;
 pub mod teams;
+pub mod templates;
 pub mod users;
 
 use std::future::Future;

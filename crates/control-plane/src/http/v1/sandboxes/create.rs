@@ -31,10 +31,8 @@ use crate::http::errors::ApiError;
 use crate::http::idempotency::IdempotencyKey;
 use crate::measures;
 use crate::reconcile::driver;
+use crate::templates;
 
-const TEMPLATE_DEFAULT: &str = "minimal";
-/// What newer clients call it when they name it; the default all the same, where no host has another template of that name.
-const TEMPLATE_DEFAULT_AS_NAMED: &str = "minimal-ubuntu";
 /// Who processes run as when nothing else is asked for.
 const USER_DEFAULT: &str = "wrenn-user";
 /// Who asks for the base template by its name wants the bare machine.
@@ -64,15 +62,7 @@ pub async fn create(
     let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let key = repeat.scoped(&caller, "POST /v1/sandboxes", &body);
     let mut new = checked(&app, &caller, body)?;
-    if let Some(snapshot) = app.store.snapshot_named(caller.team, &new.template).await? {
-        new.snapshot = Some(snapshot.id);
-        new.shape = snapshot.shape;
-        new.default_user = snapshot.default_user;
-    } else if new.template.as_str() == TEMPLATE_DEFAULT_AS_NAMED
-        && !app.store.template_is_offered(caller.team, TEMPLATE_DEFAULT_AS_NAMED).await?
-    {
-        new.template = TEMPLATE_DEFAULT.parse().map_err(|_| ApiError::internal())?;
-    }
+    templates::resolve(&app, &mut new).await?;
     let (team, template, is_snapshot) = (caller.team, new.template.clone(), new.snapshot.is_some());
     let (worker, actor) = (app.clone(), caller.actor());
     let created = super::super::detached(&app, async move {
@@ -130,23 +120,19 @@ async fn no_host(
 }
 
 fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError> {
-    let template = body.template.as_deref().unwrap_or(TEMPLATE_DEFAULT);
+    let template = body.template.as_deref().unwrap_or(templates::DEFAULT);
     let template: TemplateName =
         template.parse().map_err(|error| ApiError::invalid("template", format!("is wrong: {error}")))?;
-    let shape = Shape::new(
+    let shape = shape(
         body.vcpus.unwrap_or(Shape::DEFAULT_VCPUS),
         body.memory_mb.unwrap_or(Shape::DEFAULT_MEMORY_MIB),
         body.disk_size_mb.unwrap_or(Shape::DEFAULT_DISK_MIB),
-    )
-    .map_err(|wrong| {
-        let step = wrong.step.map(|step| format!(" in steps of {step}")).unwrap_or_default();
-        let reason = format!("must be from {} to {}{step}", wrong.min, wrong.max);
-        ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
-    })?;
+    )?;
     let change = policy(app, body.timeout_sec, body.on_timeout.as_deref(), body.idle_timeout_sec, body.auto_resume)?;
     let strategy = body.placement.as_deref().map(str::parse).transpose();
     let strategy = strategy.map_err(|error| ApiError::invalid("placement", error))?;
-    let default_user = if body.template.as_deref() == Some(TEMPLATE_DEFAULT) { USER_OF_MINIMAL } else { USER_DEFAULT };
+    let default_user =
+        if body.template.as_deref() == Some(templates::DEFAULT) { USER_OF_MINIMAL } else { USER_DEFAULT };
     Ok(NewSandbox {
         id: SandboxId::from_random(rand::random()),
         team: caller.team,
@@ -158,6 +144,14 @@ fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox
         default_user: default_user.to_owned(),
         policy: Policy::default().with(&change),
         asked: Asked { tags: tags::checked(body.tags)?, strategy },
+    })
+}
+
+pub(in crate::http::v1) fn shape(vcpus: i64, memory_mb: i64, disk_size_mb: i64) -> Result<Shape, ApiError> {
+    Shape::new(vcpus, memory_mb, disk_size_mb).map_err(|wrong| {
+        let step = wrong.step.map(|step| format!(" in steps of {step}")).unwrap_or_default();
+        let reason = format!("must be from {} to {}{step}", wrong.min, wrong.max);
+        ApiError::invalid(wrong.field, reason).with("min", wrong.min).with("max", wrong.max)
     })
 }
 

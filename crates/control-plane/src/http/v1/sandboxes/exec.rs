@@ -16,7 +16,7 @@ use http::StatusCode;
 use model::ids::SandboxId;
 
 use super::streams;
-use crate::agents::{Agent, AgentError};
+use crate::agents::{Agent, AgentError, said};
 use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::{Id, Json};
@@ -132,7 +132,7 @@ async fn collect(agent: &Agent, request: ExecRequest) -> Result<Output, ApiError
             Some(Event::Stdout(bytes)) => output.truncated |= keep(&mut output.stdout, &bytes),
             Some(Event::Stderr(bytes)) => output.truncated |= keep(&mut output.stderr, &bytes),
             Some(Event::End(end)) => {
-                output.exit_code = streams::exit_code(&end);
+                output.exit_code = said::exit_code(&end);
                 return Ok(output);
             }
             // Only terminals have it.

@@ -16,6 +16,7 @@ mod ping;
 mod process_stream;
 mod processes;
 mod pty;
+mod publish;
 mod relabel;
 mod resume;
 mod signal;
@@ -69,6 +70,22 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(stats::stats))
         .routes(routes!(usage::usage))
         .merge(files::router())
+}
+
+/// `/v1/admin/capsules`: the sandboxes of the platform's own team, for administrators to look after and to make templates of.
+pub fn admin_router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create::create, list::list))
+        .routes(routes!(get::get, kill::kill))
+        .routes(routes!(publish::publish))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec_stream::exec_stream))
+        .routes(routes!(processes::processes))
+        .routes(routes!(signal::signal))
+        .routes(routes!(process_stream::process_stream))
+        .routes(routes!(pty::pty))
+        .routes(routes!(metrics::metrics))
+        .merge(files::admin_router())
 }
 
 impl From<NotAwake> for ApiError {

@@ -5,7 +5,8 @@ use api::v1::exec::{ExecClientFrame, ExecServerFrame};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::streams::{exit_code, said};
+use super::streams::said;
+use crate::agents::said::exit_code;
 use crate::http::errors::ApiError;
 use crate::http::socket::{Events, NORMAL, Over, Session, Turn};
 

@@ -101,11 +101,6 @@ pub fn said(event: Option<Result<ExecResponse, ConnectError>>) -> Result<Option<
     }
 }
 
-/// As a shell's clients know it.
-pub fn exit_code(end: &api::host::ExecEnd) -> i32 {
-    if end.exited { end.exit_code } else { -1 }
-}
-
 /// Where a conversation takes place.
 #[derive(Clone)]
 pub struct Place {

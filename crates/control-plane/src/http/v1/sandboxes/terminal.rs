@@ -21,7 +21,8 @@ use futures::future;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
-use super::streams::{Place, Selected, exit_code, said, size};
+use super::streams::{Place, Selected, said, size};
+use crate::agents::said::exit_code;
 use crate::agents::{AgentError, Refusal, ask};
 use crate::http::errors::ApiError;
 use crate::http::socket::{Events, Over, Session, Turn};

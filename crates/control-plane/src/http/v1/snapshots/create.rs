@@ -9,8 +9,10 @@ use axum::extract::State;
 use http::StatusCode;
 use model::ids::SandboxId;
 use model::shape::TemplateName;
+use store::idempotency::Key;
 use store::operations::Phase;
-use store::snapshots::SnapshotWish;
+use store::snapshots::{NewSnapshot, SnapshotWish};
+use tokio::time::Instant;
 
 use super::super::sandboxes::create::waiting;
 use super::super::sandboxes::find;
@@ -35,17 +37,36 @@ pub async fn create(
     repeat: IdempotencyKey,
     Json(body): Json<CreateSnapshot>,
 ) -> Result<(StatusCode, axum::Json<MadeSnapshot>), ApiError> {
-    let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let key = repeat.scoped(&caller, "POST /v1/snapshots", &body);
-    let of: SandboxId =
-        body.sandbox_id.parse().map_err(|error| ApiError::invalid("sandbox_id", format!("is {error}")))?;
-    let name = body.name.unwrap_or_else(|| format!("template-{:08x}", rand::random::<u32>()));
+    let of = body.sandbox_id.parse().map_err(|error| ApiError::invalid("sandbox_id", format!("is {error}")))?;
+    make(&app, &caller, Wished { of, name: body.name, is_published: false, key, arrived, wait }).await
+}
+
+/// What a caller wants.
+pub struct Wished {
+    pub of: SandboxId,
+    pub name: Option<String>,
+    pub is_published: bool,
+    pub key: Option<Key>,
+    pub arrived: Instant,
+    pub wait: Wait,
+}
+
+/// Wishes the snapshot, and waits for it for as long as the caller does.
+pub async fn make(
+    app: &App,
+    caller: &Caller,
+    wished: Wished,
+) -> Result<(StatusCode, axum::Json<MadeSnapshot>), ApiError> {
+    let Wished { of, name, is_published, key, arrived, wait } = wished;
+    let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
+    let name = name.unwrap_or_else(|| format!("template-{:08x}", rand::random::<u32>()));
     let name: TemplateName = name.parse().map_err(|error| ApiError::invalid("name", format!("is wrong: {error}")))?;
     let (worker, actor, team) = (app.clone(), caller.actor(), caller.team);
     let (source, wished_name) = (of.clone(), name.clone());
-    let wished = super::super::detached(&app, async move {
-        let lease = worker.lease();
-        let wished = worker.store.wish_snapshot(team, &source, &wished_name, &lease, key.as_ref(), &actor).await?;
+    let wished = super::super::detached(app, async move {
+        let new = NewSnapshot { team, of: &source, name: &wished_name, is_published, built: None };
+        let wished = worker.store.wish_snapshot(&new, &worker.lease(), key.as_ref(), &actor).await?;
         let _ = crashpoint::hit("cp.snapshot.written");
         if let SnapshotWish::Opened(_, operation) = &wished {
             driver::work(&worker, operation.clone(), Some(arrived));
@@ -71,7 +92,7 @@ pub async fn create(
     }
     let snapshot = app.store.snapshot(id).await?.ok_or_else(|| ApiError::not_found("snapshot"))?;
     let status = if snapshot.is_ready { StatusCode::CREATED } else { StatusCode::ACCEPTED };
-    let sandbox = find(&app, &caller, &of).await?;
+    let sandbox = find(app, caller, &of).await?;
     let made = MadeSnapshot {
         template: super::shown(snapshot),
         id: sandbox.id.to_string(),

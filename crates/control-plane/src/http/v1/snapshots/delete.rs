@@ -23,7 +23,8 @@ pub async fn delete(
     if deleted.await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    if app.store.template_is_offered(team, name.as_str()).await? {
+    let is_platforms = app.store.snapshot_named(team, &name).await?.is_some_and(|snapshot| snapshot.is_platforms);
+    if is_platforms || app.store.template_is_offered(team, name.as_str()).await? {
         return Err(ApiError::forbidden("it is a template of the platform"));
     }
     Err(ApiError::not_found("snapshot"))

@@ -1,4 +1,5 @@
-//! `GET /v1/snapshots`: what sandboxes of the team can begin with: its snapshots, newest first, and the templates of the platform.
+//! `GET /v1/snapshots`: what sandboxes of the team can begin with: its snapshots and those of the platform, newest first, and the
+//! images of the hosts.
 
 use api::v1::errors::ErrorBody;
 use api::v1::snapshots::{Template, TemplateKind};

@@ -1,6 +1,6 @@
 //! `/v1/snapshots`: saved states of sandboxes under a name, for others to begin with; and the templates of the platform beside them.
 
-mod create;
+pub(super) mod create;
 mod delete;
 mod list;
 
@@ -25,7 +25,7 @@ fn shown(snapshot: Snapshot) -> Template {
         disk_size_mb: Some(snapshot.shape.disk().0.into()),
         size_bytes: snapshot.size_bytes,
         created_at: Some(snapshot.created_at),
-        platform: false,
+        platform: snapshot.is_platforms,
         sandbox_id: Some(snapshot.sandbox.to_string()),
         template: Some(snapshot.template),
     }

@@ -8,12 +8,13 @@ use http::{StatusCode, header};
 use model::ids::SandboxId;
 
 use super::content::Named;
-use super::write::{SILENCE_MAX, Target, relay};
 use super::{check_path, user};
 use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::{Id, Query, is_encoded};
 use crate::http::errors::ApiError;
+use crate::http::form::SILENCE_MAX;
+use crate::uploads::{Target, relay};
 
 #[utoipa::path(put, path = "/{id}/files/content", tag = "files", params(("id" = String, Path), Named),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
