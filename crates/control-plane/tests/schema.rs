@@ -65,7 +65,7 @@ async fn every_answer_is_one_that_the_document_has() {
         "examples,coverage,fuzzing,stateful",
     ]);
     command.args(["--exclude-path-regex", LEFT_OUT, "--suppress-health-check", "all", "--warnings", "off"]);
-    command.args(["--request-timeout", "60", "--no-shrink", "--continue-on-failure"]);
+    command.args(["--request-timeout", "130", "--no-shrink", "--continue-on-failure"]);
     for name in ["http_proxy", "https_proxy", "all_proxy"] {
         command.env_remove(name).env_remove(name.to_uppercase());
     }

@@ -15,6 +15,7 @@ use By::{Command, Nobody};
 
 const BROWSER: &str = "a browser's: what comes back is a cookie of its";
 const HOST: &str = "a host agent's";
+const PLATFORMS: &str = "administrators' pages; `wrenn sandbox` does the same with a key of the platform's team";
 const OLDER: &str = "the same is done by `files/content`; this form is for published clients";
 
 const COVERED: &[(&str, &str, By)] = &[
@@ -70,6 +71,29 @@ const COVERED: &[(&str, &str, By)] = &[
     ("PUT", "/v1/admin/users/{id}/active", Command("admin user disable")),
     ("PUT", "/v1/admin/users/{id}/admin", Command("admin user promote")),
     ("POST", "/v1/admin/users/{id}/link", Command("admin user link")),
+    ("GET", "/v1/admin/templates", Command("admin template list")),
+    ("DELETE", "/v1/admin/templates/{id}", Command("admin template delete")),
+    ("POST", "/v1/admin/builds", Command("admin build create")),
+    ("GET", "/v1/admin/builds", Command("admin build list")),
+    ("GET", "/v1/admin/builds/{id}", Command("admin build get")),
+    ("POST", "/v1/admin/builds/{id}/cancel", Command("admin build cancel")),
+    ("POST", "/v1/admin/capsules/{id}/snapshot", Command("admin template publish")),
+    ("POST", "/v1/admin/capsules", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules/{id}", Nobody(PLATFORMS)),
+    ("DELETE", "/v1/admin/capsules/{id}", Nobody(PLATFORMS)),
+    ("POST", "/v1/admin/capsules/{id}/exec", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules/{id}/exec/stream", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules/{id}/processes", Nobody(PLATFORMS)),
+    ("DELETE", "/v1/admin/capsules/{id}/processes/{selector}", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules/{id}/processes/{selector}/stream", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules/{id}/pty", Nobody(PLATFORMS)),
+    ("GET", "/v1/admin/capsules/{id}/metrics", Nobody(PLATFORMS)),
+    ("POST", "/v1/admin/capsules/{id}/files/read", Nobody(PLATFORMS)),
+    ("POST", "/v1/admin/capsules/{id}/files/write", Nobody(PLATFORMS)),
+    ("POST", "/v1/admin/capsules/{id}/files/list", Nobody(PLATFORMS)),
+    ("POST", "/v1/admin/capsules/{id}/files/mkdir", Nobody(PLATFORMS)),
+    ("POST", "/v1/admin/capsules/{id}/files/remove", Nobody(PLATFORMS)),
     ("POST", "/v1/api-keys", Command("key create")),
     ("GET", "/v1/api-keys", Command("key list")),
     ("DELETE", "/v1/api-keys/{id}", Command("key rm")),

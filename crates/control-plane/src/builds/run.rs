@@ -49,7 +49,7 @@ const FILES_DIR: &str = "/tmp/build-files";
 
 /// Only where it is new: whoever uses it has a shell, and becomes root without a password.
 const MAKE_USER: &str = r#"id -u "$1" >/dev/null 2>&1 && exit
-useradd -m -s /bin/bash "$1" || exit
+if command -v useradd >/dev/null; then useradd -m -s /bin/bash "$1"; else adduser -D "$1"; fi || exit
 [ -d /etc/sudoers.d ] || exit 0
 printf '%s ALL=(ALL) NOPASSWD:ALL\n' "$1" >"/etc/sudoers.d/$1" && chmod 0440 "/etc/sudoers.d/$1""#;
 /// What is there already stays whose it is.

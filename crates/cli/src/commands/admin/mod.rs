@@ -1,7 +1,9 @@
 //! `wrenn admin`: what administrators of the platform do beside hosts and quotas; and `token`, an administrator's JWT, made by this machine's `wrenn-cp` from the platform's own secret. Whoever can read that
 //! secret on this machine is an administrator anyway.
 
+mod build;
 mod team;
+mod template;
 mod user;
 
 use std::path::Path;
@@ -27,6 +29,12 @@ pub enum Command {
     /// All teams of the platform.
     #[command(subcommand)]
     Team(team::Command),
+    /// The templates of the platform.
+    #[command(subcommand)]
+    Template(template::Command),
+    /// Templates of the platform in the making.
+    #[command(subcommand)]
+    Build(build::Command),
 }
 
 pub async fn run(command: Command, options: &Options, format: Format) -> Result<ExitCode, Failure> {
@@ -37,6 +45,8 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
         }
         Command::User(command) => return user::run(command, options, format).await,
         Command::Team(command) => return team::run(command, options, format).await,
+        Command::Template(command) => return template::run(command, options, format).await,
+        Command::Build(command) => return build::run(command, options, format).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,7 +17,7 @@ use crate::http::edge::Arrived;
 use crate::http::errors::ApiError;
 use crate::http::idempotency::IdempotencyKey;
 
-#[utoipa::path(post, path = "/{id}/snapshot", tag = "sandboxes", params(("id" = String, Path), Wait), request_body = PublishSnapshot,
+#[utoipa::path(post, path = "/{id}/snapshot", tag = "sandboxes", params(("id" = String, Path), Wait), request_body = Option<PublishSnapshot>,
     responses((status = 201, body = MadeSnapshot), (status = 202, body = MadeSnapshot), (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn publish(
