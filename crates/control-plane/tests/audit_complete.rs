@@ -44,7 +44,7 @@ const IN_THE_SANDBOX: &str = "what happens within a sandbox is its team's own, a
 
 /// What every change changes, but for what passes by itself: times of use, tries, and how far hosts are with what they were asked.
 const STATE: &str = "
-    select md5(string_agg(line, '|' order by line)) from (
+    select string_agg(line, '|' order by line) from (
         select 'user' || row(id, email, name, password_hash, is_admin, status)::text as line from users
         union all select 'team' || row(id, name, is_byoc, deleted_at)::text from teams
         union all select 'member' || row(team_id, user_id, role)::text from team_members
@@ -428,8 +428,10 @@ impl Scene {
         self.replica.call(who, method.parse().unwrap(), &act.path, act.body.clone()).await
     }
 
-    /// Until the mail of what was prepared is delivered.
+    /// Until the mail of what was prepared is delivered. Creates on a host that does not answer fail by themselves, which raises a revision:
+    /// they have failed already.
     async fn quiet(&self) {
+        self.sql("update sandboxes set observed = 'failed' where observed = 'starting'").await;
         let began = Instant::now();
         while self.sql("select count(*) from outbox").await != "0" {
             assert!(began.elapsed() < Duration::from_secs(30), "the outbox is emptied");
@@ -445,6 +447,12 @@ impl Scene {
         let row = |line: &str| line.split_once('|').map(|(action, id)| (action.to_owned(), id.to_owned())).unwrap();
         rows.lines().map(row).collect()
     }
+}
+
+/// Lines that are in one alone.
+fn differences<'a>(before: &'a str, after: &'a str) -> Vec<&'a str> {
+    let lines = |text: &'a str| text.split('|').collect::<std::collections::BTreeSet<_>>();
+    lines(before).symmetric_difference(&lines(after)).copied().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -478,7 +486,9 @@ async fn every_change_is_written_down_with_the_change_itself() {
         } else {
             assert_eq!(refused.error(), (500, "internal_error"), "{method} {route}: {}", refused.body);
         }
-        assert_eq!(scene.sql(STATE).await, before, "{method} {route} changed something without writing it down");
+        let after = scene.sql(STATE).await;
+        let changed = differences(&before, &after);
+        assert!(changed.is_empty(), "{method} {route} changed something without writing it down: {changed:?}");
         scene.sql("drop trigger refuse on audit").await;
 
         let since = scene.sql("select coalesce(max(id), 0) from audit").await;

@@ -179,6 +179,7 @@ pub const RECONCILERS: &[&str] = &[
     "unfulfilled",
     "absent_sandboxes",
     "unwanted_snapshots",
+    "ended_builds",
     "silent_hosts",
     "old_rows",
     "usage",
