@@ -4,6 +4,8 @@ alter table snapshots add column envs jsonb not null default '{}';
 alter table snapshots add column becomes text;
 -- What it is of ends with its making: it was there for that alone.
 alter table snapshots add column ends_source boolean not null default false;
+-- A name may be another team's, and the platform's goes for all of them.
+create index snapshots_ready on snapshots (name) where name is not null and state = 'ready';
 
 -- Makings of templates of the platform, by recipes.
 create table builds (
