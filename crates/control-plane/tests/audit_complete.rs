@@ -327,8 +327,9 @@ impl Scene {
             }
             ("DELETE", "/v1/admin/templates/{id}") => {
                 self.sql(&format!(
-                    "insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user, state)
-                     values (gen_random_uuid(), '{}', 'old', '{sandbox}', '{}', 'minimal', 1, 512, 1024, '', 'ready')",
+                    "insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user, state,
+                         is_published)
+                     values (gen_random_uuid(), '{}', 'old', '{sandbox}', '{}', 'minimal', 1, 512, 1024, '', 'ready', true)",
                     platform.0, self.host.0
                 ))
                 .await;

@@ -1,10 +1,12 @@
 -- A template's environment, which what begins with it has.
 alter table snapshots add column envs jsonb not null default '{}';
+-- All teams can begin with it, not only its own, which is the platform's.
+alter table snapshots add column is_published boolean not null default false;
 -- The name that a new one takes from another when it is there; until then its own is one that nobody can give.
 alter table snapshots add column becomes text;
 -- What it is of ends with its making: it was there for that alone.
 alter table snapshots add column ends_source boolean not null default false;
--- A name may be another team's, and the platform's goes for all of them.
+-- A name may be another team's, and that of one that is published goes for all of them.
 create index snapshots_ready on snapshots (name) where name is not null and state = 'ready';
 
 -- Makings of templates of the platform, by recipes.

@@ -313,8 +313,7 @@ impl Store {
             Some(id) => {
                 // Whoever deletes it waits until this sandbox is there to be seen.
                 let host = sqlx::query_scalar!(
-                    "select host_id from snapshots s where id = $1 and state = 'ready'
-                         and (team_id = $2 or exists (select 1 from teams t where t.id = s.team_id and t.is_platform)) for share",
+                    "select host_id from snapshots where id = $1 and state = 'ready' and (team_id = $2 or is_published) for share",
                     id.0,
                     new.team.0
                 )

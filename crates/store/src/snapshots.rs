@@ -43,8 +43,8 @@ pub struct Snapshot {
     /// What begins with it has them.
     pub envs: BTreeMap<String, String>,
     pub is_ready: bool,
-    /// Of the platform's team: all teams can begin with it.
-    pub is_platforms: bool,
+    /// Of the platform, for all teams to begin with.
+    pub is_published: bool,
     pub size_bytes: i64,
     pub created_at: DateTime<Utc>,
 }
@@ -109,7 +109,7 @@ pub enum ForkWish {
 struct Row {
     id: Uuid,
     team_id: Uuid,
-    is_platform: bool,
+    is_published: bool,
     name: Option<String>,
     becomes: Option<String>,
     envs: serde_json::Value,
@@ -152,7 +152,7 @@ impl TryFrom<Row> for Snapshot {
             default_user: row.default_user,
             envs: serde_json::from_value(row.envs)
                 .map_err(|_| StoreError::Damaged { row: row.id.to_string(), column: "envs" })?,
-            is_platforms: row.is_platform,
+            is_published: row.is_published,
             is_ready: row.state == "ready",
             size_bytes: row.size_bytes,
             created_at: row.created_at,
@@ -167,8 +167,8 @@ macro_rules! snapshots {
             Row,
             r#"select s.id, s.team_id, s.name, s.sandbox_id, s.host_id, h.epoch as host_epoch, case when h.state <> 'fenced' then h.address else '' end as host_address,
                    (h.state = 'fenced' or h.last_heartbeat_at < now() - make_interval(secs => $1)) as host_silent, h.team_id as host_team, s.template, s.vcpus, s.memory_mib,
-                   s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at, s.becomes, s.envs, t.is_platform
-               from snapshots s join hosts h on h.id = s.host_id join teams t on t.id = s.team_id "# + $rest,
+                   s.disk_mib, s.default_user, s.state, s.size_bytes, s.created_at, s.becomes, s.envs, s.is_published
+               from snapshots s join hosts h on h.id = s.host_id "# + $rest,
             HOST_SILENCE_MAX.as_secs_f64()
             $(, $argument)*
         )
@@ -208,8 +208,8 @@ impl Store {
         };
         let standing = sqlx::query!(
             r#"select exists (select 1 from hosts where $1 = any(templates) and (team_id is null or team_id = $3))
-                   or exists (select 1 from snapshots s join teams t on t.id = s.team_id
-                       where t.is_platform and t.id <> $3 and s.name = $1 and s.state = 'ready') as "reserved!",
+                   or exists (select 1 from snapshots where is_published and team_id <> $3 and name = $1 and state = 'ready') as "reserved!",
+                   exists (select 1 from snapshots where not is_published and team_id = $3 and name = $1 and state <> 'removing') as "taken!",
                    exists (select 1 from operations where sandbox_id = $2 and kind = 'snapshot' and phase = 'open') as "under_way!""#,
             name.as_str(),
             of.as_str(),
@@ -223,14 +223,22 @@ impl Store {
         if standing.under_way {
             return Ok(SnapshotWish::UnderWay);
         }
+        // What is published takes no name from what is not.
+        if is_published && standing.taken {
+            return Ok(SnapshotWish::NameTaken);
+        }
         let named = if is_published { format!("{name}#{id}") } else { name.to_string() };
         if !new_snapshot(&mut tx, id, &sandbox, placed, Some(&named)).await? {
             return Ok(SnapshotWish::NameTaken);
         }
         if is_published {
-            sqlx::query!("update snapshots set becomes = $2, ends_source = true where id = $1", id, name.as_str())
-                .execute(&mut *tx)
-                .await?;
+            sqlx::query!(
+                "update snapshots set is_published = true, becomes = $2, ends_source = true where id = $1",
+                id,
+                name.as_str()
+            )
+            .execute(&mut *tx)
+            .await?;
         }
         if let Some(Built { taking, user, envs }) = built {
             let envs = serde_json::json!(envs);
@@ -342,7 +350,7 @@ impl Store {
     pub async fn snapshot_named(&self, team: TeamId, name: &TemplateName) -> Result<Option<Snapshot>, StoreError> {
         let row = snapshots!(
             "where s.name = $3 and s.state = 'ready' and (s.team_id = $2
-                 or t.is_platform and not exists (select 1 from teams where id = $2 and is_byoc))
+                 or s.is_published and not exists (select 1 from teams where id = $2 and is_byoc))
              order by s.team_id = $2 desc limit 1",
             team.0,
             name.as_str()
@@ -356,7 +364,7 @@ impl Store {
     pub async fn snapshots(&self, team: TeamId) -> Result<Vec<Snapshot>, StoreError> {
         let rows = snapshots!(
             "where s.name is not null and s.state = 'ready' and (s.team_id = $2
-                 or t.is_platform and not exists (select 1 from teams where id = $2 and is_byoc))
+                 or s.is_published and not exists (select 1 from teams where id = $2 and is_byoc))
              order by s.created_at desc, s.id limit $3",
             team.0,
             LIST_MAX
@@ -369,7 +377,8 @@ impl Store {
     /// Of all teams, newest first.
     pub async fn snapshots_of_all(&self) -> Result<Vec<Snapshot>, StoreError> {
         let rows = snapshots!(
-            "where s.name is not null and s.state = 'ready' and t.deleted_at is null order by s.created_at desc, s.id limit $2",
+            "where s.name is not null and s.state = 'ready' and not exists (select 1 from teams where id = s.team_id and deleted_at is not null)
+             order by s.created_at desc, s.id limit $2",
             LIST_MAX
         )
         .fetch_all(&self.pool)
@@ -440,13 +449,21 @@ impl Store {
         Ok(())
     }
 
-    /// From now on nothing begins with it. False: there is none.
-    pub async fn delete_snapshot(&self, team: TeamId, name: &TemplateName, actor: &Actor) -> Result<bool, StoreError> {
+    /// From now on nothing begins with it, which is published, or its team's alone. False: there is none.
+    pub async fn delete_snapshot(
+        &self,
+        team: TeamId,
+        name: &TemplateName,
+        is_published: bool,
+        actor: &Actor,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let removed = sqlx::query!(
-            "update snapshots set state = 'removing', updated_at = now() where team_id = $1 and name = $2 and state = 'ready'",
+            "update snapshots set state = 'removing', updated_at = now() where team_id = $1 and name = $2 and state = 'ready'
+                 and is_published = $3",
             team.0,
-            name.as_str()
+            name.as_str(),
+            is_published
         )
         .execute(&mut *tx)
         .await?;

@@ -167,8 +167,26 @@ async fn a_template_takes_a_name_when_it_is_there_and_not_before() {
     assert_eq!(bench.store.unwanted_snapshots().await.unwrap().len(), 2, "the old one, and the one that failed");
     assert_eq!(bench.store.snapshots(bench.other).await.unwrap().len(), 1);
 
+    // What is the platform's team's own is nobody else's, and keeps its name.
+    let own = name("own");
+    let new = NewSnapshot { team: bench.platform, of: &second, name: &own, is_published: false, built: None };
+    let (kept, _) = opened(bench.store.wish_snapshot(&new, &bench.lease, None, &bench.actor).await.unwrap());
+    assert_eq!(bench.store.snapshot_is_ready(kept, 1).await.unwrap(), Update::Changed);
+    assert_eq!((bench.named(bench.platform, "own").await, bench.named(bench.other, "own").await), (Some(kept), None));
+    bench.database.sql("update operations set phase = 'done' where phase = 'open'").await;
+    assert!(matches!(bench.publish(&second, "own", None).await, SnapshotWish::NameTaken));
+    assert!(!bench.store.delete_snapshot(bench.platform, &own, true, &bench.actor).await.unwrap());
+    assert!(!bench.store.delete_snapshot(bench.platform, &name("app"), false, &bench.actor).await.unwrap());
+    assert!(bench.store.delete_snapshot(bench.platform, &own, false, &bench.actor).await.unwrap());
+
     // A team's own goes first, if it had the name before; with hosts of its own it does not see the platform's.
-    bench.database.sql(&format!("update snapshots set team_id = '{}' where id = '{}'", bench.other.0, one.0)).await;
+    bench
+        .database
+        .sql(&format!(
+            "update snapshots set team_id = '{}', is_published = false where id = '{}'",
+            bench.other.0, one.0
+        ))
+        .await;
     bench.database.sql(&format!("update snapshots set state = 'ready' where id = '{}'", one.0)).await;
     assert_eq!(
         (bench.named(bench.other, "app").await, bench.named(bench.platform, "app").await),

@@ -563,8 +563,6 @@ async fn what_is_paused_takes_no_room_and_is_missed_when_it_is_gone() {
 #[tokio::test]
 async fn a_snapshot_has_its_name_alone_and_goes_when_nothing_begins_with_it() {
     let bench = Bench::new().await;
-    // The platform's are everybody's.
-    bench.database.sql("update teams set is_platform = false").await;
     let (id, run) = bench.create().await;
     assert!(matches!(bench.snapshot(&id, "one").await, SnapshotWish::Wrong(Status::Starting)));
     bench.run(&run).await;
@@ -595,9 +593,9 @@ async fn a_snapshot_has_its_name_alone_and_goes_when_nothing_begins_with_it() {
 
     // What is about to begin with it is waited for.
     let begun = bench.begin_with(one).await;
-    assert!(!bench.store.delete_snapshot(other_team, &name, &actor).await.unwrap());
-    assert!(bench.store.delete_snapshot(bench.team, &name, &actor).await.unwrap());
-    assert!(!bench.store.delete_snapshot(bench.team, &name, &actor).await.unwrap());
+    assert!(!bench.store.delete_snapshot(other_team, &name, false, &actor).await.unwrap());
+    assert!(bench.store.delete_snapshot(bench.team, &name, false, &actor).await.unwrap());
+    assert!(!bench.store.delete_snapshot(bench.team, &name, false, &actor).await.unwrap());
     assert_eq!(bench.unwanted().await, 0);
     bench.run(&begun).await;
     assert_eq!(bench.unwanted().await, 1);

@@ -19,12 +19,12 @@ pub async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let (worker, actor, team, wanted) = (app.clone(), caller.actor(), caller.team, name.clone());
     let deleted =
-        super::super::detached(&app, async move { worker.store.delete_snapshot(team, &wanted, &actor).await });
+        super::super::detached(&app, async move { worker.store.delete_snapshot(team, &wanted, false, &actor).await });
     if deleted.await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    let is_platforms = app.store.snapshot_named(team, &name).await?.is_some_and(|snapshot| snapshot.is_platforms);
-    if is_platforms || app.store.template_is_offered(team, name.as_str()).await? {
+    let is_published = app.store.snapshot_named(team, &name).await?.is_some_and(|snapshot| snapshot.is_published);
+    if is_published || app.store.template_is_offered(team, name.as_str()).await? {
         return Err(ApiError::forbidden("it is a template of the platform"));
     }
     Err(ApiError::not_found("snapshot"))

@@ -25,7 +25,7 @@ fn shown(snapshot: Snapshot) -> Template {
         disk_size_mb: Some(snapshot.shape.disk().0.into()),
         size_bytes: snapshot.size_bytes,
         created_at: Some(snapshot.created_at),
-        platform: snapshot.is_platforms,
+        platform: snapshot.is_published,
         sandbox_id: Some(snapshot.sandbox.to_string()),
         template: Some(snapshot.template),
     }

@@ -19,7 +19,7 @@ pub async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let (worker, actor, team, wanted) = (app.clone(), caller.actor(), caller.team, name.clone());
     let deleted =
-        super::super::detached(&app, async move { worker.store.delete_snapshot(team, &wanted, &actor).await });
+        super::super::detached(&app, async move { worker.store.delete_snapshot(team, &wanted, true, &actor).await });
     if deleted.await? {
         return Ok(StatusCode::NO_CONTENT);
     }

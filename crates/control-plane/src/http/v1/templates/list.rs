@@ -20,7 +20,7 @@ pub async fn list(State(app): State<App>, _: Admin) -> Result<axum::Json<Vec<Any
         size_bytes: snapshot.size_bytes,
         team_id: snapshot.team.to_string(),
         created_at: Some(snapshot.created_at),
-        platform: snapshot.is_platforms,
+        platform: snapshot.is_published,
     });
     let images = app.store.offered_templates(platform).await?.into_iter().map(|name| AnyTemplate {
         name,
