@@ -2,10 +2,11 @@
 //!
 //! It refuses to wait without a bound: every call has a total deadline, except transfers, which may last as long as bytes move.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use api::v1::errors::{ErrorBody, ErrorObject};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -38,19 +39,23 @@ pub struct Client {
     base: Url,
     credential: Credential,
     http: reqwest::Client,
+    /// Made when something is sent up.
+    uploads: Arc<OnceLock<reqwest::Client>>,
+}
+
+fn made(change: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<reqwest::Client, Failure> {
+    let client = reqwest::Client::builder()
+        .user_agent(concat!("wrenn/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_MAX)
+        // A redirect would send the key to somewhere else.
+        .redirect(reqwest::redirect::Policy::none());
+    change(client).build().map_err(|error| Failure::new(format!("make an HTTP client: {}", with_causes(&error))))
 }
 
 impl Client {
     pub fn new(base: Url, credential: Credential) -> Result<Self, Failure> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("wrenn/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_MAX)
-            .read_timeout(SILENCE_MAX.max(CALL_MAX))
-            // A redirect would send the key to somewhere else.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| Failure::new(format!("make an HTTP client: {}", with_causes(&error))))?;
-        Ok(Self { base, credential, http })
+        let http = made(|client| client.read_timeout(SILENCE_MAX.max(CALL_MAX)))?;
+        Ok(Self { base, credential, http, uploads: Arc::default() })
     }
 
     /// With the API key, or the session of `wrenn login`: for the commands of users.
@@ -104,7 +109,23 @@ impl Client {
     }
 
     pub fn request(&self, method: Method, url: Url) -> RequestBuilder {
-        let request = self.http.request(method, url);
+        self.with_credential(self.http.request(method, url))
+    }
+
+    /// For a body that may take hours. The time for reading counts from the beginning of a call until its answer, also while the body is
+    /// sent, so there is none here: whoever sends sees to it that it does not stand still.
+    pub fn upload(&self, method: Method, url: Url) -> Result<RequestBuilder, Failure> {
+        let http = match self.uploads.get() {
+            Some(http) => http.clone(),
+            None => {
+                let http = made(|client| client)?;
+                self.uploads.get_or_init(|| http).clone()
+            }
+        };
+        Ok(self.with_credential(http.request(method, url)))
+    }
+
+    fn with_credential(&self, request: RequestBuilder) -> RequestBuilder {
         match self.header() {
             Some((name, value)) => request.header(name, value),
             None => request,

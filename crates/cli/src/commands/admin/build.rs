@@ -1,6 +1,7 @@
 //! `wrenn admin build`: templates of the platform, made by recipes.
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,13 +13,17 @@ use tokio_util::io::ReaderStream;
 
 use crate::client::Client;
 use crate::credentials::Options;
-use crate::failure::{Doing as _, Failure};
+use crate::failure::{Doing as _, EXIT_USAGE, Failure};
 use crate::output::{Format, age, facts, print_line, show, table};
 use crate::printable::{escaped, lines};
 
 /// Instructions of one recipe.
 const RECIPE_MAX: usize = 256;
 const RECIPE_BYTES_MAX: u64 = 1024 * 1024;
+/// The server's limit: one that refuses in the middle of a body can often not be heard.
+const ARCHIVE_BYTES_MAX: u64 = 100 << 20;
+/// 100 MiB at 30 kB a second.
+const SEND_MAX: Duration = Duration::from_secs(3600);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(clap::Subcommand)]
@@ -112,7 +117,8 @@ async fn made(create: Create, options: &Options, format: Format) -> Result<ExitC
     let build: Build = match &create.archive {
         None => client.post(url, &config).await?,
         Some(path) => {
-            let sent = client.request(Method::POST, url).multipart(form(&config, path).await?).send().await;
+            let request = client.upload(Method::POST, url)?.timeout(SEND_MAX);
+            let sent = request.multipart(form(&config, path).await?).send().await;
             let answer = client.checked(sent.map_err(|error| client.broken(&error))?).await?;
             answer.json().await.map_err(|error| client.broken(&error))?
         }
@@ -125,7 +131,8 @@ async fn made(create: Create, options: &Options, format: Format) -> Result<ExitC
         followed = follow(&client, &build.id, format) => followed,
         _ = tokio::signal::ctrl_c() => {
             let id = build.id;
-            Err(Failure::new(format!("interrupted; the build goes on: `wrenn admin build get {id}`, or `cancel {id}`")).exiting(130))
+            let goes_on = format!("interrupted; the build goes on (`wrenn admin build cancel {id}` ends it)");
+            Err(Failure::new(goes_on).exiting(130))
         }
     }
 }
@@ -133,7 +140,16 @@ async fn made(create: Create, options: &Options, format: Format) -> Result<ExitC
 async fn form(config: &CreateBuild, path: &Path) -> Result<multipart::Form, Failure> {
     let opening = || format!("open {}", path.display());
     let file = tokio::fs::File::open(path).await.doing(opening)?;
-    let length = file.metadata().await.doing(opening)?.len();
+    let metadata = file.metadata().await.doing(opening)?;
+    if !metadata.is_file() {
+        // A pipe has no length, and a directory no bytes.
+        return Err(Failure::usage(format!("{} is no file: --archive takes tar, tar.gz or zip", path.display())));
+    }
+    let length = metadata.len();
+    if length > ARCHIVE_BYTES_MAX {
+        let most = ARCHIVE_BYTES_MAX >> 20;
+        return Err(Failure::usage(format!("{} has {length} bytes, and {most} MiB are the most", path.display())));
+    }
     let part = multipart::Part::stream_with_length(Body::wrap_stream(ReaderStream::new(file)), length);
     let config = serde_json::to_string(config).expect("it is JSON");
     Ok(multipart::Form::new().text("config", config).part("archive", part.file_name("archive")))
@@ -215,18 +231,16 @@ fn described(build: &Build) -> String {
 }
 
 fn read_recipe(path: &Path) -> Result<Vec<String>, Failure> {
-    let mut text = String::new();
-    let reading = || format!("read the recipe {}", path.display());
-    if path == Path::new("-") {
-        std::io::stdin().take(RECIPE_BYTES_MAX + 1).read_to_string(&mut text).doing(reading)?;
-    } else {
-        std::fs::File::open(path)
-            .doing(reading)?
-            .take(RECIPE_BYTES_MAX + 1)
-            .read_to_string(&mut text)
-            .doing(reading)?;
-    }
+    let doing = || format!("read the recipe {}", path.display());
+    let read = if path == Path::new("-") { text_of(io::stdin()) } else { File::open(path).and_then(text_of) };
+    let text = read.doing(doing).map_err(|failure| failure.exiting(EXIT_USAGE))?;
     instructions(&text).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))
+}
+
+fn text_of(source: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    source.take(RECIPE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// One a line, without what is none.
@@ -254,6 +268,41 @@ mod tests {
             ["", "\n# nothing\n", &"RUN true\n".repeat(RECIPE_MAX + 1), &format!("RUN {}", "x".repeat(2 << 20))]
         {
             assert!(instructions(wrong).is_err());
+        }
+    }
+
+    #[test]
+    fn a_recipe_that_cannot_be_read_is_wrong_usage() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            read_recipe(&path)
+        };
+        assert_eq!(read("good", b"RUN true\r\n").unwrap(), ["RUN true"]);
+        let wrong = [
+            ("missing", read_recipe(&dir.path().join("missing"))),
+            ("empty", read("empty", b"# nothing\n")),
+            ("binary", read("binary", b"RUN \xff")),
+        ];
+        for (name, read) in wrong {
+            let failure = read.unwrap_err();
+            assert_eq!(failure.exit_code(), ExitCode::from(EXIT_USAGE), "{name}");
+            assert!(failure.message().contains(name), "{}", failure.message());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_archive_is_a_file_of_bearable_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("archive.tar");
+        std::fs::write(&path, b"").unwrap();
+        assert!(form(&CreateBuild::default(), &path).await.is_ok());
+        // Without a byte of it on the disk.
+        File::options().write(true).open(&path).unwrap().set_len(ARCHIVE_BYTES_MAX + 1).unwrap();
+        for wrong in [path.as_path(), dir.path()] {
+            let failure = form(&CreateBuild::default(), wrong).await.unwrap_err();
+            assert_eq!(failure.exit_code(), ExitCode::from(EXIT_USAGE), "{}", failure.message());
         }
     }
 

@@ -157,7 +157,7 @@ impl Sending<'_> {
         let counter = self.bar.clone();
         let chunks = ReaderStream::with_capacity(from, CHUNK).inspect_ok(move |chunk| counter.inc(chunk.len() as u64));
         let mut request = client
-            .request(Method::PUT, self.remote.content(to))
+            .upload(Method::PUT, self.remote.content(to))?
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(Body::wrap_stream(chunks));
         if let Some(length) = length {

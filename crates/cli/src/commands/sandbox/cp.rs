@@ -123,8 +123,8 @@ async fn send(
     }
     // The path comes first: the server opens the file before it reads the content.
     let form = Form::new().text("path", path.to_owned()).part("file", part.file_name(name.to_owned()));
-    let request =
-        client.request(Method::POST, client.url(&["v1", "sandboxes", id, "files", "stream", "write"])).multipart(form);
+    let url = client.url(&["v1", "sandboxes", id, "files", "stream", "write"]);
+    let request = client.upload(Method::POST, url)?.multipart(form);
     let answer = while_moving(bar, length, request.send()).await?.map_err(|error| client.broken(&error))?;
     client.checked(answer).await?;
     Ok(())
