@@ -46,7 +46,7 @@ async fn every_answer_is_one_that_the_document_has() {
     std::fs::write(dir.path().join("openapi.json"), document.to_string()).unwrap();
     // Ids of things that exist, beside those that it thinks of: else all that it sees is 404.
     let config = format!(
-        "[[operations]]\ninclude-path-regex = \"^/v1/(sandboxes|admin/capsules)/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
+        "[[operations]]\ninclude-path-regex = \"^/v1/sandboxes/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
          [[operations]]\ninclude-path-regex = \"^/v1/hosts/\"\nparameters = {{ \"path.id\" = \"{host}\" }}\n"
     );
     std::fs::write(dir.path().join("schemathesis.toml"), config).unwrap();
@@ -65,7 +65,7 @@ async fn every_answer_is_one_that_the_document_has() {
         "examples,coverage,fuzzing,stateful",
     ]);
     command.args(["--exclude-path-regex", LEFT_OUT, "--suppress-health-check", "all", "--warnings", "off"]);
-    command.args(["--request-timeout", "130", "--no-shrink", "--continue-on-failure"]);
+    command.args(["--request-timeout", "60", "--no-shrink", "--continue-on-failure"]);
     for name in ["http_proxy", "https_proxy", "all_proxy"] {
         command.env_remove(name).env_remove(name.to_uppercase());
     }
