@@ -217,7 +217,7 @@ async fn a_recipe_becomes_a_template_for_all_teams() {
     let (_, seen) = user.call(Method::GET, "/v1/snapshots?type=snapshot", json!({})).await;
     assert_eq!(seen.as_array().map(Vec::len), Some(1), "{seen}");
     let newer = user.create("app").await;
-    assert_eq!(user.shell(&newer, "cat /srv/app/greeting; id -un").await, "anew\nroot\n");
+    assert_eq!(user.shell(&newer, "cat /srv/app/greeting; id -un; echo $APP").await, "anew\nroot\nweb\n");
     assert_eq!(user.shell(&sandbox, "cat /srv/app/greeting").await, "hello-web\n");
 
     // By hand: the same, and the end of it.

@@ -27,6 +27,8 @@ pub const UNFINISHED_MAX: i64 = 32;
 const ATTEMPTS_MAX: i32 = 3;
 /// From its beginning, however often it was begun.
 pub const TIME_MAX: Duration = Duration::from_secs(2 * 3600);
+/// Of what is older no sandbox is left: its own time is over long ago.
+const LOOKED_AT_DAYS: i32 = 7;
 /// Until somebody else takes it.
 const LEASE: Duration = Duration::from_secs(15);
 
@@ -484,8 +486,10 @@ impl Store {
     pub async fn sandboxes_of_ended_builds(&self) -> Result<Vec<(TeamId, SandboxId)>, StoreError> {
         let rows = sqlx::query!(
             "select s.team_id, s.id from builds b join sandboxes s on s.id = b.sandbox_id
-             where b.state in ('success', 'failed', 'cancelled') and s.desired <> 'killed' and s.observed <> 'killed' limit $1",
-            BATCH_MAX
+             where b.created_at > now() - make_interval(days => $2) and b.state in ('success', 'failed', 'cancelled')
+                 and s.desired <> 'killed' and s.observed <> 'killed' limit $1",
+            BATCH_MAX,
+            LOOKED_AT_DAYS
         )
         .fetch_all(&self.pool)
         .await?;

@@ -160,8 +160,8 @@ async fn made(app: &App, build: &Build, taking: Taking) -> Result<(), Stopped> {
         kill(app, before).await?;
     }
     let team = app.store.platform_team().await?.ok_or_else(|| failed("the platform has no team"))?;
-    let sandbox = sandbox(app, build, taking, team).await?;
-    let mut maker = Maker { app, taking, guest: sandbox, context: Context::new(), step: 0 };
+    let (guest, envs) = sandbox(app, build, taking, team).await?;
+    let mut maker = Maker { app, taking, guest, context: Context { envs, ..Context::new() }, step: 0 };
     if let Some(archive) = &build.archive {
         maker.unpack(archive).await?;
     }
@@ -201,8 +201,13 @@ async fn kill(app: &App, id: &SandboxId) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A sandbox of the platform's team that runs, in the shape that the template is to have.
-async fn sandbox(app: &App, build: &Build, taking: Taking, team: TeamId) -> Result<Guest, Stopped> {
+/// A sandbox of the platform's team that runs, in the shape that the template is to have; and what its base has in its environment.
+async fn sandbox(
+    app: &App,
+    build: &Build,
+    taking: Taking,
+    team: TeamId,
+) -> Result<(Guest, BTreeMap<String, String>), Stopped> {
     let time = i64::try_from((TIME_MAX + SANDBOX_MORE).as_secs()).unwrap_or(i64::MAX);
     let change = PolicyChange { timeout_sec: Some(time), ..PolicyChange::default() };
     let mut new = NewSandbox {
@@ -252,7 +257,7 @@ async fn sandbox(app: &App, build: &Build, taking: Taking, team: TeamId) -> Resu
     let sandbox = app.store.sandbox(team, &new.id).await?.filter(|sandbox| sandbox.status() == Status::Running);
     let placed = sandbox.and_then(|sandbox| sandbox.host);
     let placed = placed.ok_or_else(|| failed("the sandbox of the build did not start in time"))?;
-    Ok(Guest { agent: app.agents.of(&placed)?, sandbox: new.id })
+    Ok((Guest { agent: app.agents.of(&placed)?, sandbox: new.id }, new.envs))
 }
 
 async fn is_unknown(app: &App, team: TeamId, build: &Build) -> Result<bool, StoreError> {
