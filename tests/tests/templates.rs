@@ -1,5 +1,6 @@
 //! Templates of the platform: built by a recipe, or made of a sandbox of the platform's team; all teams begin with them.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -138,6 +139,14 @@ fn archive() -> Vec<u8> {
     std::fs::write(dir.path().join("app.sh"), APP).unwrap();
     std::fs::create_dir(dir.path().join("conf")).unwrap();
     std::fs::write(dir.path().join("conf/port"), "8080\n").unwrap();
+    let locked = std::fs::Permissions::from_mode(0o700);
+    for (place, file) in [("etc/inner", "etc/inner/file"), ("lib", "lib/extra")] {
+        std::fs::create_dir_all(dir.path().join(place)).unwrap();
+        std::fs::write(dir.path().join(file), "").unwrap();
+        std::fs::set_permissions(dir.path().join(place), locked.clone()).unwrap();
+    }
+    std::fs::set_permissions(dir.path().join("etc"), locked.clone()).unwrap();
+    std::fs::set_permissions(dir.path(), locked).unwrap();
     let packed = Command::new("tar").args(["-cz", "-C"]).arg(dir.path()).arg(".").output().unwrap();
     assert!(packed.status.success());
     packed.stdout
@@ -160,6 +169,10 @@ async fn a_recipe_becomes_a_template_for_all_teams() {
             "USER web",
             "WORKDIR /srv/app",
             "COPY app.sh conf ./",
+            "COPY conf/port app.sh renamed/",
+            "COPY app.sh renamed/other.sh",
+            "COPY . /",
+            "COPY etc/inner/ /etc",
             "RUN --timeout=1m echo $GREETING >greeting; id -un; pwd; sudo -n id -un; head -c 200000 /dev/zero | tr '\\0' x >&2",
             "START exec sh ./app.sh",
         ])
@@ -177,15 +190,15 @@ async fn a_recipe_becomes_a_template_for_all_teams() {
     let (status, again) = answered(request()).await;
     assert_eq!((status, &again["id"]), (201, &build["id"]), "{again}");
     let build = admin.succeeded(id).await;
-    assert_eq!((&build["current_step"], &build["total_steps"]), (&json!(8), &json!(8)), "{build:#}");
+    assert_eq!((&build["current_step"], &build["total_steps"]), (&json!(12), &json!(12)), "{build:#}");
     assert_eq!(
         (&build["default_user"], &build["default_env"]),
         (&json!("web"), &json!({"APP": "web", "GREETING": "hello-web"}))
     );
     let phases: Vec<&str> =
         build["logs"].as_array().unwrap().iter().map(|log| log["phase"].as_str().unwrap()).collect();
-    assert_eq!(phases, [vec!["recipe"; 7], vec!["healthcheck"]].concat());
-    let ran = &build["logs"][5];
+    assert_eq!(phases, [vec!["recipe"; 11], vec!["healthcheck"]].concat());
+    let ran = &build["logs"][9];
     assert_eq!((&ran["stdout"], &ran["exit"], &ran["ok"]), (&json!("web\n/srv/app\nroot\n"), &json!(0), &json!(true)));
     assert_eq!(ran["stderr"].as_str().unwrap().len(), 64 * 1024);
     let (_, list) = admin.call(Method::GET, "/v1/admin/builds", None).await;
@@ -195,10 +208,12 @@ async fn a_recipe_becomes_a_template_for_all_teams() {
     // A team that has nothing to do with the platform's begins with it: what was started goes on, whose it was and in its environment.
     let user = User { platform: &platform, key: admin.key_of_a_team().await };
     let sandbox = user.create("app").await;
+    // What is there already stays whose and what it is, when a tree is copied over it.
     let said = "id -un; echo $APP $GREETING $OWN; cat /srv/app/greeting /srv/app/conf/port; stat -c %U /srv/app /srv/app/app.sh \
-                /srv/app/conf/port; a=$(wc -c </dev/shm/ticks); sleep 2; test $(wc -c </dev/shm/ticks) -gt $a && echo on; \
+                /srv/app/conf/port; ls /srv/app/renamed; stat -c '%U %a' / /etc /etc/inner /etc/inner/file /lib/extra; test -L /lib && echo link; a=$(wc -c </dev/shm/ticks); sleep 2; test $(wc -c </dev/shm/ticks) -gt $a && echo on; \
                 ls /tmp/build-files* 2>/dev/null; nproc";
-    let wanted = "web\nweb hello-web 1\nhello-web\n8080\nweb\nweb\nweb\non\n2\n";
+    let wanted = "web\nweb hello-web 1\nhello-web\n8080\nweb\nweb\nweb\napp.sh\nother.sh\nport\nroot 755\nroot 755\n\
+                  web 700\nweb 644\nweb 644\nlink\non\n2\n";
     assert_eq!(user.shell(&sandbox, said).await, wanted);
     let (_, seen) = user.call(Method::GET, "/v1/snapshots?type=snapshot", json!({})).await;
     assert_eq!(

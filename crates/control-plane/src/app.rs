@@ -15,11 +15,11 @@ use crate::agents::Agents;
 use crate::authority::Authority;
 use crate::channels::guard::Guarded;
 use crate::events::Feed;
+use crate::hints::Hint;
 use crate::http::limits::Limits;
 use crate::mail::Mail;
 use crate::measures::Runs;
 use crate::oauth::Providers;
-use crate::outbox::Outbox;
 use crate::outcomes::Outcomes;
 use crate::reconcile::driver::Driver;
 use crate::reconcile::silent_hosts::Watch;
@@ -52,11 +52,11 @@ pub struct Shared {
     /// For how long it must have, for their silence to say something.
     pub silence_grace: Duration,
     pub accounts: Accounts,
-    pub outbox: Outbox,
+    pub outbox: Hint,
     /// Of channels.
-    pub notifications: Outbox,
+    pub notifications: Hint,
     /// Of templates that are to be made.
-    pub builds: Outbox,
+    pub builds: Hint,
     /// For addresses that users give.
     pub guarded: Guarded,
     /// State changes run here, never on a request's lifetime.

@@ -13,6 +13,7 @@ pub mod channels;
 pub mod config;
 pub mod events;
 pub mod first_start;
+pub mod hints;
 pub mod http;
 pub mod login;
 pub mod mail;

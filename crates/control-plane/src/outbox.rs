@@ -1,24 +1,19 @@
 //! Delivers what was written into the outbox, on every replica. What is due is taken for a while, so that no two deliver it at once, and
 //! what a replica had taken when it was killed is taken by another when that while is over.
-//!
-//! Whoever writes something gives a hint, which may be lost; rows are looked for in any case.
 
-use std::future::Future;
 use std::time::Duration;
 
 use chrono::Utc;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use rand::Rng as _;
 use store::StoreError;
 use store::outbox::Taken;
-use tokio::sync::Notify;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::app::App;
+use crate::hints::again_and_again;
 use crate::mail::{self, Undelivered};
 
-/// For what another replica has written, and for what is tried again.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Taken at once, and delivered at the same time: well within a lease.
 const BATCH_MAX: usize = 16;
 /// After so many tries it is given up, which is after about a day.
@@ -26,50 +21,9 @@ const ATTEMPTS_MAX: i32 = 150;
 const AGAIN_FIRST: Duration = Duration::from_secs(2);
 const AGAIN_MAX: Duration = Duration::from_secs(600);
 
-/// Says that there is something to deliver.
-#[derive(Debug, Default)]
-pub struct Outbox {
-    hint: Notify,
-}
-
-impl Outbox {
-    pub fn hint(&self) {
-        self.hint.notify_one();
-    }
-}
-
 /// For as long as the replica lives.
 pub async fn deliver(app: App) {
-    again_and_again(&app, "mail", &app.outbox, || all_due(&app)).await;
-}
-
-/// Does that when there is a hint, and every second; whatever becomes of it once, it is done again.
-pub async fn again_and_again<F: Future<Output = Result<(), StoreError>>>(
-    app: &App,
-    what: &str,
-    outbox: &Outbox,
-    deliver: impl Fn() -> F,
-) {
-    let mut is_down = false;
-    loop {
-        let jitter = 0.8 + 0.4 * rand::rng().random::<f64>();
-        tokio::select! {
-            () = app.stop.cancelled() => return,
-            () = outbox.hint.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY.mul_f64(jitter)) => {}
-        }
-        match std::panic::AssertUnwindSafe(deliver()).catch_unwind().await {
-            Ok(Ok(())) => is_down = false,
-            // Said once: the database is away, and for longer than a second.
-            Ok(Err(error)) if error.is_unavailable() => {
-                if !std::mem::replace(&mut is_down, true) {
-                    warn!("the outbox ({what}) waits for the database");
-                }
-            }
-            Ok(Err(error)) => error!(error = ?error, "deliver what is in the outbox ({what}): {error}"),
-            Err(_) => error!("the delivery from the outbox ({what}) panicked and goes on"),
-        }
-    }
+    again_and_again(&app, "the outbox", &app.outbox, || all_due(&app)).await;
 }
 
 async fn all_due(app: &App) -> Result<(), StoreError> {

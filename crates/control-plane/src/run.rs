@@ -19,11 +19,11 @@ use crate::authority::Authority;
 use crate::channels::guard::Guarded;
 use crate::config::Config;
 use crate::events::Feed;
+use crate::hints::Hint;
 use crate::http::limits::Limits;
 use crate::mail::Mail;
 use crate::measures::{self, Runs};
 use crate::oauth::Providers;
-use crate::outbox::Outbox;
 use crate::outcomes::Outcomes;
 use crate::reconcile;
 use crate::reconcile::driver::Driver;
@@ -93,9 +93,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Serving> {
             mail: Mail::new(config.accounts.smtp.as_ref())?,
             providers: Providers::new(&config.accounts.oauth, &config.accounts.public_url),
         },
-        outbox: Outbox::default(),
-        notifications: Outbox::default(),
-        builds: Outbox::default(),
+        outbox: Hint::default(),
+        notifications: Hint::default(),
+        builds: Hint::default(),
         guarded: Guarded::new(config.channel_networks.clone()),
         tracker: TaskTracker::new(),
         stop,

@@ -268,6 +268,21 @@ async fn builds_are_understood_before_anything_is_made() {
     }
     assert!(statuses[..32].iter().all(|answer| answer.status == 201));
     assert_eq!(statuses[32].error(), (429, "quota_exceeded"), "{}", statuses[32].body);
+    // A base with memory has a shape; a name that the team has given is not to be had.
+    let (platform, host) =
+        (replica.serving.app.store.platform_team().await.unwrap().unwrap(), replica.host(4096).await);
+    let kept = format!(
+        "insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user, state)
+         values (gen_random_uuid(), '{}', 'kept', 'sb', '{}', 'minimal', 2, 1024, 5120, '', 'ready')",
+        platform.0, host.0
+    );
+    replica.database.sql(&kept.replace("'sb'", "'sb0000000000000000000000'")).await;
+    for (body, wanted) in [
+        (json!({"name": "x", "base_template": "kept", "vcpus": 1, "recipe": ["RUN true"]}), (400, "invalid_request")),
+        (json!({"name": "kept", "recipe": ["RUN true"]}), (409, "template_name_taken")),
+    ] {
+        assert_eq!(replica.as_admin(Method::POST, "/v1/admin/builds", Some(body)).await.error(), wanted);
+    }
     let reserved = json!({"name": "minimal", "recipe": ["RUN true"]});
     let refused = replica.as_admin(Method::POST, "/v1/admin/builds", Some(reserved)).await;
     assert_eq!(refused.error(), (409, "name_reserved"));

@@ -1,13 +1,11 @@
 -- A template's environment, which what begins with it has.
 alter table snapshots add column envs jsonb not null default '{}';
--- All teams can begin with it, not only its own, which is the platform's.
+-- All teams can begin with it, not only its own, which is the platform's. What it is of ends when it is there.
 alter table snapshots add column is_published boolean not null default false;
 -- The name that a new one takes from another when it is there; until then its own is one that nobody can give.
 alter table snapshots add column becomes text;
--- What it is of ends with its making: it was there for that alone.
-alter table snapshots add column ends_source boolean not null default false;
--- A name may be another team's, and that of one that is published goes for all of them.
-create index snapshots_ready on snapshots (name) where name is not null and state = 'ready';
+create index snapshots_published on snapshots (name) where is_published and state = 'ready';
+create index snapshots_becoming on snapshots (becomes) where becomes is not null;
 
 -- Makings of templates of the platform, by recipes.
 create table builds (
@@ -66,3 +64,36 @@ create table build_archives (
 );
 -- They are compressed already.
 alter table build_archives alter column bytes set storage external;
+
+-- As 0015 has it, but for a template that is being made: it is told of by the name that it will have.
+create or replace function tell_of_operation() returns trigger language plpgsql as $$
+declare
+    team uuid;
+    is_of_template boolean := new.kind = 'snapshot';
+    resource text := new.sandbox_id;
+begin
+    select s.team_id into team from sandboxes s where s.id = new.sandbox_id;
+    if is_of_template then
+        select coalesce(s.becomes, s.name) into resource from snapshots s where s.id = new.snapshot_id;
+        if resource is null then
+            return null;
+        end if;
+    end if;
+    insert into events_written (team_id, kind, outcome, resource_type, resource_id, actor_kind, actor_id, metadata, error, details)
+    values (team,
+        case when new.phase = 'open' then 'snapshot.began'
+            else case new.kind when 'run' then 'capsule.create' when 'pause' then 'capsule.pause' when 'resume' then 'capsule.resume'
+                when 'kill' then 'capsule.destroy' else 'template.snapshot.create' end end,
+        case new.phase when 'done' then 'success' when 'failed' then 'error' end,
+        case when is_of_template then 'template' else 'capsule' end,
+        resource,
+        coalesce(new.actor_kind, 'platform'),
+        coalesce(new.actor_id, ''),
+        jsonb_strip_nulls(jsonb_build_object('reason', new.cause, 'sandbox_id', case when is_of_template then new.sandbox_id end)),
+        case when new.phase = 'failed' then coalesce(left(new.error_message, 1024), 'failed') end,
+        jsonb_strip_nulls(jsonb_build_object('operation', new.id, 'attempts', new.attempts, 'code', new.error_code,
+            'steps', case when new.phase <> 'open' then new.steps end,
+            'ms', case when new.phase <> 'open' then round(extract(epoch from new.finished_at - new.created_at) * 1000, 1) end)));
+    return null;
+end
+$$;

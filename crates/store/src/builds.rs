@@ -101,6 +101,8 @@ pub enum Created {
     OtherArguments,
     /// Hosts have an image of that name.
     NameReserved,
+    /// The platform's team has a snapshot of that name, which is not published.
+    NameTaken,
     /// [`UNFINISHED_MAX`] wait or run.
     TooMany,
 }
@@ -255,9 +257,14 @@ impl Store {
             .await?)
     }
 
-    /// Of a build that does not come to be.
+    /// Of a build that does not come to be. One that has come to be keeps it.
     pub async fn remove_archive(&self, id: Uuid) -> Result<(), StoreError> {
-        sqlx::query!("delete from build_archives where id = $1", id).execute(&self.pool).await?;
+        sqlx::query!(
+            "delete from build_archives where id = $1 and not exists (select 1 from builds where archive_id = $1)",
+            id
+        )
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 
@@ -281,6 +288,8 @@ impl Store {
         }
         let standing = sqlx::query!(
             r#"select exists (select 1 from hosts where $1 = any(templates) and team_id is null) as "reserved!",
+                   exists (select 1 from snapshots where team_id = (select id from teams where is_platform) and name = $1
+                       and not is_published and state <> 'removing') as "taken!",
                    (select count(*) from builds where state in ('pending', 'running')) as "unfinished!""#,
             new.name.as_str()
         )
@@ -288,6 +297,9 @@ impl Store {
         .await?;
         if standing.reserved {
             return Ok(Created::NameReserved);
+        }
+        if standing.taken {
+            return Ok(Created::NameTaken);
         }
         if standing.unfinished >= UNFINISHED_MAX {
             return Ok(Created::TooMany);
@@ -472,10 +484,12 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        // With the host on which the snapshot was being made.
+        // With the host on which the snapshot was being made; or a program that knows nothing of builds has said that there will be none.
         sqlx::query!(
-            "update builds b set state = 'failed', completed_at = now(), lease_until = null, error = 'the host was removed meanwhile'
-             where state = 'running' and snapshot_id is not null and not exists (select 1 from snapshots s where s.id = b.snapshot_id)"
+            "update builds b set state = 'failed', completed_at = now(), lease_until = null,
+                 error = 'its template was not made, or has gone with its host'
+             where state = 'running' and snapshot_id is not null
+                 and not exists (select 1 from snapshots s where s.id = b.snapshot_id and s.state <> 'removing')"
         )
         .execute(&self.pool)
         .await?;
@@ -524,12 +538,16 @@ pub(crate) async fn becomes(
     Ok(updated.rows_affected() == 1)
 }
 
+/// Of a build and its snapshot the build is locked first, whoever locks both.
+pub(crate) async fn lock_of_snapshot(tx: &mut Tx, snapshot: Uuid) -> Result<(), StoreError> {
+    sqlx::query!("select id from builds where snapshot_id = $1 and state = 'running' for update", snapshot)
+        .fetch_optional(&mut **tx)
+        .await?;
+    Ok(())
+}
+
 /// The end of the build whose outcome a snapshot is, if it is one's; with a failure, why there is none.
-pub(crate) async fn end_of_snapshot(
-    tx: &mut Tx,
-    snapshot: Option<Uuid>,
-    failure: Option<&str>,
-) -> Result<(), StoreError> {
+pub(crate) async fn end_of_snapshot(tx: &mut Tx, snapshot: Uuid, failure: Option<&str>) -> Result<(), StoreError> {
     sqlx::query!(
         "update builds set state = case when $2::text is null then 'success' else 'failed' end, error = $2, completed_at = now(),
              lease_until = null

@@ -206,14 +206,17 @@ impl Store {
             (Status::Running | Status::Paused, Some(placed)) => placed.host,
             (other, _) => return Ok(SnapshotWish::Wrong(other)),
         };
+        lock_name(&mut tx, team, name).await?;
         let standing = sqlx::query!(
             r#"select exists (select 1 from hosts where $1 = any(templates) and (team_id is null or team_id = $3))
                    or exists (select 1 from snapshots where is_published and team_id <> $3 and name = $1 and state = 'ready') as "reserved!",
-                   exists (select 1 from snapshots where not is_published and team_id = $3 and name = $1 and state <> 'removing') as "taken!",
+                   exists (select 1 from snapshots where team_id = $3 and state <> 'removing'
+                       and (name = $1 and not is_published or becomes = $1 and not $4)) as "taken!",
                    exists (select 1 from operations where sandbox_id = $2 and kind = 'snapshot' and phase = 'open') as "under_way!""#,
             name.as_str(),
             of.as_str(),
-            team.0
+            team.0,
+            is_published
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -223,8 +226,8 @@ impl Store {
         if standing.under_way {
             return Ok(SnapshotWish::UnderWay);
         }
-        // What is published takes no name from what is not.
-        if is_published && standing.taken {
+        // What is published takes no name from what is not, nor the other way round.
+        if standing.taken {
             return Ok(SnapshotWish::NameTaken);
         }
         let named = if is_published { format!("{name}#{id}") } else { name.to_string() };
@@ -232,13 +235,9 @@ impl Store {
             return Ok(SnapshotWish::NameTaken);
         }
         if is_published {
-            sqlx::query!(
-                "update snapshots set is_published = true, becomes = $2, ends_source = true where id = $1",
-                id,
-                name.as_str()
-            )
-            .execute(&mut *tx)
-            .await?;
+            sqlx::query!("update snapshots set is_published = true, becomes = $2 where id = $1", id, name.as_str())
+                .execute(&mut *tx)
+                .await?;
         }
         if let Some(Built { taking, user, envs }) = built {
             let envs = serde_json::json!(envs);
@@ -349,9 +348,10 @@ impl Store {
     /// That a team's sandboxes can begin with: its own, and else the platform's, unless the team has hosts of its own.
     pub async fn snapshot_named(&self, team: TeamId, name: &TemplateName) -> Result<Option<Snapshot>, StoreError> {
         let row = snapshots!(
-            "where s.name = $3 and s.state = 'ready' and (s.team_id = $2
-                 or s.is_published and not exists (select 1 from teams where id = $2 and is_byoc))
-             order by s.team_id = $2 desc limit 1",
+            "where s.id = coalesce(
+                 (select id from snapshots where team_id = $2 and name = $3 and state = 'ready'),
+                 (select id from snapshots where name = $3 and is_published and state = 'ready'
+                     and not exists (select 1 from teams where id = $2 and is_byoc)))",
             team.0,
             name.as_str()
         )
@@ -363,8 +363,10 @@ impl Store {
     /// That a team's sandboxes can begin with: its own and the platform's, newest first.
     pub async fn snapshots(&self, team: TeamId) -> Result<Vec<Snapshot>, StoreError> {
         let rows = snapshots!(
-            "where s.name is not null and s.state = 'ready' and (s.team_id = $2
-                 or s.is_published and not exists (select 1 from teams where id = $2 and is_byoc))
+            "where s.name is not null and s.state = 'ready' and s.id in
+                 (select id from snapshots where team_id = $2
+                  union select id from snapshots where is_published and state = 'ready'
+                      and not exists (select 1 from teams where id = $2 and is_byoc))
              order by s.created_at desc, s.id limit $3",
             team.0,
             LIST_MAX
@@ -386,64 +388,57 @@ impl Store {
         rows.into_iter().map(Snapshot::try_from).collect()
     }
 
-    /// The host has it, whole.
+    /// The host has it, whole. One that is published takes its place in the same transaction.
     pub async fn snapshot_is_ready(&self, id: SnapshotId, size_bytes: i64) -> Result<Update, StoreError> {
         let mut tx = self.begin().await?;
-        // Whoever had the name gives way in the moment in which the new one is there, not before.
-        sqlx::query!(
-            "update snapshots o set state = 'removing', updated_at = now()
-             from snapshots n where n.id = $1 and n.state = 'making' and o.team_id = n.team_id and o.name = n.becomes
-                 and o.state <> 'removing'",
-            id.0
-        )
-        .execute(&mut *tx)
-        .await?;
+        builds::lock_of_snapshot(&mut tx, id.0).await?;
         let updated = sqlx::query!(
-            "update snapshots set state = 'ready', size_bytes = $2, name = coalesce(becomes, name), becomes = null, updated_at = now()
-             where id = $1 and state = 'making'",
+            "update snapshots set state = 'ready', size_bytes = $2, updated_at = now() where id = $1 and state = 'making'",
             id.0,
             size_bytes
         )
         .execute(&mut *tx)
         .await?;
+        if updated.rows_affected() == 0 {
+            return Ok(Update::Stale);
+        }
+        take_place(&mut tx, id.0).await?;
         tx.commit().await?;
-        Ok(Update::of(updated.rows_affected()))
+        Ok(Update::Changed)
     }
 
-    /// It is there, and so the operation that was to make it has ended, and the build of which it is the outcome; what was there for it alone
-    /// ends, too.
-    pub async fn finish_snapshot(&self, operation: &Operation, steps: &[(String, f64)]) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        let id = operation.snapshot.map(|id| id.0);
-        let ended = operations::end(&mut tx, operation.id, None, steps).await?;
-        builds::end_of_snapshot(&mut tx, id, None).await?;
-        let source = sqlx::query!(
-            "select b.id, b.revision from snapshots s join sandboxes b on b.id = s.sandbox_id
-             where s.id = $1 and s.ends_source and b.desired <> 'killed' and b.observed <> 'killed' for update of b",
-            id
+    /// The same for those that were made ready by a program that knows nothing of it, while this one came in its place.
+    pub async fn let_ready_snapshots_take_their_place(&self) -> Result<(), StoreError> {
+        let ready = sqlx::query_scalar!(
+            "select id from snapshots where becomes is not null and state = 'ready' limit $1",
+            BATCH_MAX
         )
-        .fetch_optional(&mut *tx)
+        .fetch_all(&self.pool)
         .await?;
-        if let Some(source) = source {
-            let of = source.id.parse().map_err(|_| StoreError::Damaged { row: source.id.clone(), column: "id" })?;
-            wishes::end_of_source(&mut tx, &of, source.revision).await?;
+        for id in ready {
+            let mut tx = self.begin().await?;
+            builds::lock_of_snapshot(&mut tx, id).await?;
+            take_place(&mut tx, id).await?;
+            tx.commit().await?;
         }
-        tx.commit().await?;
-        operations::count(ended);
         Ok(())
     }
 
     /// The snapshot that an operation was to make will not be made. Its name is free again.
     pub async fn fail_snapshot(&self, operation: &Operation, code: &str, message: &str) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query!(
+        let id = operation.snapshot.map(|id| id.0).unwrap_or_default();
+        builds::lock_of_snapshot(&mut tx, id).await?;
+        let failed = sqlx::query!(
             "update snapshots set state = 'removing', updated_at = now() where id = $1 and state = 'making'",
-            operation.snapshot.map(|id| id.0)
+            id
         )
         .execute(&mut *tx)
         .await?;
+        if failed.rows_affected() > 0 {
+            builds::end_of_snapshot(&mut tx, id, Some(message)).await?;
+        }
         let ended = operations::end(&mut tx, operation.id, Some((code, message)), &[]).await?;
-        builds::end_of_snapshot(&mut tx, operation.snapshot.map(|id| id.0), Some(message)).await?;
         tx.commit().await?;
         operations::count(ended);
         Ok(())
@@ -512,6 +507,40 @@ impl Store {
         sqlx::query!("delete from snapshots where id = $1", id.0).execute(&self.pool).await?;
         Ok(())
     }
+}
+
+/// Until the transaction ends: two that want one name look at it one after the other. An index cannot say it, because a template that is
+/// being made has another name until it is there.
+pub(crate) async fn lock_name(tx: &mut Tx, team: TeamId, name: &TemplateName) -> Result<(), StoreError> {
+    sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", format!("snapshot {team} {name}"))
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// One that is published and ready takes its name from whoever had it; the build of which it is the outcome has succeeded, and what it is of
+/// ends, which was there for it alone. Of others nothing changes, nor twice.
+async fn take_place(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+    let template = sqlx::query!(
+        "select team_id, sandbox_id, becomes from snapshots where id = $1 and becomes is not null and state = 'ready' for update",
+        id
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    let Some(template) = template else { return Ok(()) };
+    sqlx::query!(
+        "update snapshots set state = 'removing', updated_at = now()
+         where team_id = $1 and name = $2 and is_published and state <> 'removing'",
+        template.team_id,
+        template.becomes
+    )
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query!("update snapshots set name = becomes, becomes = null, updated_at = now() where id = $1", id)
+        .execute(&mut **tx)
+        .await?;
+    builds::end_of_snapshot(tx, id, None).await?;
+    wishes::end_of_source(tx, &template.sandbox_id).await
 }
 
 /// False: its team has one of that name.

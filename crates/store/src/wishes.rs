@@ -301,10 +301,18 @@ pub(crate) async fn end_of_team(tx: &mut Tx, team: TeamId) -> Result<usize, Stor
     Ok(ids.len())
 }
 
-/// The wish that a sandbox end which was there for a snapshot alone, and which this transaction has locked.
-pub(crate) async fn end_of_source(tx: &mut Tx, id: &SandboxId, revision: i64) -> Result<(), StoreError> {
+/// The wish that a sandbox end which was there for a snapshot alone.
+pub(crate) async fn end_of_source(tx: &mut Tx, id: &str) -> Result<(), StoreError> {
+    let revision = sqlx::query_scalar!(
+        "select revision from sandboxes where id = $1 and desired <> 'killed' and observed <> 'killed' for update",
+        id
+    )
+    .fetch_optional(&mut **tx)
+    .await?;
+    let Some(revision) = revision else { return Ok(()) };
+    let id: SandboxId = id.parse().map_err(|_| StoreError::Damaged { row: id.to_owned(), column: "sandbox_id" })?;
     let reason = "published";
-    kill(tx, id, revision, None, reason, Cause { actor: None, reason: Some(reason) }).await?;
+    kill(tx, &id, revision, None, reason, Cause { actor: None, reason: Some(reason) }).await?;
     let facts = serde_json::json!({ "reason": reason });
     audit::record(tx, &Actor::platform("snapshots"), "sandbox.kill", id.as_str(), facts).await
 }

@@ -2,6 +2,7 @@
 //! PostgreSQL.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use model::ids::{BuildId, HostId, SandboxId, SnapshotId, TeamId, UserId};
 use model::sandbox::{Kept, Observed, Status};
@@ -146,11 +147,13 @@ async fn a_template_takes_a_name_when_it_is_there_and_not_before() {
     let (one, making) = opened(bench.publish(&first, "app", None).await);
     assert_eq!(bench.named(bench.other, "app").await, None, "it is not there yet");
     assert_eq!(bench.store.snapshot(one).await.unwrap().unwrap().name.as_deref(), Some("app"));
+    assert_eq!(bench.status(&first).await, Status::Running);
     assert_eq!(bench.store.snapshot_is_ready(one, 1).await.unwrap(), Update::Changed);
-    assert_eq!(bench.status(&first).await, Status::Running, "until the operation ends");
-    bench.store.finish_snapshot(&making, &[]).await.unwrap();
     assert_eq!(bench.status(&first).await, Status::Stopping);
-    bench.store.finish_snapshot(&making, &[]).await.unwrap();
+    assert_eq!(bench.store.snapshot_is_ready(one, 1).await.unwrap(), Update::Stale);
+    bench.store.finish_operation(&making, &[]).await.unwrap();
+    let told = "select distinct resource_id from events_written where resource_type = 'template'";
+    assert_eq!(bench.database.sql(told).await.trim(), "app", "of its beginning, too");
     assert_eq!(
         (bench.named(bench.other, "app").await, bench.named(bench.platform, "app").await),
         (Some(one), Some(one))
@@ -163,7 +166,7 @@ async fn a_template_takes_a_name_when_it_is_there_and_not_before() {
     assert_eq!(bench.named(bench.other, "app").await, Some(one));
     assert_eq!(bench.store.snapshot_is_ready(newer, 1).await.unwrap(), Update::Changed);
     assert_eq!(bench.named(bench.other, "app").await, Some(newer));
-    bench.store.finish_snapshot(&making, &[]).await.unwrap();
+    bench.store.finish_operation(&making, &[]).await.unwrap();
     assert_eq!(bench.store.unwanted_snapshots().await.unwrap().len(), 2, "the old one, and the one that failed");
     assert_eq!(bench.store.snapshots(bench.other).await.unwrap().len(), 1);
 
@@ -223,15 +226,15 @@ async fn only_who_has_a_build_says_something_of_it() {
     bench.leases_are_over().await;
     assert_eq!(bench.take().await, None);
     bench.store.fail_lost_builds().await.unwrap();
-    assert_eq!(bench.store.snapshot_is_ready(snapshot, 1).await.unwrap(), Update::Changed);
     assert_eq!(bench.get(id).await.state, State::Running);
-    bench.store.finish_snapshot(&making, &[]).await.unwrap();
+    assert_eq!(bench.store.snapshot_is_ready(snapshot, 1).await.unwrap(), Update::Changed);
+    assert_eq!(bench.store.cancel_build(id, &bench.actor).await.unwrap(), Cancelled::Ended);
+    bench.store.finish_operation(&making, &[]).await.unwrap();
     let ended = bench.get(id).await;
     assert_eq!((ended.state, ended.default_user.as_str(), &ended.default_env), (State::Success, "web", &envs));
     let template = bench.store.snapshot(snapshot).await.unwrap().unwrap();
     assert_eq!((template.default_user.as_str(), &template.envs), ("web", &envs));
     assert_eq!(bench.status(&sandbox).await, Status::Stopping);
-    assert_eq!(bench.store.cancel_build(id, &bench.actor).await.unwrap(), Cancelled::Ended);
 }
 
 #[tokio::test]
@@ -255,13 +258,15 @@ async fn a_build_that_is_not_wanted_or_cannot_be_ends_with_all_that_was_there_fo
     let left = bench.store.sandboxes_of_ended_builds().await.unwrap();
     assert_eq!(left, [(bench.platform, sandbox.clone())]);
     assert_eq!(bench.store.snapshot_is_ready(snapshot, 1).await.unwrap(), Update::Stale);
-    bench.store.finish_snapshot(&making, &[]).await.unwrap();
+    bench.store.fail_snapshot(&making, "not_found", "not wanted").await.unwrap();
     assert_eq!((bench.named(bench.platform, "app").await, bench.get(id).await.state), (None, State::Cancelled));
-    assert_eq!(bench.status(&sandbox).await, Status::Stopping);
+    // Whoever looks ends it; that of which there is no template does not end by itself.
+    assert_eq!(bench.status(&sandbox).await, Status::Running);
+    bench.store.wish_killed(bench.platform, &sandbox, &bench.lease, &bench.actor).await.unwrap();
     assert_eq!(bench.store.sandboxes_of_ended_builds().await.unwrap(), []);
 
     // A snapshot that fails, and one that goes with its host.
-    for (what, why) in [("fails", "no room"), ("goes", "the host was removed meanwhile")] {
+    for (what, why) in [("fails", "no room"), ("goes", "its template was not made, or has gone with its host")] {
         let id = bench.build("app").await;
         let taking = bench.take().await.unwrap();
         let sandbox = bench.sandbox().await;
@@ -295,6 +300,94 @@ async fn a_build_that_is_not_wanted_or_cannot_be_ends_with_all_that_was_there_fo
     assert_eq!((ended.state, ended.error.as_deref()), (State::Failed, Some("it was begun too often without an end")));
 }
 
+/// The end of a template in the making, while somebody takes it away.
+#[tokio::test]
+async fn a_template_that_is_not_wanted_any_more_takes_no_name() {
+    let bench = Bench::new().await;
+    let (first, second) = (bench.sandbox().await, bench.sandbox().await);
+    let (one, _) = opened(bench.publish(&first, "app", None).await);
+    assert_eq!(bench.store.snapshot_is_ready(one, 1).await.unwrap(), Update::Changed);
+    let (newer, _) = opened(bench.publish(&second, "app", None).await);
+    let taking_away = format!(
+        "begin; update snapshots set state = 'removing' where id = '{}'; select pg_sleep(0.7); commit",
+        newer.0
+    );
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        bench.store.snapshot_is_ready(newer, 1).await.unwrap()
+    };
+    let (_, said) = tokio::join!(bench.database.sql(&taking_away), late);
+    assert_eq!((said, bench.named(bench.other, "app").await), (Update::Stale, Some(one)));
+    assert_eq!(bench.status(&second).await, Status::Running, "what is of no template does not end for it");
+}
+
+#[tokio::test]
+async fn what_is_published_and_what_is_not_take_no_name_from_each_other() {
+    let bench = Bench::new().await;
+    let (first, second) = (bench.sandbox().await, bench.sandbox().await);
+    let wish = async |of: &SandboxId, text: &str| {
+        let name = name(text);
+        let new = NewSnapshot { team: bench.platform, of, name: &name, is_published: false, built: None };
+        bench.store.wish_snapshot(&new, &bench.lease, None, &bench.actor).await.unwrap()
+    };
+    // While it is being made it has the name already, and is there under it afterwards.
+    let (published, _) = opened(bench.publish(&first, "app", None).await);
+    assert!(matches!(wish(&second, "app").await, SnapshotWish::NameTaken));
+    assert_eq!(bench.store.snapshot_is_ready(published, 1).await.unwrap(), Update::Changed);
+    assert!(matches!(wish(&second, "app").await, SnapshotWish::NameTaken));
+    // Both at once: one of them.
+    for round in 0..8 {
+        let (a, b) = (bench.sandbox().await, bench.sandbox().await);
+        let name = format!("both-{round}");
+        let (not, published) = tokio::join!(wish(&a, &name), bench.publish(&b, &name, None));
+        let opened = [not, published].iter().filter(|wish| matches!(wish, SnapshotWish::Opened(..))).count();
+        assert_eq!(opened, 1, "{name}");
+        bench.database.sql("update operations set phase = 'done' where phase = 'open'").await;
+        bench
+            .database
+            .sql(&format!("update sandboxes set observed = 'killed', desired = 'killed' where id in ('{a}', '{b}')"))
+            .await;
+    }
+    // A build of a name that is not to be had is told so at once, not when all is made.
+    let new = NewBuild {
+        id: BuildId(Uuid::now_v7()),
+        name: name("own"),
+        base: name("minimal"),
+        recipe: vec!["RUN true".to_owned()],
+        healthcheck: None,
+        shape: Shape::new(1, 512, 5120).unwrap(),
+        skip_pre_post: true,
+        archive: None,
+        total_steps: 1,
+    };
+    opened(wish(&second, "own").await);
+    assert_eq!(bench.store.create_build(&new, None, &bench.actor).await.unwrap(), Made::NameTaken);
+}
+
+/// A program of before, which still serves while this one comes, ends what it finds open: by its own statements.
+#[tokio::test]
+async fn what_an_older_program_has_ended_is_put_right() {
+    let bench = Bench::new().await;
+    let envs = BTreeMap::new();
+    for (state, wanted) in [("ready", State::Success), ("removing", State::Failed)] {
+        let id = bench.build("app").await;
+        let taking = bench.take().await.unwrap();
+        let sandbox = bench.sandbox().await;
+        let built = Built { taking, user: "root", envs: &envs };
+        let (snapshot, making) = opened(bench.publish(&sandbox, "app", Some(built)).await);
+        bench.database.sql(&format!("update snapshots set state = '{state}' where id = '{}'", snapshot.0)).await;
+        bench.store.finish_operation(&making, &[]).await.unwrap();
+        for _ in 0..2 {
+            bench.store.let_ready_snapshots_take_their_place().await.unwrap();
+            bench.store.fail_lost_builds().await.unwrap();
+        }
+        assert_eq!(bench.get(id).await.state, wanted);
+        let is_there = wanted == State::Success;
+        assert_eq!(bench.named(bench.other, "app").await.is_some_and(|named| named == snapshot), is_there);
+        assert_eq!(bench.status(&sandbox).await == Status::Stopping, is_there);
+    }
+}
+
 #[tokio::test]
 async fn archives_go_with_their_builds() {
     let bench = Bench::new().await;
@@ -314,9 +407,13 @@ async fn archives_go_with_their_builds() {
     let kept = async || bench.database.sql("select count(distinct id) from build_archives").await.trim().to_owned();
     bench.store.remove_old_rows(0).await.unwrap();
     assert_eq!(kept().await, "2", "the build's, and the one whose build is about to be");
+    for id in [of_build, fresh] {
+        bench.store.remove_archive(id).await.unwrap();
+    }
+    assert_eq!(kept().await, "1", "whatever becomes of a call, a build that is there keeps its own");
     bench.store.cancel_build(id, &bench.actor).await.unwrap();
     bench.store.remove_old_rows(0).await.unwrap();
-    assert_eq!(kept().await, "1");
+    assert_eq!(kept().await, "0");
     bench.database.sql("update builds set completed_at = now() - interval '91 days'").await;
     bench.store.remove_old_rows(0).await.unwrap();
     assert_eq!(bench.store.builds(10).await.unwrap(), []);

@@ -25,22 +25,10 @@ pub struct PublishSnapshot {
 /// A template or snapshot, of whatever team, as administrators of the platform see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AnyTemplate {
-    pub name: String,
-    /// `base`: an image on the hosts. `snapshot`: with memory.
-    #[serde(rename = "type")]
-    pub kind: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vcpus: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_mb: Option<i64>,
-    #[serde(default)]
-    pub size_bytes: i64,
-    /// Whose it is: of what is offered to all teams, the platform's.
+    #[serde(flatten)]
+    pub template: Template,
+    /// Whose it is: of what all teams can begin with, the platform's.
     pub team_id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created_at: Option<DateTime<Utc>>,
-    /// All teams can begin with it.
-    pub platform: bool,
 }
 
 /// What a sandbox can begin with.

@@ -58,23 +58,33 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
             })?;
         }
         Command::Delete { names } => {
-            let mut deleted = Vec::new();
-            let mut first_failure = None;
-            for name in names {
-                match client.delete::<Value>(client.url(&["v1", "snapshots", &name])).await {
-                    Ok(_) => deleted.push(name),
-                    // The others are deleted all the same; the first failure decides the exit code.
-                    Err(failure) if first_failure.is_none() => first_failure = Some(failure),
-                    Err(failure) => failure.print(format),
-                }
-            }
-            if !deleted.is_empty() {
-                show(format, &json!({ "deleted": deleted }), |_| deleted.join("\n"))?;
-            }
-            return first_failure.map_or(Ok(ExitCode::SUCCESS), Err);
+            return delete_all(&client, &["v1", "snapshots"], names, format).await;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Each by its name, below an address.
+pub async fn delete_all(
+    client: &Client,
+    below: &[&str],
+    names: Vec<String>,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let mut deleted = Vec::new();
+    let mut first_failure = None;
+    for name in names {
+        match client.delete::<Value>(client.url(&[below, &[name.as_str()]].concat())).await {
+            Ok(_) => deleted.push(name),
+            // The others are deleted all the same; the first failure decides the exit code.
+            Err(failure) if first_failure.is_none() => first_failure = Some(failure),
+            Err(failure) => failure.print(format),
+        }
+    }
+    if !deleted.is_empty() {
+        show(format, &json!({ "deleted": deleted }), |_| deleted.join("\n"))?;
+    }
+    first_failure.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
 fn row(template: &Template) -> Vec<String> {

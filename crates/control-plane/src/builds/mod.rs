@@ -8,6 +8,7 @@
 
 mod guest;
 mod log;
+mod maker;
 pub(crate) mod recipe;
 mod run;
 
@@ -19,7 +20,7 @@ use store::wishes::KillWish;
 use tokio::sync::Semaphore;
 
 use crate::app::App;
-use crate::outbox;
+use crate::hints::again_and_again;
 use crate::reconcile::driver;
 
 pub use run::steps;
@@ -33,7 +34,7 @@ pub const ACTOR: &str = "builds";
 /// For as long as the replica lives.
 pub async fn work(app: App) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
-    outbox::again_and_again(&app, "builds", &app.builds, || take(&app, &room)).await;
+    again_and_again(&app, "the taking of builds", &app.builds, || take(&app, &room)).await;
 }
 
 async fn take(app: &App, room: &Arc<Semaphore>) -> Result<(), StoreError> {
@@ -52,6 +53,7 @@ async fn take(app: &App, room: &Arc<Semaphore>) -> Result<(), StoreError> {
 
 /// Ends those of which nothing can come, and what ended ones have left.
 pub async fn clean(app: App) -> Result<(), StoreError> {
+    app.store.let_ready_snapshots_take_their_place().await?;
     app.store.fail_lost_builds().await?;
     for (team, sandbox) in app.store.sandboxes_of_ended_builds().await? {
         let wished = app.store.wish_killed(team, &sandbox, &app.lease(), &Actor::platform(ACTOR)).await?;

@@ -12,6 +12,8 @@ pub const RUN_TIME: Duration = Duration::from_secs(30);
 pub const STEP_TIME_MAX: Duration = Duration::from_secs(3600);
 const LINE_BYTES_MAX: usize = 16 * 1024;
 const USER_BYTES_MAX: usize = 32;
+/// As of a create: what both give together is within what a host takes.
+const ENVS_MAX: usize = 128;
 const ENV_BYTES_MAX: usize = 32 * 1024;
 /// Of the environment in which the recipe ran, these say something of that place alone.
 const ENVS_LEFT_OUT: [&str; 12] = [
@@ -153,8 +155,8 @@ impl Context {
         let value = expanded(value, &self.envs);
         self.envs.insert(name.to_owned(), value);
         let bytes: usize = self.envs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if bytes > ENV_BYTES_MAX {
-            return Err(format!("the environment has more than {ENV_BYTES_MAX} bytes"));
+        if self.envs.len() > ENVS_MAX || bytes > ENV_BYTES_MAX {
+            return Err(format!("the environment has more than {ENVS_MAX} names or {ENV_BYTES_MAX} bytes"));
         }
         Ok(())
     }
@@ -332,6 +334,9 @@ mod tests {
             assert_eq!(context.envs["V"], value, "{text}");
         }
         assert!(context.set("L", &"x".repeat(ENV_BYTES_MAX)).is_err());
+        let mut context = Context::new();
+        assert!((0..ENVS_MAX).all(|n| context.set(&format!("N{n}"), "").is_ok()));
+        assert!(context.set("N0", "x").is_ok() && context.set("more", "").is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tracing::warn;
 use super::guard::CallError;
 use super::provider::{Config, Provider};
 use crate::app::App;
+use crate::hints::again_and_again;
 use crate::outbox;
 
 /// Taken at once, and delivered at the same time: well within a lease.
@@ -22,7 +23,7 @@ const ATTEMPTS_MAX: i32 = 12;
 
 /// For as long as the replica lives.
 pub async fn deliver(app: App) {
-    outbox::again_and_again(&app, "notifications", &app.notifications, || all_due(&app)).await;
+    again_and_again(&app, "the delivery of notifications", &app.notifications, || all_due(&app)).await;
 }
 
 async fn all_due(app: &App) -> Result<(), StoreError> {

@@ -41,7 +41,7 @@ pub(super) async fn run(app: &App, operation: &Operation) -> Result<(), StoreErr
     match ensure(app, id).await? {
         Taken::Ready(steps) => {
             point("cp.snapshot.ended").await;
-            app.store.finish_snapshot(operation, &steps).await
+            app.store.finish_operation(operation, &steps).await
         }
         Taken::Never { code, message } => app.store.fail_snapshot(operation, code, &message).await,
         Taken::Later if is_over => {
@@ -84,6 +84,8 @@ async fn ask_for(app: &App, snapshot: &Snapshot) -> Result<Taken, StoreError> {
         Ok(Some((bytes, steps))) => {
             if app.store.snapshot_is_ready(id, bytes).await? == Update::Changed {
                 info!(sandbox.id = %snapshot.sandbox, host.id = %snapshot.host.host, "snapshot {id} of sandbox {} is there", snapshot.sandbox);
+            } else if app.store.snapshot(id).await?.is_none_or(|snapshot| !snapshot.is_ready) {
+                return never("not_found", "the snapshot is not wanted any more");
             }
             Ok(Taken::Ready(steps))
         }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use api::v1::snapshots::{AnyTemplate, MadeSnapshot, PublishSnapshot};
 use indicatif::HumanBytes;
-use serde_json::{Value, json};
 
+use super::super::snapshot::delete_all;
 use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::Failure;
@@ -42,20 +42,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
             })?;
         }
         Command::Delete { names } => {
-            let mut deleted = Vec::new();
-            let mut first_failure = None;
-            for name in names {
-                match client.delete::<Value>(client.url(&["v1", "admin", "templates", &name])).await {
-                    Ok(_) => deleted.push(name),
-                    // The others are deleted all the same; the first failure decides the exit code.
-                    Err(failure) if first_failure.is_none() => first_failure = Some(failure),
-                    Err(failure) => failure.print(format),
-                }
-            }
-            if !deleted.is_empty() {
-                show(format, &json!({ "deleted": deleted }), |_| deleted.join("\n"))?;
-            }
-            return first_failure.map_or(Ok(ExitCode::SUCCESS), Err);
+            return delete_all(&client, &["v1", "admin", "templates"], names, format).await;
         }
         Command::Publish { sandbox, name } => {
             let bar = spinner(format, "making the template");
@@ -70,6 +57,7 @@ pub async fn run(command: Command, options: &Options, format: Format) -> Result<
 }
 
 fn row(template: &AnyTemplate) -> Vec<String> {
+    let AnyTemplate { template, team_id } = template;
     let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
     vec![
         template.name.clone(),
@@ -82,7 +70,7 @@ fn row(template: &AnyTemplate) -> Vec<String> {
             .filter(|bytes| *bytes > 0)
             .map(|b| HumanBytes(b).to_string())
             .unwrap_or_default(),
-        if template.platform { "platform".to_owned() } else { template.team_id.clone() },
+        if template.platform { "platform".to_owned() } else { team_id.clone() },
         template.created_at.map(age).unwrap_or_default(),
     ]
 }

@@ -1,5 +1,6 @@
 //! `/v1/admin/builds`: templates of the platform in the making.
 
+mod archive;
 mod cancel;
 mod create;
 mod get;

@@ -1,7 +1,7 @@
 //! `/v1/snapshots`: saved states of sandboxes under a name, for others to begin with; and the templates of the platform beside them.
 
 pub(super) mod create;
-mod delete;
+pub(super) mod delete;
 mod list;
 
 use api::v1::snapshots::Template;
@@ -16,7 +16,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 /// As clients see it.
-fn shown(snapshot: Snapshot) -> Template {
+pub(super) fn shown(snapshot: Snapshot) -> Template {
     Template {
         name: snapshot.name.unwrap_or_default(),
         kind: "snapshot".to_owned(),

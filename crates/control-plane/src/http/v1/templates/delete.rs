@@ -5,6 +5,7 @@ use axum::extract::State;
 use http::StatusCode;
 use model::shape::TemplateName;
 
+use super::super::snapshots::delete::deleted;
 use crate::app::App;
 use crate::http::access::Caller;
 use crate::http::body::Id;
@@ -17,13 +18,10 @@ pub async fn delete(
     caller: Caller,
     Id(name): Id<TemplateName>,
 ) -> Result<StatusCode, ApiError> {
-    let (worker, actor, team, wanted) = (app.clone(), caller.actor(), caller.team, name.clone());
-    let deleted =
-        super::super::detached(&app, async move { worker.store.delete_snapshot(team, &wanted, true, &actor).await });
-    if deleted.await? {
+    if deleted(&app, &caller, &name, true).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    if app.store.template_is_offered(team, name.as_str()).await? {
+    if app.store.template_is_offered(caller.team, name.as_str()).await? {
         return Err(ApiError::forbidden("it is an image on the hosts"));
     }
     Err(ApiError::not_found("template"))
