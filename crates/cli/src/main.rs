@@ -16,6 +16,7 @@ mod session;
 mod signals;
 mod sse;
 mod terminal;
+mod transfer;
 mod websocket;
 
 use std::process::ExitCode;

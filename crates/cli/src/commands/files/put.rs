@@ -14,13 +14,13 @@ use tokio_util::io::ReaderStream;
 
 use super::As;
 use super::remote::{Remote, is_directory};
-use crate::client::{Client, SILENCE_MAX};
+use crate::client::Client;
 use crate::credentials::Options;
 use crate::failure::{Doing as _, Failure};
 use crate::output::{Format, bytes_bar, show};
 use crate::place::{InSandbox, Place};
+use crate::transfer::{CHUNK, while_moving};
 
-const CHUNK: usize = 64 << 10;
 /// Of a file that can be read again; the sandbox has it whole, or as it was.
 const TRIES: u32 = 4;
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
@@ -163,30 +163,9 @@ impl Sending<'_> {
         if let Some(length) = length {
             request = request.header(header::CONTENT_LENGTH, length);
         }
-        let answer = self.while_moving(length, request.send()).await?.map_err(|error| client.broken(&error))?;
+        let answer = while_moving(&self.bar, length, request.send()).await?.map_err(|error| client.broken(&error))?;
         client.checked(answer).await?;
         self.files += 1;
         Ok(())
-    }
-
-    /// A transfer may last; standing still may not. From standard input silence is the writer's own affair.
-    async fn while_moving<T>(&self, length: Option<u64>, transfer: impl Future<Output = T>) -> Result<T, Failure> {
-        let watch = async {
-            if length.is_none() {
-                std::future::pending::<()>().await;
-            }
-            let mut last = self.bar.position();
-            loop {
-                tokio::time::sleep(SILENCE_MAX).await;
-                if self.bar.position() == last {
-                    return;
-                }
-                last = self.bar.position();
-            }
-        };
-        tokio::select! {
-            done = transfer => Ok(done),
-            () = watch => Err(Failure::new(format!("not a byte has moved for {} s", SILENCE_MAX.as_secs()))),
-        }
     }
 }

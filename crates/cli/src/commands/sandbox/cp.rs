@@ -22,8 +22,7 @@ use crate::credentials::Options;
 use crate::failure::{Doing as _, Failure};
 use crate::output::{Format, bytes_bar, show};
 use crate::place::{InSandbox, Place};
-
-const CHUNK: usize = 64 << 10;
+use crate::transfer::{CHUNK, while_moving};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -128,31 +127,6 @@ async fn send(
     let answer = while_moving(bar, length, request.send()).await?.map_err(|error| client.broken(&error))?;
     client.checked(answer).await?;
     Ok(())
-}
-
-/// A transfer may last; standing still may not. From standard input silence is the writer's own affair.
-async fn while_moving<T>(
-    bar: &ProgressBar,
-    length: Option<u64>,
-    transfer: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    let watch = async {
-        if length.is_none() {
-            std::future::pending::<()>().await;
-        }
-        let mut last = bar.position();
-        loop {
-            tokio::time::sleep(SILENCE_MAX).await;
-            if bar.position() == last {
-                return;
-            }
-            last = bar.position();
-        }
-    };
-    tokio::select! {
-        done = transfer => Ok(done),
-        () = watch => Err(Failure::new(format!("not a byte has moved for {} s", SILENCE_MAX.as_secs()))),
-    }
 }
 
 async fn download(client: &Client, id: &str, path: &str, to: &Path, format: Format) -> Result<u64, Failure> {
