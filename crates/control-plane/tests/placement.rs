@@ -26,7 +26,7 @@ impl Replica {
     }
 
     async fn own_team(&self) -> String {
-        let id = self.database.sql("select team_id from api_keys limit 1").await;
+        let id = self.database.sql("select team_id from api_keys order by created_at limit 1").await;
         TeamId(id.trim().parse().unwrap()).to_string()
     }
 
@@ -378,7 +378,7 @@ async fn a_preview_says_what_a_removal_would_lose() {
             "update sandboxes set desired = 'paused', observed = 'paused' where id = '{pauses}';
              update hosts set unclaimed = '{{sb0000000000000000000000}}';
              insert into snapshots (id, team_id, name, sandbox_id, host_id, template, vcpus, memory_mib, disk_mib, default_user, state)
-             select gen_random_uuid(), team_id, 'kept', '{runs}', '{}', 'minimal', 1, 512, 5120, '', 'ready' from api_keys limit 1",
+             select gen_random_uuid(), team_id, 'kept', '{runs}', '{}', 'minimal', 1, 512, 5120, '', 'ready' from api_keys order by created_at limit 1",
             host.0
         ))
         .await;

@@ -39,7 +39,7 @@ pub async fn measure() -> Result<Judged> {
     }
     control_plane.sql(&format!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, revision, host_id, host_epoch)
-         select 'sb' || lpad((h.number * {SANDBOXES_EACH} + n)::text, 22, '0'), (select team_id from api_keys limit 1), 'minimal', 1, 128,
+         select 'sb' || lpad((h.number * {SANDBOXES_EACH} + n)::text, 22, '0'), (select team_id from api_keys order by created_at limit 1), 'minimal', 1, 128,
              1024, 'running', 'running', 1, h.id, 1
          from (select id, row_number() over (order by created_at, id) - 1 as number from hosts) h, generate_series(0, {SANDBOXES_EACH} - 1) n;
          analyze"

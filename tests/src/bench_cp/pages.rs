@@ -18,7 +18,7 @@ pub async fn measure() -> Result<Judged> {
     control_plane.hosts(1000, "127.0.0.1:1")?;
     control_plane.sql(&format!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, host_id, host_epoch, created_at)
-         select 'sb' || lpad(n::text, 22, '0'), (select team_id from api_keys limit 1), 'minimal', 1, 128, 1024, 'paused', 'paused',
+         select 'sb' || lpad(n::text, 22, '0'), (select team_id from api_keys order by created_at limit 1), 'minimal', 1, 128, 1024, 'paused', 'paused',
              h.ids[1 + n % 1000], 1, now() - n * interval '1 second'
          from generate_series(1, {SANDBOXES}) n, (select array_agg(id) as ids from hosts) h; analyze"
     ))?;

@@ -17,7 +17,7 @@ pub async fn measure() -> Result<Judged> {
     control_plane.hosts(1, &address)?;
     control_plane.sql(&format!(
         "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, host_id, host_epoch)
-         select '{SANDBOX}', (select team_id from api_keys limit 1), 'minimal', 1, 128, 1024, 'running', 'running', id, 1 from hosts"
+         select '{SANDBOX}', (select team_id from api_keys order by created_at limit 1), 'minimal', 1, 128, 1024, 'running', 'running', id, 1 from hosts"
     ))?;
     let base = control_plane.base.replacen("http", "ws", 1);
     let mut streams = Vec::with_capacity(STREAMS);

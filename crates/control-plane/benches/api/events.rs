@@ -30,7 +30,7 @@ pub async fn fan_out(bench: &Bench) -> Result<Judged> {
             }
         }));
     }
-    let team = bench.cluster.database.sql("select team_id from api_keys limit 1").await;
+    let team = bench.cluster.database.sql("select team_id from api_keys order by created_at limit 1").await;
     let mut took = Vec::new();
     for round in 0..ROUNDS {
         // As an idle platform is: no event is near.

@@ -27,7 +27,7 @@ async fn herd(hosts: usize) {
             "insert into hosts (id, kind, state, address, arch, cpu_cores, memory_mb, disk_gb, disk_free_mb, isolation, agent_version,
                  templates, created_by, last_heartbeat_at) select {one} from generate_series(1, {hosts});
              insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, host_id, host_epoch)
-             select 'sb' || lpad((row_number() over ())::text, 22, '0'), (select team_id from api_keys limit 1), 'minimal', 1, 512, 5120,
+             select 'sb' || lpad((row_number() over ())::text, 22, '0'), (select team_id from api_keys order by created_at limit 1), 'minimal', 1, 512, 5120,
                  'running', 'running', h.id, h.epoch from hosts h, generate_series(1, {SANDBOXES})"
         ))
         .await;

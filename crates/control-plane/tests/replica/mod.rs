@@ -186,7 +186,7 @@ impl Replica {
         self.database
             .sql(&format!(
                 "insert into sandboxes (id, team_id, template, vcpus, memory_mib, disk_mib, desired, observed, host_id, host_epoch)
-                 select '{id}', team_id, 'minimal', 1, 512, 5120, 'running', 'running', '{}', 1 from api_keys limit 1",
+                 select '{id}', team_id, 'minimal', 1, 512, 5120, 'running', 'running', '{}', 1 from api_keys order by created_at limit 1",
                 host.0
             ))
             .await;
