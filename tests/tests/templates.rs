@@ -227,12 +227,17 @@ async fn a_recipe_becomes_a_template_for_all_teams() {
     assert_eq!((status, &refused["error"]["code"]), (409, &json!("name_reserved")));
 
     // Built anew, it takes its own name's place; what began with the old one lives on.
-    let config = json!({"name": "app", "base_template": "app", "recipe": ["RUN echo anew >/srv/app/greeting"], "skip_pre_post": true});
+    // Its eleventh step starts a process, as that of the base did, which runs on.
+    let mut recipe = vec!["RUN echo anew >/srv/app/greeting".to_owned()];
+    recipe.extend((2..11).map(|step| format!("ENV STEP={step}")));
+    recipe.push("START touch /dev/shm/second; exec sleep 3600".to_owned());
+    let config = json!({"name": "app", "base_template": "app", "recipe": recipe, "skip_pre_post": true});
     admin.succeeded(&admin.build(config).await).await;
     let (_, seen) = user.call(Method::GET, "/v1/snapshots?type=snapshot", json!({})).await;
     assert_eq!(seen.as_array().map(Vec::len), Some(1), "{seen}");
     let newer = user.create("app").await;
-    assert_eq!(user.shell(&newer, "cat /srv/app/greeting; id -un; echo $APP").await, "anew\nroot\nweb\n");
+    let said = "cat /srv/app/greeting; id -un; echo $APP $STEP; sleep 1; ls /dev/shm";
+    assert_eq!(user.shell(&newer, said).await, "anew\nroot\nweb 10\nsecond\nticks\n");
     assert_eq!(user.shell(&sandbox, "cat /srv/app/greeting").await, "hello-web\n");
 
     // By hand: the same, and the end of it.

@@ -88,6 +88,7 @@ impl Sandbox {
     }
 }
 
+#[derive(Debug, Clone)]
 pub struct NewSandbox {
     pub id: SandboxId,
     pub team: TeamId,

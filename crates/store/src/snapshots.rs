@@ -402,9 +402,9 @@ impl Store {
         if updated.rows_affected() == 0 {
             return Ok(Update::Stale);
         }
-        take_place(&mut tx, id.0).await?;
+        let is_in_place = take_place(&mut tx, id.0).await?;
         tx.commit().await?;
-        Ok(Update::Changed)
+        Ok(if is_in_place { Update::Changed } else { Update::Stale })
     }
 
     /// The same for those that were made ready by a program that knows nothing of it, while this one came in its place.
@@ -519,15 +519,31 @@ pub(crate) async fn lock_name(tx: &mut Tx, team: TeamId, name: &TemplateName) ->
 }
 
 /// One that is published and ready takes its name from whoever had it; the build of which it is the outcome has succeeded, and what it is of
-/// ends, which was there for it alone. Of others nothing changes, nor twice.
-async fn take_place(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
+/// ends, which was there for it alone. Of others nothing changes, nor twice. False: a program that knows nothing of this has given the name to
+/// one that is not published, which keeps it, and this one goes.
+async fn take_place(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
     let template = sqlx::query!(
         "select team_id, sandbox_id, becomes from snapshots where id = $1 and becomes is not null and state = 'ready' for update",
         id
     )
     .fetch_optional(&mut **tx)
     .await?;
-    let Some(template) = template else { return Ok(()) };
+    let Some(template) = template else { return Ok(true) };
+    let is_taken = sqlx::query_scalar!(
+        r#"select exists (select 1 from snapshots
+               where team_id = $1 and name = $2 and not is_published and state <> 'removing') as "taken!""#,
+        template.team_id,
+        template.becomes
+    )
+    .fetch_one(&mut **tx)
+    .await?;
+    if is_taken {
+        sqlx::query!("update snapshots set state = 'removing', updated_at = now() where id = $1", id)
+            .execute(&mut **tx)
+            .await?;
+        builds::end_of_snapshot(tx, id, Some("its name is that of a snapshot that is not published")).await?;
+        return Ok(false);
+    }
     sqlx::query!(
         "update snapshots set state = 'removing', updated_at = now()
          where team_id = $1 and name = $2 and is_published and state <> 'removing'",
@@ -540,7 +556,8 @@ async fn take_place(tx: &mut Tx, id: Uuid) -> Result<(), StoreError> {
         .execute(&mut **tx)
         .await?;
     builds::end_of_snapshot(tx, id, None).await?;
-    wishes::end_of_source(tx, &template.sandbox_id).await
+    wishes::end_of_source(tx, &template.sandbox_id).await?;
+    Ok(true)
 }
 
 /// False: its team has one of that name.

@@ -348,6 +348,16 @@ async fn what_is_published_and_what_is_not_take_no_name_from_each_other() {
             .sql(&format!("update sandboxes set observed = 'killed', desired = 'killed' where id in ('{a}', '{b}')"))
             .await;
     }
+    // A program of before, which knows nothing of names that are still to be taken, gives one away: to whom it stays.
+    let (a, b) = (bench.sandbox().await, bench.sandbox().await);
+    let (late, _) = opened(bench.publish(&a, "given", None).await);
+    let (kept, _) = opened(wish(&b, "kept").await);
+    let given = format!("update snapshots set name = 'given', state = 'ready' where id = '{}'", kept.0);
+    bench.database.sql(&given).await;
+    assert_eq!(bench.store.snapshot_is_ready(late, 1).await.unwrap(), Update::Stale);
+    assert_eq!(bench.named(bench.platform, "given").await, Some(kept));
+    assert_eq!(bench.status(&a).await, Status::Running);
+    assert!(bench.store.snapshot(late).await.unwrap().is_none_or(|snapshot| !snapshot.is_ready));
     // A build of a name that is not to be had is told so at once, not when all is made.
     let new = NewBuild {
         id: BuildId(Uuid::now_v7()),

@@ -1,6 +1,7 @@
 //! Carries out a recipe in the sandbox of its build, and keeps what each step wrote.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,11 +101,24 @@ impl Maker<'_> {
         };
         let path = format!("{FILES_DIR}.{extension}");
         let (app, id) = (self.app, archive.id);
-        let pieces = stream::try_unfold(0, |part| async move {
-            let bytes = app.store.archive_part(id, part).await?;
-            Ok::<_, ApiError>(bytes.map(|bytes| (Bytes::from(bytes), part + 1)))
+        let unread = OnceLock::new();
+        let pieces = stream::try_unfold(0, |part| {
+            let unread = &unread;
+            async move {
+                match app.store.archive_part(id, part).await {
+                    Ok(bytes) => Ok(bytes.map(|bytes| (Bytes::from(bytes), part + 1))),
+                    Err(error) => {
+                        let _ = unread.set(error);
+                        Err(ApiError::unavailable())
+                    }
+                }
+            }
         });
-        self.guest.put(&path, pieces).await?;
+        let put = self.guest.put(&path, pieces).await;
+        if let Some(error) = unread.into_inner() {
+            return Err(Stopped::Store(error));
+        }
+        put?;
         let ran = self.helper(UNPACK, vec![archive.kind.as_str().to_owned(), path], LONG_STEP_TIME).await?;
         if ran.exit != 0 {
             return Err(failed(format!("the archive could not be unpacked: {}", last_line(&ran.stderr))));
@@ -133,7 +147,8 @@ impl Maker<'_> {
                 (self.command(command, time).await?, format!("did not end within {} s", time.as_secs_f64()))
             }
             Instruction::Start { command } => {
-                let tag = format!("start-{}", self.step + 1);
+                // What the base was built with has tags, too, and runs.
+                let tag = format!("start-{}-{}", self.step + 1, self.taking.build);
                 let Context { user, workdir, envs } = &self.context;
                 let command = Command { script: command, args: Vec::new(), user, cwd: workdir, envs };
                 self.guest.start(command, tag).await?;

@@ -152,13 +152,11 @@ impl Context {
 
     /// Sets a name to a value in which names stand for what was set before.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let value = expanded(value, &self.envs);
+        let too_large = || format!("the environment has more than {ENVS_MAX} names or {ENV_BYTES_MAX} bytes");
+        let value = expanded(value, &self.envs).ok_or_else(too_large)?;
         self.envs.insert(name.to_owned(), value);
         let bytes: usize = self.envs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if self.envs.len() > ENVS_MAX || bytes > ENV_BYTES_MAX {
-            return Err(format!("the environment has more than {ENVS_MAX} names or {ENV_BYTES_MAX} bytes"));
-        }
-        Ok(())
+        if self.envs.len() > ENVS_MAX || bytes > ENV_BYTES_MAX { Err(too_large()) } else { Ok(()) }
     }
 
     /// A path below the present directory, unless it is a whole one.
@@ -173,12 +171,16 @@ impl Context {
     }
 }
 
-/// `$NAME` and `${NAME}` by their values, of which unknown ones are empty; `$$` is a dollar.
-fn expanded(text: &str, envs: &BTreeMap<String, String>) -> String {
+/// `$NAME` and `${NAME}` by their values, of which unknown ones are empty; `$$` is a dollar. None: it is longer than any value may be, and
+/// is not made to its end.
+fn expanded(text: &str, envs: &BTreeMap<String, String>) -> Option<String> {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut done = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
+        if done.len() > ENV_BYTES_MAX {
+            return None;
+        }
         done.push_str(before);
         if let Some(after) = after.strip_prefix('$') {
             done.push('$');
@@ -195,7 +197,7 @@ fn expanded(text: &str, envs: &BTreeMap<String, String>) -> String {
         }
     }
     done.push_str(rest);
-    done
+    Some(done)
 }
 
 /// How it is found out whether what was started is ready.
@@ -334,6 +336,9 @@ mod tests {
             assert_eq!(context.envs["V"], value, "{text}");
         }
         assert!(context.set("L", &"x".repeat(ENV_BYTES_MAX)).is_err());
+        let mut context = Context::new();
+        context.set("A", &"x".repeat(ENV_BYTES_MAX / 2)).unwrap();
+        assert!(context.set("B", &"$A".repeat(1 << 20)).is_err() && !context.envs.contains_key("B"));
         let mut context = Context::new();
         assert!((0..ENVS_MAX).all(|n| context.set(&format!("N{n}"), "").is_ok()));
         assert!(context.set("N0", "x").is_ok() && context.set("more", "").is_err());

@@ -150,7 +150,7 @@ async fn sandbox(
 ) -> Result<(Guest, BTreeMap<String, String>), Stopped> {
     let time = i64::try_from((TIME_MAX + SANDBOX_MORE).as_secs()).unwrap_or(i64::MAX);
     let change = PolicyChange { timeout_sec: Some(time), ..PolicyChange::default() };
-    let mut new = NewSandbox {
+    let asked = NewSandbox {
         id: SandboxId::from_random(rand::random()),
         team,
         template: build.base.clone(),
@@ -162,20 +162,18 @@ async fn sandbox(
         policy: Policy::default().with(&change),
         asked: Asked::default(),
     };
-    templates::resolve(app, &mut new).await?;
-    if new.shape != build.shape {
-        return Err(failed(format!("template {} has another shape now, and what begins with it has that", build.base)));
-    }
     // Known before it is there: whatever dies then, somebody ends it.
-    if app.store.build_is_in(taking, &new.id).await? == Update::Stale {
+    let is_ours = async || Ok::<_, StoreError>(app.store.build_is_in(taking, &asked.id).await? != Update::Stale);
+    if !is_ours().await? {
         return Err(Stopped::Lost);
     }
     let until = Instant::now() + ROOM_TIME_MAX;
-    let operation = loop {
-        match app.store.create_sandbox(&new, &app.lease(), None, &Actor::platform(ACTOR)).await? {
-            Created::Made(_, operation) => break operation,
+    let (new, operation) = loop {
+        let (new, created) = templates::create(app, &asked, None, &Actor::platform(ACTOR)).await?;
+        match created {
+            Created::Made(_, operation) => break (new, operation),
             Created::NoHost(shortage) if Instant::now() < until => {
-                if new.snapshot.is_none() && is_unknown(app, team, build).await? {
+                if templates::is_unknown(app, &new).await? {
                     return Err(failed(format!("there is no template {}", build.base)));
                 }
                 info!("build {} waits for room: {shortage}", build.id);
@@ -193,6 +191,14 @@ async fn sandbox(
     };
     let id = operation.id;
     driver::work(app, operation, None);
+    // Whoever has taken the build meanwhile looked for it before it was there.
+    if !is_ours().await? {
+        kill(app, &new.id).await?;
+        return Err(Stopped::Lost);
+    }
+    if new.shape != build.shape {
+        return Err(failed(format!("template {} has another shape now, and what begins with it has that", build.base)));
+    }
     let ended = app.outcomes.wait(id, Instant::now() + CREATE_TIME_MAX).await?;
     if let Some(Phase::Failed { message, .. }) = ended.map(|operation| operation.phase) {
         return Err(failed(format!("the sandbox of the build did not start: {message}")));
@@ -201,10 +207,6 @@ async fn sandbox(
     let placed = sandbox.and_then(|sandbox| sandbox.host);
     let placed = placed.ok_or_else(|| failed("the sandbox of the build did not start in time"))?;
     Ok((Guest { agent: app.agents.of(&placed)?, sandbox: new.id }, new.envs))
-}
-
-async fn is_unknown(app: &App, team: TeamId, build: &Build) -> Result<bool, StoreError> {
-    Ok(!app.store.template_is_offered(team, build.base.as_str()).await? && app.store.any_host_online(team).await?)
 }
 
 /// Wishes the template, and waits for it; whoever reads the build sees its end in any case.

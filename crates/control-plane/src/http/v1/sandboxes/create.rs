@@ -13,7 +13,7 @@ use api::v1::sandboxes::{CreateSandbox, Sandbox, Wait};
 use axum::Extension;
 use axum::extract::State;
 use http::StatusCode;
-use model::ids::{SandboxId, TeamId};
+use model::ids::SandboxId;
 use model::sandbox::Status;
 use model::shape::{Shape, TemplateName};
 use store::operations::Phase;
@@ -61,27 +61,26 @@ pub async fn create(
 ) -> Result<(StatusCode, axum::Json<Sandbox>), ApiError> {
     let deadline = arrived + waiting(&wait, WAIT_DEFAULT_SEC)?;
     let key = repeat.scoped(&caller, "POST /v1/sandboxes", &body);
-    let mut new = checked(&app, &caller, body)?;
-    templates::resolve(&app, &mut new).await?;
-    let (team, template, is_snapshot) = (caller.team, new.template.clone(), new.snapshot.is_some());
+    let asked = checked(&app, &caller, body)?;
     let (worker, actor) = (app.clone(), caller.actor());
     let created = super::super::detached(&app, async move {
-        let created = worker.store.create_sandbox(&new, &worker.lease(), key.as_ref(), &actor).await?;
+        let (new, created) = templates::create(&worker, &asked, key.as_ref(), &actor).await?;
         let _ = crashpoint::hit("cp.create.written");
         if let Created::Made(_, operation) = &created {
             driver::work(&worker, operation.clone(), Some(arrived));
         }
-        Ok(created)
+        Ok((new, created))
     });
-    let (id, operation) = match created.await? {
+    let (new, created) = created.await?;
+    let (id, operation) = match created {
         Created::Made(sandbox, operation) => (sandbox.id, operation.id),
         Created::Repeated(id, operation) => (id, operation),
         Created::OtherArguments => return Err(ApiError::idempotency_key_reused()),
         Created::NoTeam => return Err(ApiError::not_found("team")),
-        Created::NoSnapshot => return Err(ApiError::no_template(template.as_str())),
+        Created::NoSnapshot => return Err(ApiError::no_template(new.template.as_str())),
         Created::NoHost(shortage) => {
             measures::not_placed(&shortage);
-            return Err(no_host(&app, team, &template, is_snapshot, &shortage).await?);
+            return Err(no_host(&app, &new, &shortage).await?);
         }
         Created::OverQuota(exceeded) => return Err(ApiError::over_quota(&exceeded)),
     };
@@ -103,20 +102,9 @@ pub(in crate::http::v1) fn waiting(wait: &Wait, default_sec: u32) -> Result<Dura
     Ok(Duration::from_secs(seconds.into()))
 }
 
-async fn no_host(
-    app: &App,
-    team: TeamId,
-    template: &TemplateName,
-    is_snapshot: bool,
-    shortage: &Shortage,
-) -> Result<ApiError, ApiError> {
-    if is_snapshot {
-        return Ok(ApiError::short_of(shortage));
-    }
-    // Without a host nobody knows which templates there are.
-    let is_unknown =
-        !app.store.template_is_offered(team, template.as_str()).await? && app.store.any_host_online(team).await?;
-    Ok(if is_unknown { ApiError::no_template(template.as_str()) } else { ApiError::short_of(shortage) })
+async fn no_host(app: &App, new: &NewSandbox, shortage: &Shortage) -> Result<ApiError, ApiError> {
+    let is_unknown = templates::is_unknown(app, new).await?;
+    Ok(if is_unknown { ApiError::no_template(new.template.as_str()) } else { ApiError::short_of(shortage) })
 }
 
 fn checked(app: &App, caller: &Caller, body: CreateSandbox) -> Result<NewSandbox, ApiError> {
