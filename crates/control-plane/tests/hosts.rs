@@ -3,8 +3,10 @@
 mod replica;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use api::v1::hosts::{self, ReportedSandbox};
 use model::ids::HostId;
 use rcgen::{CertificateParams, KeyPair};
 use replica::{Answer, Replica, Who};
@@ -201,6 +203,99 @@ async fn heartbeats_are_news_only_of_what_is_theirs() {
         body[field] = value;
         assert_eq!(beat(body).await.error(), (400, "invalid_request"), "{field}");
     }
+}
+
+/// Half a minute after half a minute a host says the same: then a digest says it, and only for as long as both sides mean the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_stands_for_the_list_for_as_long_as_both_sides_mean_the_same() {
+    let replica = Replica::start().await;
+    let (host, other): (HostId, HostId) = (replica.host(4096).await, replica.host(4096).await);
+    let (one, two) = (replica.sandbox(host).await, replica.sandbox(host).await);
+    replica.sandbox(other).await;
+    let jwt = replica.token_of_host(host);
+    let path = format!("/v1/hosts/{host}/heartbeat");
+    let sequence = AtomicU64::new(0);
+    let said = |id: &str, observed: &str, revision| ReportedSandbox {
+        id: id.to_owned(),
+        observed: observed.to_owned(),
+        revision,
+        ..ReportedSandbox::default()
+    };
+    // Whether a digest suffices from then on.
+    let beat = async |mut body: Value| {
+        body["sequence"] = json!(sequence.fetch_add(1, Ordering::Relaxed) + 1);
+        let answer = replica.call(Who::Bearer(&jwt), Method::POST, &path, Some(body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body["digest_suffices"] == true
+    };
+    let list = async |sandboxes: &[ReportedSandbox]| {
+        let mut body = heartbeat(0, &[]);
+        body["sandboxes"] = json!(sandboxes);
+        beat(body).await
+    };
+    let digest = async |held: &[ReportedSandbox], named: &[ReportedSandbox]| {
+        let mut body = heartbeat(0, &[]);
+        body["complete"] = json!(false);
+        body["sandboxes"] = json!(named);
+        body["digest"] = json!(hosts::digest(held));
+        beat(body).await
+    };
+    let both = [said(two.as_str(), "running", 1), said(one.as_str(), "running", 1)];
+    assert!(list(&both).await);
+    assert!(digest(&both, &[]).await);
+    assert!(digest(&both, &both[..1]).await, "named, too, as those whose idle time counts");
+    let absent = "select count(*) from sandboxes where absent_since is not null";
+    assert_eq!(replica.database.sql(absent).await.trim(), "0", "nothing is missing that a digest has");
+
+    for (what, held) in [
+        ("one is not there", vec![both[0].clone()]),
+        ("one is there that nobody knows", [&both[..], &[said("sb0000000000000000000000", "running", 1)]].concat()),
+        ("one is paused", vec![both[0].clone(), said(one.as_str(), "paused", 1)]),
+        ("one has a newer wish", vec![both[0].clone(), said(one.as_str(), "running", 2)]),
+        ("none is there", vec![]),
+    ] {
+        assert!(!digest(&held, &[]).await, "{what}");
+    }
+    let states = "select count(*) from sandboxes where observed <> 'running' or desired <> 'running' or absent_since is not null or revision <> 1";
+    assert_eq!(replica.database.sql(states).await.trim(), "0", "a digest alone changes nothing");
+    for (observed, what) in [("failed", "it runs here"), ("starting", "it is under way")] {
+        assert!(!digest(&both, &[said(one.as_str(), observed, 1)]).await, "{what}");
+        assert!(!list(&[both[0].clone(), said(one.as_str(), "starting", 1)]).await, "{what}");
+    }
+    assert!(!digest(&both, &[said("sb0000000000000000000000", "failed", 1)]).await, "nobody knows it");
+
+    // What the list says is taken in, and then it is what both mean.
+    assert!(!list(&both[..1]).await);
+    assert_eq!(replica.database.sql(absent).await.trim(), "1");
+    assert!(!digest(&both, &[]).await, "one is missed until a list has named it");
+    assert!(!list(&both).await);
+    assert!(list(&both).await && digest(&both, &[]).await);
+    let failed = [both[0].clone(), said(one.as_str(), "failed", 1)];
+    assert!(!list(&failed).await);
+    assert!(list(&failed).await && digest(&failed, &failed[1..]).await);
+
+    // A scan that is not done yet does not know what is missing, and a host that was declared lost meanwhile is asked for all.
+    let mut body = heartbeat(0, &[]);
+    body["sandboxes"] = json!(failed);
+    body["complete"] = json!(false);
+    assert!(!beat(body.clone()).await);
+    body["complete"] = json!(true);
+    body["epoch"] = json!(0);
+    assert!(!beat(body).await);
+
+    let good = hosts::digest(&both);
+    for wrong in ["", "x", &good[1..], &good.to_uppercase(), &good.replace(|letter: char| letter.is_ascii_digit(), "g")]
+    {
+        let mut body = heartbeat(1000, &[]);
+        body["complete"] = json!(false);
+        body["digest"] = json!(wrong);
+        let refused = replica.call(Who::Bearer(&jwt), Method::POST, &path, Some(body)).await;
+        assert_eq!(refused.error(), (400, "invalid_request"), "{wrong}");
+    }
+    let mut body = heartbeat(1000, &[]);
+    body["digest"] = json!(good);
+    let refused = replica.call(Who::Bearer(&jwt), Method::POST, &path, Some(body)).await;
+    assert_eq!(refused.error(), (400, "invalid_request"), "a complete list and a digest");
 }
 
 /// A copied disk: two agents with one identity. An agent that was started again is none, and neither is a heartbeat that came late.

@@ -1,12 +1,15 @@
 //! Tells the control plane every 30 seconds, and at once when something changed, what this host has and holds.
 //!
+//! What it holds is told as a list, until the control plane has said that this is what it knows; from then on, for as long as it is the
+//! same, as a digest. When the control plane finds that it is not the same, it gets the list at once.
+//!
 //! Whatever comes back, sandboxes go on: an answer that is not a yes puts the host into *detached*, which is a word in the log and in
 //! `GetHost`, a slower rhythm, and nothing else.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1::hosts::{Heartbeat, HeartbeatAnswer, IdleTimeout};
+use api::v1::hosts::{self, Heartbeat, HeartbeatAnswer, IdleTimeout};
 use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -65,6 +68,8 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
     let mut back_off = BackOff::new(Duration::from_secs(1), BACK_OFF_MAX);
     let mut refused = BackOff::new(Duration::from_secs(1), REFUSED_BACK_OFF_MAX);
     let mut sequence = 0;
+    // Of the last list or digest, when the control plane knew the same.
+    let mut agreed: Option<String> = None;
     loop {
         sequence += 1;
         let host = beat.credentials.borrow().host.clone();
@@ -73,6 +78,8 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
         body.sequence = sequence;
         body.agent_run.clone_from(&agent_run);
         body.ticket = Some(beat.ticket.shown());
+        let digest = hosts::digest(&body.sandboxes);
+        let is_list = agreed.as_ref() != Some(&digest) || !shorten(&mut body, &digest);
         let path = format!("/v1/hosts/{}/heartbeat", host.host_id);
         let wait = match control_plane.post::<HeartbeatAnswer>(&path, Some(&host.token), &body).await {
             Ok(answer) => {
@@ -84,10 +91,15 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
                 }
                 (beat.epoch_seen)(answer.epoch);
                 (beat.idle_timeouts)(answer.idle_timeouts);
+                agreed = answer.digest_suffices.then_some(digest);
                 if beat.link.send_replace(Link::Attached) != Link::Attached {
                     info!(host.id = %host.host_id, "the control plane knows this host");
                 }
-                PERIOD.mul_f64(1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>())
+                if is_list || agreed.is_some() {
+                    PERIOD.mul_f64(1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>())
+                } else {
+                    GAP_MIN
+                }
             }
             Err(error) => {
                 measures::heartbeat("failed");
@@ -108,6 +120,18 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
             }
         }
     }
+}
+
+/// Puts the digest in the place of what it covers. False, and nothing done, when it would not say all: before the scan of the start is done,
+/// and while something is under way.
+fn shorten(body: &mut Heartbeat, digest: &str) -> bool {
+    if !body.complete || body.sandboxes.iter().any(|seen| !seen.is_in_digest() && seen.observed != "failed") {
+        return false;
+    }
+    body.sandboxes.retain(|seen| !seen.is_in_digest() || seen.idle_sec.is_some());
+    body.complete = false;
+    body.digest = Some(digest.to_owned());
+    true
 }
 
 fn detach(link: &watch::Sender<Link>, cause: &CallError) {

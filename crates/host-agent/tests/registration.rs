@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::v1::hosts::{Heartbeat, HostFacts};
+use api::v1::hosts::{self, Heartbeat, HostFacts, ReportedSandbox};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug)]
 enum Say {
     Yes,
+    /// To a heartbeat: what the host says is what is known.
+    Agreed,
     /// The work is done, the answer never arrives.
     Lost,
     Error(u16, &'static str),
@@ -64,12 +66,16 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, body: By
         if script.len() > 1 { script.pop_front().unwrap() } else { script[0].clone() }
     };
     match say {
-        Say::Yes if uri.path().ends_with("/heartbeat") => {
+        Say::Yes | Say::Agreed if uri.path().ends_with("/heartbeat") => {
             // The number of the heartbeat.
             let count = fake.calls().iter().filter(|(path, ..)| path.ends_with("/heartbeat")).count();
-            axum::Json(serde_json::json!({ "epoch": 4, "ticket": count.to_string() })).into_response()
+            let mut answer = serde_json::json!({ "epoch": 4, "ticket": count.to_string() });
+            if matches!(say, Say::Agreed) {
+                answer["digest_suffices"] = true.into();
+            }
+            axum::Json(answer).into_response()
         }
-        Say::Yes => axum::Json(credentials()).into_response(),
+        Say::Yes | Say::Agreed => axum::Json(credentials()).into_response(),
         // A body that breaks off says to a client what a cut connection says.
         Say::Lost => {
             let broken =
@@ -396,6 +402,77 @@ async fn a_fenced_agent_keeps_its_ticket_and_what_it_runs() {
     tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the link never came back");
     let shown: Vec<_> = fake.calls()[1..].iter().map(|(_, body, _)| body["ticket"].clone()).collect();
     assert_eq!(shown, ["", "1", "1", "1"]);
+    stop.cancel();
+    task.await.unwrap().unwrap();
+}
+
+/// One sandbox after the other and nothing that is not needed: a digest for as long as both sides mean the same, and the list at once when
+/// they do not.
+#[tokio::test]
+async fn what_a_host_has_is_told_as_a_digest_once_it_is_agreed_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let script =
+        [Say::Yes, Say::Yes, Say::Agreed, Say::Agreed, Say::Yes, Say::Agreed, Say::Agreed, Say::Agreed, Say::Agreed];
+    let (fake, url) = Fake::start(&script).await;
+    let credentials = try_register(dir.path(), &url).await.unwrap();
+    let (mut beat, mut seen, changed) = heart(dir.path(), credentials, None);
+    let sandbox = |id: &str, observed: &str, idle_sec| ReportedSandbox {
+        id: id.to_owned(),
+        observed: observed.to_owned(),
+        revision: 7,
+        idle_sec,
+        ..ReportedSandbox::default()
+    };
+    let settled = vec![sandbox("b", "running", Some(5)), sandbox("a", "paused", None), sandbox("c", "failed", None)];
+    let held = Arc::new(Mutex::new((settled.clone(), true)));
+    let told = held.clone();
+    beat.report = Box::new(move || {
+        let (sandboxes, complete) = told.lock().unwrap().clone();
+        Box::pin(async move { Heartbeat { complete, sandboxes, ..Heartbeat::default() } })
+    });
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(heartbeat::run(beat, stop.clone()));
+    let heard = || fake.calls().into_iter().skip(1).map(|(_, body, _)| body).collect::<Vec<_>>();
+    let beats = async |count: usize| {
+        let wait = async {
+            while heard().len() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("no heartbeat came");
+        heard().remove(count - 1)
+    };
+    let names = |body: &serde_json::Value| -> Vec<String> {
+        body["sandboxes"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let list = |body: &serde_json::Value| {
+        assert!(body.get("digest").is_none() && body["complete"] == true, "{body}");
+        names(body)
+    };
+    assert_eq!(list(&beats(1).await), ["b", "a", "c"], "nothing is agreed on yet");
+    seen.wait_for(|link| *link == Link::Attached).await.unwrap();
+    changed.notify_one();
+    assert_eq!(list(&beats(2).await), ["b", "a", "c"], "this is not what is known there");
+    changed.notify_one();
+    // Whose idle time counts and who has failed is named all the same.
+    let short = beats(3).await;
+    assert_eq!((names(&short), &short["complete"]), (vec!["b".to_owned(), "c".to_owned()], &false.into()));
+    assert_eq!(short["digest"], hosts::digest(&settled));
+    changed.notify_one();
+    assert_eq!(beats(4).await["digest"], short["digest"]);
+    assert_eq!(list(&beats(5).await), ["b", "a", "c"], "it was not the same any more, and the list is wanted at once");
+    // What has changed is told as a list, and what is under way by no digest.
+    held.lock().unwrap().0.push(sandbox("d", "running", None));
+    changed.notify_one();
+    assert_eq!(list(&beats(6).await), ["b", "a", "c", "d"]);
+    held.lock().unwrap().0.push(sandbox("e", "starting", None));
+    changed.notify_one();
+    assert_eq!(list(&beats(7).await), ["b", "a", "c", "d", "e"]);
+    held.lock().unwrap().0.pop();
+    held.lock().unwrap().1 = false;
+    changed.notify_one();
+    let partial = beats(8).await;
+    assert!(partial.get("digest").is_none() && names(&partial).len() == 4, "before the scan is done: {partial}");
     stop.cancel();
     task.await.unwrap().unwrap();
 }

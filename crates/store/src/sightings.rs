@@ -37,6 +37,16 @@ pub struct Taken {
     pub counts_idleness: bool,
 }
 
+/// What it means that a report does not name a sandbox of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// The host does not have it.
+    Missing,
+    Nothing,
+    /// It is known by other means that it is as it should be.
+    Known,
+}
+
 impl Store {
     /// Takes in what a host says of its sandboxes.
     ///
@@ -48,7 +58,8 @@ impl Store {
         sightings: &[Sighting],
         complete: bool,
     ) -> Result<Taken, StoreError> {
-        if let Some(taken) = self.says_nothing_new(host, sightings, complete).await? {
+        let others = if complete { Others::Missing } else { Others::Nothing };
+        if let Some(taken) = self.says_nothing_new(host, sightings, others).await? {
             return Ok(taken);
         }
         let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
@@ -145,13 +156,40 @@ impl Store {
         Ok(Taken { unclaimed, is_news: true, counts_idleness: true })
     }
 
+    /// Takes in a report that names only what neither runs nor is paused, or whose idle time counts; `digest` is of all that runs or is
+    /// paused, as `api::v1::hosts::digest` makes it. None: it is not what the rows say, and a list is needed to know what differs.
+    pub async fn take_digest(
+        &self,
+        host: HostId,
+        digest: &str,
+        sightings: &[Sighting],
+    ) -> Result<Option<Taken>, StoreError> {
+        let held = sqlx::query!(
+            r#"select encode(sha256(convert_to(coalesce(
+                       string_agg(id || ' ' || observed || ' ' || revision, E'\n' order by id collate "C"), ''), 'UTF8')), 'hex') as "digest!",
+                   coalesce(bool_or(absent_since is not null), false) as "is_one_missed!",
+                   coalesce(bool_or(idle_timeout_sec > 0), false) as "counts_idleness!"
+               from sandboxes where host_id = $1 and observed <> 'killed' and observed in ('running', 'paused')"#,
+            host.0
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        if held.digest != digest || held.is_one_missed {
+            return Ok(None);
+        }
+        if !sightings.is_empty() && self.says_nothing_new(host, sightings, Others::Known).await?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Taken { unclaimed: Vec::new(), is_news: false, counts_idleness: held.counts_idleness }))
+    }
+
     /// Most reports: each sandbox is here as its host says, and none of the host's is missing. Then no line of the table is for them, and
     /// one question is all that a heartbeat costs.
     async fn says_nothing_new(
         &self,
         host: HostId,
         sightings: &[Sighting],
-        complete: bool,
+        others: Others,
     ) -> Result<Option<Taken>, StoreError> {
         let ids: Vec<String> = sightings.iter().map(|seen| seen.id.clone()).collect();
         let rows = sqlx::query!(
@@ -160,9 +198,10 @@ impl Store {
                from sandboxes where host_id = $1 and id = any($2)
                union
                select id, observed, revision, absent_since is not null, idle_timeout_sec > 0
-               from sandboxes where host_id = $1 and observed <> 'killed' and observed in ('running', 'paused')"#,
+               from sandboxes where host_id = $1 and $3 and observed <> 'killed' and observed in ('running', 'paused')"#,
             host.0,
-            &ids
+            &ids,
+            others != Others::Known
         )
         .fetch_all(&self.pool)
         .await?;
@@ -174,7 +213,7 @@ impl Store {
             })
         });
         // Whoever is in the answer and was not named is missed, if all were named.
-        let is_all = as_said && (!complete || rows.len() == sightings.len());
+        let is_all = as_said && (others != Others::Missing || rows.len() == sightings.len());
         let counts_idleness = rows.iter().any(|row| row.counts_idleness);
         Ok(is_all.then_some(Taken { unclaimed: Vec::new(), is_news: false, counts_idleness }))
     }

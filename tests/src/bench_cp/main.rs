@@ -80,7 +80,7 @@ fn run() -> Result<bool> {
         all.push(runtime.block_on(pages::measure())?);
         all.push(runtime.block_on(streams::measure())?);
     }
-    all.push(runtime.block_on(heartbeats::measure())?);
+    all.extend(runtime.block_on(heartbeats::measure())?);
     figures::write(&place, &all, &format!("{CLIENTS} clients, PostgreSQL without fsync"))?;
     println!("\nfigures: {}", place.display());
     Ok(all.iter().all(Judged::is_fine))

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
 /// `POST /v1/hosts`: of the platform by an administrator, of a team by its owners and admins as well.
@@ -196,10 +197,24 @@ pub struct Heartbeat {
     pub facts: HostFacts,
     pub memory_free_mb: i64,
     pub disk_free_mb: i64,
-    /// True once the agent's start-up scan is done: only then does a missing sandbox mean something.
+    /// True once the agent's start-up scan is done: only then does a missing sandbox mean something. False with a digest, so that no
+    /// reader that does not know of digests takes the rest for missing.
     pub complete: bool,
-    /// At most 10,000.
+    /// At most 10,000. With a digest only those that neither run nor are paused, and those whose idle time counts.
     pub sandboxes: Vec<ReportedSandbox>,
+    /// Instead of the list, when the last answer said that it suffices: [`digest`] of all that the host has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// Of what runs and what is paused, the same on both sides when both mean the same: SHA-256 in hexadecimal, 64 letters, of the lines
+/// `<id> <state> <revision>` in the order of the ids, with a newline between them.
+pub fn digest(sandboxes: &[ReportedSandbox]) -> String {
+    let mut held: Vec<&ReportedSandbox> = sandboxes.iter().filter(|seen| seen.is_in_digest()).collect();
+    held.sort_by(|one, other| one.id.cmp(&other.id));
+    let lines: Vec<String> =
+        held.iter().map(|seen| format!("{} {} {}", seen.id, seen.observed, seen.revision)).collect();
+    hex::encode(Sha256::digest(lines.join("\n")))
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -217,6 +232,12 @@ pub struct ReportedSandbox {
     pub idle_sec: Option<u64>,
 }
 
+impl ReportedSandbox {
+    pub fn is_in_digest(&self) -> bool {
+        matches!(self.observed.as_str(), "running" | "paused")
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatAnswer {
     pub epoch: u64,
@@ -226,6 +247,10 @@ pub struct HeartbeatAnswer {
     /// All sandboxes of the host whose idle time counts, and no others; at most 10,000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idle_timeouts: Vec<IdleTimeout>,
+    /// What the host says is what is known of it: while it stays so, a digest says as much as the list. False after a digest: the list is
+    /// wanted at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub digest_suffices: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]

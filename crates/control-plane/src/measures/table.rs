@@ -133,8 +133,8 @@ pub const TABLE: &[Metric] = &[
     // fleet
     counter(
         "wrenn_heartbeats_total",
-        &[of("outcome", &["taken", "repeated", "old_epoch", "unknown", "fenced", "copy", "failed"])],
-        "Heartbeats of hosts; `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host, `copy` of an old state of a host's disk",
+        &[of("outcome", &["taken", "differs", "repeated", "old_epoch", "unknown", "fenced", "copy", "failed"])],
+        "Heartbeats of hosts; after one that `differs` in its digest comes a list, `repeated` and `old_epoch` say nothing new, `unknown` are of hosts that are none, `fenced` of two machines that speak as one host, `copy` of an old state of a host's disk",
     ),
     gauge(
         "wrenn_hosts",

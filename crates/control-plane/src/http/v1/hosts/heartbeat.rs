@@ -19,6 +19,8 @@ use crate::measures;
 const SANDBOXES_MAX: usize = 10_000;
 const WORD_BYTES_MAX: usize = 128;
 const UNCLAIMED_MAX: usize = 100;
+/// SHA-256 in hexadecimal.
+const DIGEST_LETTERS: usize = 64;
 
 /// Why a heartbeat is not taken in.
 enum Refusal {
@@ -44,6 +46,7 @@ pub async fn heartbeat(
     }
     let ticket = ticket_number(&app, id, body.ticket.as_deref())?;
     let sightings = sightings(&body)?;
+    let digest = digest(&body)?;
     let beat = Beat {
         ticket,
         agent_run: body.agent_run,
@@ -67,8 +70,19 @@ pub async fn heartbeat(
         let News { epoch, ticket, unclaimed: were_unclaimed, mut is_back } = news;
         let mut idle_timeouts = Vec::new();
         // A report of before the host was declared lost says nothing about now.
-        if epoch_said == epoch {
-            let mut taken = at.store.take_sightings(id, &sightings, complete).await?;
+        let taken = match &digest {
+            _ if epoch_said != epoch => None,
+            Some(digest) => at.store.take_digest(id, digest, &sightings).await?,
+            None => Some(at.store.take_sightings(id, &sightings, complete).await?),
+        };
+        let outcome = match &taken {
+            Some(_) => "taken",
+            None if epoch_said == epoch => "differs",
+            None => "old_epoch",
+        };
+        // Nothing new: neither side has what the other has not, nor has it otherwise.
+        let digest_suffices = taken.as_ref().is_some_and(|taken| !taken.is_news) && (complete || digest.is_some());
+        if let Some(mut taken) = taken {
             taken.unclaimed.truncate(UNCLAIMED_MAX);
             if !taken.unclaimed.is_empty() {
                 warn!(host.id = %id, "host {id} has sandboxes that nothing here knows: {:?}", taken.unclaimed);
@@ -85,9 +99,10 @@ pub async fn heartbeat(
         if is_back {
             at.driver.wake();
         }
-        measures::heartbeat(if epoch_said == epoch { "taken" } else { "old_epoch" });
+        measures::heartbeat(outcome);
         let ticket = beat.ticket.map(|_| at.tokens.ticket(id, ticket));
-        Ok(Ok(HeartbeatAnswer { epoch, ticket, idle_timeouts: idle_timeouts.into_iter().map(told).collect() }))
+        let idle_timeouts = idle_timeouts.into_iter().map(told).collect();
+        Ok(Ok(HeartbeatAnswer { epoch, ticket, idle_timeouts, digest_suffices }))
     });
     let taken = taken.await.inspect_err(|_| measures::heartbeat("failed"))?;
     taken.map(axum::Json).map_err(|refusal| match refusal {
@@ -114,6 +129,18 @@ pub(super) fn ticket_number(app: &App, id: HostId, ticket: Option<&str>) -> Resu
         Some(ticket) if ticket.len() > WORD_BYTES_MAX => Err(ApiError::invalid("ticket", "is too long")),
         ticket => Ok(ticket.map(|ticket| app.tokens.ticket_number(id, ticket))),
     }
+}
+
+fn digest(body: &Heartbeat) -> Result<Option<String>, ApiError> {
+    let Some(digest) = &body.digest else { return Ok(None) };
+    if digest.len() != DIGEST_LETTERS || !digest.bytes().all(|letter| matches!(letter, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(ApiError::invalid("digest", "is not 64 hexadecimal digits in small letters"));
+    }
+    // One of the two would be wrong, and it cannot be known which.
+    if body.complete {
+        return Err(ApiError::invalid("digest", "stands beside a complete list"));
+    }
+    Ok(Some(digest.clone()))
 }
 
 fn told(known: store::idleness::IdleTimeout) -> IdleTimeout {
