@@ -62,6 +62,16 @@ pub struct News {
     pub unclaimed: Vec<String>,
     /// Operations that were put off may go on.
     pub is_back: bool,
+    pub digested: Digested,
+}
+
+/// What the rows say to the digest of a heartbeat; nothing to none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Digested {
+    /// The host has what it should have, and each as it should be.
+    pub agrees: bool,
+    /// The idle time of some of them may count.
+    pub counts_idleness: bool,
 }
 
 /// The tickets of a host.
@@ -186,7 +196,8 @@ impl Store {
     }
 }
 
-/// Writes down what a heartbeat says, if it is the next of its run, or follows the run before, and its ticket is right.
+/// Writes down what a heartbeat says, if it is the next of its run, or follows the run before, and its ticket is right. In the same
+/// question its digest is compared with the rows', which is made as `api::v1::hosts::digest` is.
 async fn take(
     executor: impl PgExecutor<'_>,
     id: HostId,
@@ -194,14 +205,21 @@ async fn take(
     follows: bool,
 ) -> Result<Option<News>, StoreError> {
     let row = sqlx::query!(
-        "update hosts set agent_run = $2, heartbeat_sequence = $3, arch = $4, cpu_cores = $5, memory_mb = $6, disk_gb = $7,
+        r#"update hosts set agent_run = $2, heartbeat_sequence = $3, arch = $4, cpu_cores = $5, memory_mb = $6, disk_gb = $7,
              isolation = $8, agent_version = $9, templates = $10, memory_free_mb = $11, disk_free_mb = $12,
              last_heartbeat_at = now(), updated_at = now(), ticket_shown = coalesce($14::bigint, ticket_shown),
              ticket_issued = case when $14::bigint is null or $14 = ticket_shown then ticket_issued else greatest(ticket_issued, $14) + 1 end
-         from (select id, last_heartbeat_at from hosts where id = $1) before
+         from (select id, last_heartbeat_at from hosts where id = $1) before, lateral (
+             select encode(sha256(convert_to(coalesce(string_agg(
+                        id || ' ' || observed || ' ' || revision, E'\n' order by id collate "C"), ''), 'UTF8')), 'hex') as digest,
+                 coalesce(bool_or(absent_since is not null), false) as is_one_missed,
+                 coalesce(bool_or(idle_timeout_sec > 0), false) as counts_idleness
+             from sandboxes where $16::text is not null and host_id = before.id and observed <> 'killed'
+                 and observed in ('running', 'paused')) held
          where hosts.id = before.id and state in ('active', 'draining') and ($15 or agent_run = $2 and heartbeat_sequence < $3)
              and ($14::bigint is null or ticket_shown is null or $14 = ticket_shown or $14 >= ticket_issued)
-         returning epoch, ticket_issued, unclaimed, before.last_heartbeat_at < now() - make_interval(secs => $13) as was_silent",
+         returning epoch, ticket_issued, unclaimed, before.last_heartbeat_at < now() - make_interval(secs => $13) as was_silent,
+             coalesce(held.digest = $16 and not held.is_one_missed, false) as "agrees!", held.counts_idleness as "counts_idleness!""#,
         id.0,
         beat.agent_run,
         beat.sequence,
@@ -217,6 +235,7 @@ async fn take(
         MISSED_BEAT_SEC,
         beat.ticket,
         follows,
+        beat.digest,
     )
     .fetch_optional(executor)
     .await?;
@@ -225,6 +244,7 @@ async fn take(
         ticket: row.ticket_issued,
         unclaimed: row.unclaimed,
         is_back: row.was_silent == Some(true),
+        digested: Digested { agrees: row.agrees, counts_idleness: row.counts_idleness },
     }))
 }
 

@@ -104,6 +104,8 @@ pub struct Beat {
     pub sequence: i64,
     /// The number of the ticket that it shows, 0 before the first; none: an agent that keeps none.
     pub ticket: Option<i64>,
+    /// Of what runs and is paused on it, in the place of a list.
+    pub digest: Option<String>,
     pub facts: Facts,
     pub memory_free_mb: i64,
     pub disk_free_mb: i64,

@@ -20,6 +20,7 @@ use model::ids::{HostId, SandboxId};
 use model::sandbox::Observed;
 
 use crate::audit::{self, Actor};
+use crate::beats::Digested;
 use crate::sandboxes::Sighting;
 use crate::{Store, StoreError, Tx, Update};
 
@@ -156,31 +157,21 @@ impl Store {
         Ok(Taken { unclaimed, is_news: true, counts_idleness: true })
     }
 
-    /// Takes in a report that names only what neither runs nor is paused, or whose idle time counts; `digest` is of all that runs or is
-    /// paused, as `api::v1::hosts::digest` makes it. None: it is not what the rows say, and a list is needed to know what differs.
-    pub async fn take_digest(
+    /// Takes in what a host names beside a digest that agrees with the rows: what neither runs nor is paused, or whose idle time counts.
+    /// None: it is not what the rows say, and a list is needed.
+    pub async fn take_beside_digest(
         &self,
         host: HostId,
-        digest: &str,
+        digested: &Digested,
         sightings: &[Sighting],
     ) -> Result<Option<Taken>, StoreError> {
-        let held = sqlx::query!(
-            r#"select encode(sha256(convert_to(coalesce(
-                       string_agg(id || ' ' || observed || ' ' || revision, E'\n' order by id collate "C"), ''), 'UTF8')), 'hex') as "digest!",
-                   coalesce(bool_or(absent_since is not null), false) as "is_one_missed!",
-                   coalesce(bool_or(idle_timeout_sec > 0), false) as "counts_idleness!"
-               from sandboxes where host_id = $1 and observed <> 'killed' and observed in ('running', 'paused')"#,
-            host.0
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        if held.digest != digest || held.is_one_missed {
+        if !digested.agrees {
             return Ok(None);
         }
         if !sightings.is_empty() && self.says_nothing_new(host, sightings, Others::Known).await?.is_none() {
             return Ok(None);
         }
-        Ok(Some(Taken { unclaimed: Vec::new(), is_news: false, counts_idleness: held.counts_idleness }))
+        Ok(Some(Taken { unclaimed: Vec::new(), is_news: false, counts_idleness: digested.counts_idleness }))
     }
 
     /// Most reports: each sandbox is here as its host says, and none of the host's is missing. Then no line of the table is for them, and

@@ -46,9 +46,9 @@ pub async fn heartbeat(
     }
     let ticket = ticket_number(&app, id, body.ticket.as_deref())?;
     let sightings = sightings(&body)?;
-    let digest = digest(&body)?;
     let beat = Beat {
         ticket,
+        digest: digest(&body)?,
         agent_run: body.agent_run,
         sequence: i64::try_from(body.sequence).map_err(|_| ApiError::invalid("sequence", "is too large"))?,
         facts: super::facts(body.facts)?,
@@ -67,12 +67,12 @@ pub async fn heartbeat(
             Heard::Copy => return Ok(Err(Refusal::Copy)),
             Heard::Unknown => return Ok(Err(Refusal::Unknown)),
         };
-        let News { epoch, ticket, unclaimed: were_unclaimed, mut is_back } = news;
+        let News { epoch, ticket, unclaimed: were_unclaimed, mut is_back, digested } = news;
         let mut idle_timeouts = Vec::new();
         // A report of before the host was declared lost says nothing about now.
-        let taken = match &digest {
+        let taken = match &beat.digest {
             _ if epoch_said != epoch => None,
-            Some(digest) => at.store.take_digest(id, digest, &sightings).await?,
+            Some(_) => at.store.take_beside_digest(id, &digested, &sightings).await?,
             None => Some(at.store.take_sightings(id, &sightings, complete).await?),
         };
         let outcome = match &taken {
@@ -81,7 +81,7 @@ pub async fn heartbeat(
             None => "old_epoch",
         };
         // Nothing new: neither side has what the other has not, nor has it otherwise.
-        let digest_suffices = taken.as_ref().is_some_and(|taken| !taken.is_news) && (complete || digest.is_some());
+        let digest_suffices = taken.as_ref().is_some_and(|taken| !taken.is_news) && (complete || beat.digest.is_some());
         if let Some(mut taken) = taken {
             taken.unclaimed.truncate(UNCLAIMED_MAX);
             if !taken.unclaimed.is_empty() {
