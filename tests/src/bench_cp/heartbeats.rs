@@ -68,7 +68,11 @@ pub async fn measure() -> Result<Vec<Judged>> {
     beat(&control_plane, &mut hosts, true).await?;
     let (mut quiet, mut digests, mut lists) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        quiet.push(percent(&control_plane, async || Ok(tokio::time::sleep(QUIET).await)).await?);
+        let nothing = async || {
+            tokio::time::sleep(QUIET).await;
+            Ok(())
+        };
+        quiet.push(percent(&control_plane, nothing).await?);
     }
     for _ in 0..ROUNDS {
         digests.push(percent(&control_plane, async || beat(&control_plane, &mut hosts, false).await).await?);
