@@ -90,15 +90,19 @@ pub async fn run(beat: Beat, stop: CancellationToken) -> Result<(), NoClient> {
                     beat.ticket.keep(ticket).await;
                 }
                 (beat.epoch_seen)(answer.epoch);
-                (beat.idle_timeouts)(answer.idle_timeouts);
                 agreed = answer.digest_suffices.then_some(digest);
+                let is_wanted_as_list = !is_list && agreed.is_none();
+                // Whose idle time counts comes with the answer to the list: to forget it until then would begin all idle times anew.
+                if !is_wanted_as_list {
+                    (beat.idle_timeouts)(answer.idle_timeouts);
+                }
                 if beat.link.send_replace(Link::Attached) != Link::Attached {
                     info!(host.id = %host.host_id, "the control plane knows this host");
                 }
-                if is_list || agreed.is_some() {
-                    PERIOD.mul_f64(1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>())
-                } else {
+                if is_wanted_as_list {
                     GAP_MIN
+                } else {
+                    PERIOD.mul_f64(1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>())
                 }
             }
             Err(error) => {

@@ -72,6 +72,7 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, body: By
             let mut answer = serde_json::json!({ "epoch": 4, "ticket": count.to_string() });
             if matches!(say, Say::Agreed) {
                 answer["digest_suffices"] = true.into();
+                answer["idle_timeouts"] = serde_json::json!([{ "id": "b", "timeout_sec": 60, "active_sec_ago": 5 }]);
             }
             axum::Json(answer).into_response()
         }
@@ -430,6 +431,9 @@ async fn what_a_host_has_is_told_as_a_digest_once_it_is_agreed_on() {
         let (sandboxes, complete) = told.lock().unwrap().clone();
         Box::pin(async move { Heartbeat { complete, sandboxes, ..Heartbeat::default() } })
     });
+    let counted = Arc::<Mutex<Vec<usize>>>::default();
+    let counts = counted.clone();
+    beat.idle_timeouts = Box::new(move |named| counts.lock().unwrap().push(named.len()));
     let stop = CancellationToken::new();
     let task = tokio::spawn(heartbeat::run(beat, stop.clone()));
     let heard = || fake.calls().into_iter().skip(1).map(|(_, body, _)| body).collect::<Vec<_>>();
@@ -475,4 +479,6 @@ async fn what_a_host_has_is_told_as_a_digest_once_it_is_agreed_on() {
     assert!(partial.get("digest").is_none() && names(&partial).len() == 4, "before the scan is done: {partial}");
     stop.cancel();
     task.await.unwrap().unwrap();
+    // Two of the nine answers name none: the first, and the one that wanted a list, which says nothing of idle times.
+    assert_eq!(counted.lock().unwrap()[..6], [0, 1, 1, 1, 1, 1]);
 }
