@@ -44,9 +44,10 @@ async fn every_answer_is_one_that_the_document_has() {
         }
     }
     std::fs::write(dir.path().join("openapi.json"), document.to_string()).unwrap();
-    // Ids of things that exist, beside those that it thinks of: else all that it sees is 404.
+    // Ids of things that exist, beside those that it thinks of: else all that it sees is 404. No host is there that would end a wait.
     let config = format!(
-        "[[operations]]\ninclude-path-regex = \"^/v1/sandboxes/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
+        "[parameters]\n\"query.wait_sec\" = 1\n\
+         [[operations]]\ninclude-path-regex = \"^/v1/sandboxes/\"\nparameters = {{ \"path.id\" = \"{sandbox}\" }}\n\
          [[operations]]\ninclude-path-regex = \"^/v1/hosts/\"\nparameters = {{ \"path.id\" = \"{host}\" }}\n"
     );
     std::fs::write(dir.path().join("schemathesis.toml"), config).unwrap();
